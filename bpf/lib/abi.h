@@ -1,0 +1,455 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/*
+ * Every struct, enum and constant that the data plane shares with user space, and nothing else.
+ *
+ * Python derives its layouts from this very file, so it holds only what a plain C parser reads:
+ * fixed-width types, explicit padding, natural alignment, no bitfields, no macros with arguments.
+ * Ports and addresses are in network byte order (suffix or comment "be"); everything else is in
+ * host byte order.
+ */
+#ifndef CILIUM_ABI_H
+#define CILIUM_ABI_H
+
+/* Directions, as in the metrics map and in policy verdicts. */
+enum direction {
+	DIR_INGRESS = 1,
+	DIR_EGRESS = 2,
+	DIR_SERVICE = 3,
+};
+
+/* Reserved identities. */
+enum reserved_identity {
+	ID_UNKNOWN = 0,
+	ID_HOST = 1,
+	ID_WORLD = 2,
+	ID_UNMANAGED = 3,
+	ID_HEALTH = 4,
+	ID_INIT = 5,
+	ID_REMOTE_NODE = 6,
+	ID_KUBE_APISERVER = 7,
+	ID_INGRESS = 8,
+	ID_WORLD_IPV4 = 9,
+	ID_WORLD_IPV6 = 10,
+};
+
+enum family {
+	FAMILY_IPV4 = 1,
+	FAMILY_IPV6 = 2,
+};
+
+/* ---- node configuration: one entry, read through a direct value pointer ---- */
+
+enum aggregation {
+	AGGREGATE_NONE = 0,
+	AGGREGATE_LOW = 1,
+	AGGREGATE_MEDIUM = 3,
+	AGGREGATE_MAX = 4,
+};
+
+enum config_flag {
+	CONFIG_HUBBLE = 1,	     /* write trace events at all */
+	CONFIG_MASQUERADE_IPV4 = 2,
+	CONFIG_MASQUERADE_IPV6 = 4,
+	CONFIG_POLICY_VERDICTS = 8,  /* write policy verdict events */
+	CONFIG_TUNNEL = 16,	     /* remote pods are reached through the tunnel device */
+	CONFIG_AUDIT = 32,	     /* policy denials are reported and passed */
+	CONFIG_DROPS = 64,	     /* write drop events */
+};
+
+struct config {
+	__u32 flags;
+	__u32 aggregation;	    /* enum aggregation */
+	__u32 aggregation_flags;    /* TCP flags whose first sight is reported */
+	__u32 aggregation_interval; /* seconds between reports of a live connection */
+	__u32 tunnel_ifindex;
+	__u32 host_ifindex;	    /* cilium_host */
+	__u32 device_ifindex;	    /* the node's own device */
+	__u32 node_ipv4;	    /* be */
+	__u8 node_ipv6[16];
+	__u32 router_ipv4;	    /* be; gateway of the pods */
+	__u32 masquerade_ipv4;	    /* be; source of masqueraded traffic */
+	__u8 router_ipv6[16];
+	__u8 masquerade_ipv6[16];
+	__u16 nat_port_min;
+	__u16 nat_port_max;
+	__u32 ct_timeout_tcp;	    /* seconds */
+	__u32 ct_timeout_tcp_syn;
+	__u32 ct_timeout_tcp_fin;
+	__u32 ct_timeout_any;
+	__u8 host_mac[6];	    /* of cilium_host */
+	__u8 net_mac[6];	    /* of cilium_net */
+	__u32 cluster_id;
+	__u32 rate_limit_pps;	    /* XDP, packets per second and source; 0 is off */
+	__u32 rate_limit_burst;
+	__u32 reserved[4];
+};
+
+/* ---- endpoints ---- */
+
+/* Local addresses: cilium_lxc. */
+struct endpoint_key {
+	__u8 ip[16]; /* IPv4 in the first four bytes, the rest zero */
+	__u8 family; /* enum family */
+	__u8 pad[3];
+};
+
+enum endpoint_flag {
+	ENDPOINT_HOST = 1,	      /* an address of this node, delivered by the stack */
+	ENDPOINT_ENFORCE_INGRESS = 2, /* look ingress traffic up in the policy map */
+	ENDPOINT_ENFORCE_EGRESS = 4,
+	ENDPOINT_AUDIT = 8,
+	ENDPOINT_NOT_READY = 16,      /* policy not installed yet: drop */
+};
+
+struct endpoint_info {
+	__u32 ifindex;	    /* of the host-side device */
+	__u32 identity;
+	__u32 policy_rev;   /* raised after each change of the policy map */
+	__u16 id;	    /* endpoint id, 0 for the host */
+	__u16 flags;	    /* enum endpoint_flag */
+	__u8 mac[6];	    /* of the pod */
+	__u8 node_mac[6];   /* of the host-side device */
+	__u32 ipv4;	    /* be; the endpoint's addresses, for source validation */
+	__u8 ipv6[16];
+	__u32 pad;
+};
+
+/* Devices: cilium_devices, ifindex to the same endpoint_info. */
+struct device_key {
+	__u32 ifindex;
+};
+
+/* ---- address to identity: cilium_ipcache_v2, LPM ---- */
+
+enum ipcache_flag {
+	IPCACHE_HAS_TUNNEL = 1,
+	IPCACHE_SKIP_TUNNEL = 2,
+};
+
+enum ipcache_prefix {
+	IPCACHE_STATIC_BITS = 32, /* bits of the key before the address */
+};
+
+struct ipcache_key {
+	__u32 prefixlen;
+	__u16 cluster_id;
+	__u8 pad;
+	__u8 family; /* enum family */
+	__u8 ip[16];
+};
+
+struct ipcache_info {
+	__u32 identity;
+	__u32 tunnel_ipv4; /* be; node that hosts the prefix */
+	__u8 flags;	   /* enum ipcache_flag */
+	__u8 key;
+	__u16 pad;
+};
+
+/* ---- policy: cilium_policy, endpoint id to an LPM map of its own ---- */
+
+enum policy_prefix {
+	POLICY_STATIC_BITS = 40, /* identity and direction are always exact */
+	POLICY_FULL_BITS = 64,
+};
+
+struct policy_key {
+	__u32 prefixlen;
+	__u32 identity; /* 0 is any peer */
+	__u8 direction; /* enum direction */
+	__u8 proto;	/* 0 with no prefix bits is any */
+	__u16 port;	/* be; the ICMP type in host order of a be16 for ICMP */
+};
+
+enum policy_flag {
+	POLICY_DENY = 1,
+	POLICY_AUDIT = 2,
+};
+
+struct policy_entry {
+	__u32 precedence; /* higher wins; then the longer prefix; then the exact identity */
+	__u32 cookie;	  /* names the rules behind the entry */
+	__u16 proxy_port; /* be; 0 is no redirect */
+	__u8 flags;	  /* enum policy_flag */
+	__u8 prefixlen;	  /* protocol and port bits of the key, 0 to 24 */
+};
+
+enum policy_match {
+	MATCH_NONE = 0,
+	MATCH_L3_ONLY = 1,
+	MATCH_L3_L4 = 2,
+	MATCH_L4_ONLY = 3,
+	MATCH_ALL = 4,
+	MATCH_L3_PROTO = 5,
+	MATCH_PROTO_ONLY = 6,
+};
+
+/* ---- connection tracking ---- */
+
+/*
+ * A connection has one entry. The key orders the two ends by address, then by port, so that both
+ * directions find it with one look-up; CT_INITIATOR_HIGH says which end spoke first. For ICMP
+ * echo both ports are the identifier.
+ */
+struct ct_key4 {
+	__u32 addr_low;	 /* be, compared as a number in network order */
+	__u32 addr_high;
+	__u16 port_low;	 /* be */
+	__u16 port_high;
+	__u8 proto;
+	__u8 kind;	 /* enum ct_kind */
+	__u16 zone;
+};
+
+struct ct_key6 {
+	__u8 addr_low[16];
+	__u8 addr_high[16];
+	__u16 port_low; /* be */
+	__u16 port_high;
+	__u8 proto;
+	__u8 kind;
+	__u16 zone;
+};
+
+enum ct_kind {
+	CT_FLOW = 0,
+	CT_SERVICE = 4,
+};
+
+enum ct_flag {
+	CT_INITIATOR_HIGH = 1,	/* the end in the high half spoke first */
+	CT_TX_CLOSING = 2,	/* FIN or RST from the initiator */
+	CT_RX_CLOSING = 4,
+	CT_SEEN_NON_SYN = 8,
+	CT_OUT = 16,		/* the initiator is an endpoint of this node */
+	CT_IN = 32,		/* the responder is an endpoint of this node */
+	CT_PROXY_REDIRECT = 64,
+	CT_NODE_PORT = 128,
+	CT_FROM_TUNNEL = 256,
+	CT_SEEN_REPLY = 512,
+};
+
+struct ct_entry {
+	__u64 tx_packets;
+	__u64 tx_bytes;
+	__u64 rx_packets;
+	__u64 rx_bytes;
+	__u32 lifetime;	    /* absolute, seconds of the monotonic clock */
+	__u32 flags;	    /* enum ct_flag */
+	__u32 out_rev;	    /* policy_rev of the initiator the entry was allowed under */
+	__u32 in_rev;	    /* policy_rev of the responder the entry was allowed under */
+	__u32 src_identity; /* of the initiator */
+	__u32 dst_identity;
+	__u32 tx_report;    /* second of the last trace event of that direction */
+	__u32 rx_report;
+	__u8 tx_flags;	    /* TCP flags seen */
+	__u8 rx_flags;
+	__u16 rev_nat;
+	__u16 proxy_port;   /* be */
+	__u16 pad;
+	__u32 tx_reported;  /* low half of tx_packets at the last report */
+	__u32 rx_reported;
+	__u32 cookie;	    /* of the entry that allowed it, ingress or egress */
+	__u32 pad2;
+};
+
+/* ---- masquerade: cilium_snat_v4_external, cilium_snat_v6_external ---- */
+
+enum nat_direction {
+	NAT_OUT = 0, /* original to translated */
+	NAT_IN = 1,  /* translated to original */
+};
+
+struct nat_key4 {
+	__u32 saddr; /* be */
+	__u32 daddr;
+	__u16 sport; /* be; ICMP identifier */
+	__u16 dport;
+	__u8 proto;
+	__u8 direction; /* enum nat_direction */
+	__u16 pad;
+};
+
+struct nat_key6 {
+	__u8 saddr[16];
+	__u8 daddr[16];
+	__u16 sport;
+	__u16 dport;
+	__u8 proto;
+	__u8 direction;
+	__u16 pad;
+};
+
+struct nat_entry4 {
+	__u64 created_ns;
+	__u32 addr; /* be; what the source (out) or destination (in) becomes */
+	__u16 port;
+	__u16 pad;
+};
+
+struct nat_entry6 {
+	__u64 created_ns;
+	__u8 addr[16];
+	__u16 port;
+	__u16 pad[3];
+};
+
+/* ---- fragments: first fragments leave the ports for the later ones ---- */
+
+struct frag_key4 {
+	__u32 saddr;
+	__u32 daddr;
+	__u16 id; /* be */
+	__u8 proto;
+	__u8 pad;
+};
+
+struct frag_key6 {
+	__u8 saddr[16];
+	__u8 daddr[16];
+	__u32 id; /* be */
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct frag_ports {
+	__u16 sport; /* be */
+	__u16 dport;
+};
+
+/* ---- XDP prefilter: cilium_cidr_v4_dyn, cilium_cidr_v6_dyn, cilium_ratelimit ---- */
+
+struct cidr_key4 {
+	__u32 prefixlen;
+	__u32 addr; /* be */
+};
+
+struct cidr_key6 {
+	__u32 prefixlen;
+	__u8 addr[16];
+};
+
+struct cidr_info {
+	__u64 packets; /* dropped by this prefix */
+};
+
+struct rate_key {
+	__u8 ip[16];
+	__u8 family;
+	__u8 pad[3];
+};
+
+struct rate_bucket {
+	__u64 last_ns;
+	__u64 tokens; /* in packets × 2^20 */
+};
+
+/* ---- counters: cilium_metrics, per processor ---- */
+
+struct metrics_key {
+	__u8 reason;	/* drop code, 0 for forwarded */
+	__u8 direction; /* enum direction */
+	__u16 line;
+	__u8 file; /* enum source_file */
+	__u8 pad[3];
+};
+
+struct metrics_value {
+	__u64 packets;
+	__u64 bytes;
+};
+
+enum source_file {
+	FILE_HOST = 1,
+	FILE_LXC = 2,
+	FILE_OVERLAY = 3,
+	FILE_XDP = 4,
+	FILE_SOCK = 5,
+};
+
+/* ---- events: cilium_events, perf ring ---- */
+
+enum event_type {
+	EVENT_DROP = 1,
+	EVENT_DEBUG = 2,
+	EVENT_CAPTURE = 3,
+	EVENT_TRACE = 4,
+	EVENT_POLICY_VERDICT = 5,
+	EVENT_TRACE_SOCK = 7,
+};
+
+enum trace_point {
+	TRACE_TO_LXC = 0,
+	TRACE_TO_PROXY = 1,
+	TRACE_TO_HOST = 2,
+	TRACE_TO_STACK = 3,
+	TRACE_TO_OVERLAY = 4,
+	TRACE_FROM_LXC = 5,
+	TRACE_FROM_PROXY = 6,
+	TRACE_FROM_HOST = 7,
+	TRACE_FROM_STACK = 8,
+	TRACE_FROM_OVERLAY = 9,
+	TRACE_FROM_NETWORK = 10,
+	TRACE_TO_NETWORK = 11,
+};
+
+/* Connection state of a traced packet. */
+enum trace_reason {
+	REASON_NEW = 0,
+	REASON_ESTABLISHED = 1,
+	REASON_REPLY = 2,
+	REASON_RELATED = 3,
+	REASON_UNKNOWN = 5,
+};
+
+enum event_flag {
+	EVENT_IPV6 = 1,
+	EVENT_L3 = 2,	      /* addresses are valid */
+	EVENT_L4 = 4,	      /* ports or ICMP type are valid */
+	EVENT_ETHERNET = 8,   /* MAC addresses are valid */
+	EVENT_AUDITED = 16,
+	EVENT_INGRESS = 32,   /* verdict: direction */
+	EVENT_EGRESS = 64,
+	EVENT_TUNNEL = 128,   /* the packet came through or goes into the tunnel */
+	EVENT_FRAGMENT = 256,
+	EVENT_PROXIED = 512,
+};
+
+/*
+ * One record, whatever the type. What was parsed is copied here, so that the reader never looks at
+ * packet bytes; `flags` says which of the header fields are valid.
+ */
+struct event {
+	__u64 time_ns;	   /* monotonic */
+	__u8 type;	   /* enum event_type */
+	__u8 subtype;	   /* drop: reason; trace: enum trace_point */
+	__u8 reason;	   /* trace: enum trace_reason */
+	__u8 proto;	   /* IP protocol */
+	__u16 endpoint;	   /* local endpoint the event belongs to, 0 is none */
+	__u16 flags;	   /* enum event_flag */
+	__u32 src_identity;
+	__u32 dst_identity;
+	__u32 dst_id;	   /* trace: endpoint id, or proxy port; drop: endpoint id on ingress */
+	__u32 ifindex;
+	__s32 verdict;	   /* verdict: 0 allow, > 0 proxy port, < 0 minus the drop code */
+	__u32 cookie;	   /* verdict: rules that decided */
+	__u8 saddr[16];	   /* IPv4 in the first four bytes, the rest zero */
+	__u8 daddr[16];
+	__u8 orig_saddr[16]; /* source before translation, zero when there was none */
+	__u16 sport;	   /* be; ICMP: type */
+	__u16 dport;	   /* be; ICMP: code */
+	__u8 tcp_flags;
+	__u8 match;	   /* verdict: enum policy_match */
+	__u8 file;	   /* drop: enum source_file */
+	__u8 pad;
+	__u16 line;	   /* drop: source line */
+	__u16 ethertype;   /* be */
+	__u8 smac[6];
+	__u8 dmac[6];
+	__u32 bytes;	   /* since the last event of this direction, this packet included */
+	__u32 packets;
+	__u32 tunnel_peer; /* be; node at the other end of the tunnel */
+	__u32 pad2;
+};
+
+#endif

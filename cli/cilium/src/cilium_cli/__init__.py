@@ -1,0 +1,1 @@
+"""The cilium command line and the lab."""

@@ -1,0 +1,1 @@
+"""Labels, identities, the policy model, the key-value store, resources, telemetry and TLS."""

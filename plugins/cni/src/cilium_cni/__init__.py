@@ -1,0 +1,1 @@
+"""The CNI plugin; standard library only, so that it starts fast."""

@@ -1,0 +1,1 @@
+"""The agent of a node: owns eBPF programs, maps, endpoints and policy."""

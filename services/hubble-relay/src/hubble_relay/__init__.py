@@ -1,0 +1,1 @@
+"""Fans the flows of all nodes into one stream."""

@@ -1,0 +1,1 @@
+"""Turns the event ring of a node into flows and serves them."""

@@ -1,0 +1,1 @@
+"""The operator of a cluster: pod CIDRs, identity garbage collection, clean-up."""
