@@ -1,0 +1,77 @@
+"""What can go wrong in the data plane.
+
+DatapathError
+├── BpfError            a bpf() call failed; has errno
+├── MapShapeError       a pinned map cannot be used or migrated
+├── PolicyMapOverflow   more policy entries than an endpoint's map holds; the old ones are kept
+├── SourceError         the C sources cannot be read or understood
+├── CompileError        the compiler refused the sources; has its messages
+├── LoadError           the verifier refused a program; has its log
+├── DeviceError         a device, route, filter or sysctl could not be set up
+└── NamespaceError      a pod's network namespace is not usable
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class DatapathError(Exception):
+    """Anything of this package that a caller may want to catch."""
+
+
+class BpfError(DatapathError):
+    """A bpf() call failed."""
+
+    def __init__(self, what: str, errno: int) -> None:
+        super().__init__(f"{what}: {os.strerror(errno)}")
+        self.errno = errno
+
+
+class MapShapeError(DatapathError):
+    """A pinned map does not fit its definition and cannot be migrated."""
+
+
+class PolicyMapOverflow(DatapathError):  # noqa: N818 - the name says which limit was hit
+    """More policy entries than the endpoint's map holds; its old entries stay in force."""
+
+    def __init__(self, endpoint_id: int, entries: int, capacity: int) -> None:
+        super().__init__(
+            f"endpoint {endpoint_id}: {entries} policy entries do not fit in its map of {capacity};"
+            " the old ones stay in force; select fewer peers or ports, or raise bpf-policy-map-max"
+        )
+        self.endpoint_id = endpoint_id
+        self.entries = entries
+        self.capacity = capacity
+
+
+class SourceError(DatapathError):
+    """The data plane's C sources are missing or not in the agreed form."""
+
+
+class CompileError(DatapathError):
+    """The compiler refused a source file."""
+
+    def __init__(self, file: str, messages: str) -> None:
+        super().__init__(f"{file} does not compile:\n{messages.strip()}")
+        self.file = file
+        self.messages = messages
+
+
+class LoadError(DatapathError):
+    """The verifier refused a program."""
+
+    def __init__(self, program: str, errno: int, log: str) -> None:
+        tail = "\n".join(log.strip().splitlines()[-40:])
+        super().__init__(f"program {program} does not load: {os.strerror(errno)}\n{tail}")
+        self.program = program
+        self.errno = errno
+        self.log = log
+
+
+class DeviceError(DatapathError):
+    """A device, route, filter or kernel setting could not be put in place."""
+
+
+class NamespaceError(DatapathError):
+    """A pod's network namespace does not exist or lacks the interface."""

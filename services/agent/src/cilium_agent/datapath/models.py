@@ -1,0 +1,285 @@
+"""The values that cross the data plane's public face; plain data, no behaviour of the kernel.
+
+Ports are in host byte order here and addresses are `ipaddress` objects: byte orders end at the
+edge of this package. MAC addresses are text (`02:00:00:00:00:01`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from cilium_core import abi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+EndpointFlag = abi.enum("endpoint_flag")
+ConfigFlag = abi.enum("config_flag")
+Aggregation = abi.enum("aggregation")
+Direction = abi.enum("direction")
+
+
+@dataclass(frozen=True, slots=True)
+class DatapathPaths:
+    """Where the data plane keeps its things on this node."""
+
+    bpf_root: Path = Path("/sys/fs/bpf/cilium")
+    """Folder of the pinned maps and programs; on a bpffs."""
+    template_dir: Path = Path("/var/lib/cilium/templates")
+    """Compiled programs; may be shared by all agents of the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """What the programs and devices of this node need to know."""
+
+    node_ipv4: ipaddress.IPv4Address | None = None
+    node_ipv6: ipaddress.IPv6Address | None = None
+    router_ipv4: ipaddress.IPv4Address | None = None
+    """Gateway of the pods, on cilium_host; None without IPv4 pods."""
+    router_ipv6: ipaddress.IPv6Address | None = None
+    pod_cidrs: tuple[Network, ...] = ()
+    """Of this node; routed to cilium_host."""
+    devices: tuple[str, ...] = ()
+    """The node's own devices, the first one carries the node's addresses."""
+    tunnel: bool = True
+    tunnel_port: int = 8472
+    mtu: int = 1500
+    """Of every device; routes to remote pods and the pods' routes have `route_mtu`."""
+    masquerade_ipv4: bool = True
+    masquerade_ipv6: bool = True
+    hubble: bool = True
+    """Write trace events."""
+    policy_verdicts: bool = True
+    drop_events: bool = True
+    audit: bool = False
+    aggregation: int = 3
+    """abi enum aggregation: 0 none, 1 low, 3 medium, 4 maximum."""
+    aggregation_flags: int = 0x07
+    """TCP flags whose first sight is reported: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32."""
+    aggregation_interval_s: int = 5
+    nat_port_min: int = 32768
+    nat_port_max: int = 65535
+    ct_timeout_tcp_s: int = 8000
+    ct_timeout_tcp_syn_s: int = 60
+    ct_timeout_tcp_fin_s: int = 10
+    ct_timeout_any_s: int = 60
+    cluster_id: int = 0
+
+    @property
+    def route_mtu(self) -> int:
+        """MTU of routes whose packets may go into the tunnel, in bytes."""
+        return self.mtu - TUNNEL_OVERHEAD if self.tunnel else self.mtu
+
+
+TUNNEL_OVERHEAD = 50
+"""Bytes that VXLAN over IPv4 adds: Ethernet 14, IPv4 20, UDP 8, VXLAN 8."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointInfo:
+    """A local endpoint as the programs see it: a pod, or (id 0) an address of the host."""
+
+    id: int
+    """1 to 65535, 0 for the host."""
+    identity: int
+    ifindex: int = 0
+    """Of the host-side device."""
+    ipv4: ipaddress.IPv4Address | None = None
+    ipv6: ipaddress.IPv6Address | None = None
+    mac: str = "00:00:00:00:00:00"
+    """Of the pod."""
+    node_mac: str = "00:00:00:00:00:00"
+    """Of the host-side device."""
+    flags: int = 0
+    """abi enum endpoint_flag, e.g. ENDPOINT_ENFORCE_INGRESS; NOT_READY drops everything."""
+    policy_rev: int = 0
+    """Set by the data plane; ignored on upsert."""
+
+
+@dataclass(frozen=True, slots=True)
+class IpcacheEntry:
+    """What an address prefix is: whose identity, and behind which node."""
+
+    prefix: Network
+    identity: int
+    tunnel_ipv4: ipaddress.IPv4Address | None = None
+    skip_tunnel: bool = False
+
+
+class PolicyKeyLike(Protocol):
+    """A policy key, e.g. cilium_core.policy.PolicyKey."""
+
+    @property
+    def direction(self) -> int:
+        """Abi enum direction."""
+
+    @property
+    def identity(self) -> int:
+        """Of the peer, 0 is any."""
+
+    @property
+    def proto(self) -> int:
+        """IP protocol."""
+
+    @property
+    def port(self) -> int:
+        """Host byte order; the ICMP type for ICMP."""
+
+    @property
+    def prefixlen(self) -> int:
+        """Leading bits of protocol and port that count, 0 to 24."""
+
+
+class PolicyEntryLike(Protocol):
+    """A policy decision, e.g. cilium_core.policy.PolicyEntry."""
+
+    @property
+    def precedence(self) -> int:
+        """Higher wins."""
+
+    @property
+    def deny(self) -> bool:
+        """Denies instead of allowing."""
+
+    @property
+    def proxy_port(self) -> int:
+        """Host byte order, 0 is no redirect."""
+
+    @property
+    def audit(self) -> bool:
+        """Denials are reported and passed."""
+
+    @property
+    def cookie(self) -> int:
+        """Names the rules behind the entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChange:
+    """New contents of a policy map, or what to add and remove."""
+
+    add: Mapping[PolicyKeyLike, PolicyEntryLike] = field(default_factory=dict)
+    remove: Iterable[PolicyKeyLike] = ()
+    replace: bool = False
+    """`add` is everything the map shall hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A tracked connection, told from its initiator."""
+
+    proto: int
+    source: Address
+    source_port: int
+    """ICMP: the identifier."""
+    destination: Address
+    destination_port: int
+    kind: int
+    """abi enum ct_kind."""
+    flags: int
+    """abi enum ct_flag."""
+    expires_s: int
+    """On the monotonic clock."""
+    source_identity: int
+    destination_identity: int
+    tx_packets: int
+    tx_bytes: int
+    rx_packets: int
+    rx_bytes: int
+    tx_tcp_flags: int
+    rx_tcp_flags: int
+    out_rev: int
+    in_rev: int
+    cookie: int
+    proxy_port: int
+    rev_nat: int
+
+
+@dataclass(frozen=True, slots=True)
+class GcResult:
+    """What one pass of the connection tracking collector did."""
+
+    scanned: int
+    deleted: int
+    nat_deleted: int
+    fill: float
+    """Share of the fullest tracking map in use after the pass, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class NatEntry:
+    """One half of a masqueraded connection."""
+
+    proto: int
+    direction: int
+    """abi enum nat_direction."""
+    source: Address
+    source_port: int
+    destination: Address
+    destination_port: int
+    to_address: Address
+    to_port: int
+    created_ns: int
+    """On the monotonic clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """Packets and bytes by outcome and place, summed over the processors."""
+
+    reason: int
+    """Drop code, or one of the codes below 130 that count something else; 0 is forwarded."""
+    direction: int
+    line: int
+    file: int
+    """abi enum source_file."""
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefilterState:
+    """What the XDP prefilter refuses."""
+
+    cidrs: Mapping[Network, int]
+    """Denied source prefixes and the packets each has dropped."""
+    rate_limit_pps: int
+    """Packets per second and source, 0 is off."""
+    rate_limit_burst: int
+    attached: Mapping[str, str]
+    """Device to mode (`native` or `generic`), empty while nothing is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteNode:
+    """A node whose pods are reached through the tunnel."""
+
+    name: str
+    pod_cidrs: tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PodInterface:
+    """A pod's network interface and its host side."""
+
+    host_name: str
+    ifindex: int
+    """Of the host side, in the agent's namespace."""
+    node_mac: str
+    """Of the host side."""
+    ifname: str
+    """Inside the pod."""
+    peer_ifindex: int
+    """Inside the pod's namespace."""
+    mac: str
+    """Of the pod."""
+    mtu: int
+    netns_inode: int
+    """Identifies the pod's network namespace on this machine."""
