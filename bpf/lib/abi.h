@@ -158,7 +158,7 @@ struct policy_key {
 	__u32 identity; /* 0 is any peer */
 	__u8 direction; /* enum direction */
 	__u8 proto;	/* 0 with no prefix bits is any */
-	__u16 port;	/* be; the ICMP type in host order of a be16 for ICMP */
+	__u16 port;	/* be; ICMP: type, as a be16 too */
 };
 
 enum policy_flag {
@@ -189,7 +189,8 @@ enum policy_match {
 /*
  * A connection has one entry. The key orders the two ends by address, then by port, so that both
  * directions find it with one look-up; CT_INITIATOR_HIGH says which end spoke first. For ICMP
- * echo both ports are the identifier.
+ * echo the identifier is the port of the end that asks and zero that of the end that answers, so
+ * that two hosts pinging each other with one identifier stay two connections.
  */
 struct ct_key4 {
 	__u32 addr_low;	 /* be, compared as a number in network order */
@@ -247,8 +248,10 @@ struct ct_entry {
 	__u16 rev_nat;
 	__u16 proxy_port;   /* be */
 	__u16 pad;
-	__u32 tx_reported;  /* low half of tx_packets at the last report */
-	__u32 rx_reported;
+	__u32 tx_reported_packets; /* low half of tx_packets at the last report */
+	__u32 tx_reported_bytes;
+	__u32 rx_reported_packets;
+	__u32 rx_reported_bytes;
 	__u32 cookie;	    /* of the entry that allowed it, ingress or egress */
 	__u32 pad2;
 };
@@ -341,7 +344,9 @@ struct rate_key {
 
 struct rate_bucket {
 	__u64 last_ns;
-	__u64 tokens; /* in packets × 2^20 */
+	__u64 tokens;	 /* in packets × 2^20 */
+	__u32 refused;	 /* packets since the source was last let through */
+	__u32 pad;
 };
 
 /* ---- counters: cilium_metrics, per processor ---- */
@@ -365,6 +370,15 @@ enum source_file {
 	FILE_OVERLAY = 3,
 	FILE_XDP = 4,
 	FILE_SOCK = 5,
+	FILE_PARSE = 101, /* headers shared by the programs */
+	FILE_FRAGMENTS = 102,
+	FILE_CONNTRACK = 103,
+	FILE_POLICY = 104,
+	FILE_NAT = 105,
+	FILE_DELIVERY = 106,
+	FILE_ENCAP = 107,
+	FILE_NEIGHBOURS = 108,
+	FILE_ENDPOINTS = 109,
 };
 
 /* ---- events: cilium_events, perf ring ---- */
@@ -436,8 +450,8 @@ struct event {
 	__u8 saddr[16];	   /* IPv4 in the first four bytes, the rest zero */
 	__u8 daddr[16];
 	__u8 orig_saddr[16]; /* source before translation, zero when there was none */
-	__u16 sport;	   /* be; ICMP: type */
-	__u16 dport;	   /* be; ICMP: code */
+	__u16 sport;	   /* be; ICMP: type, as a be16 too */
+	__u16 dport;	   /* be; ICMP: code, as a be16 too */
 	__u8 tcp_flags;
 	__u8 match;	   /* verdict: enum policy_match */
 	__u8 file;	   /* drop: enum source_file */

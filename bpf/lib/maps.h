@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/*
+ * Every map of the data plane, one line each: what it is for, who writes it, who reads it.
+ *
+ * The programs name a map by its fixed index (an LD_IMM64 the loader turns into a file
+ * descriptor), so one compilation serves every node and every generation of maps. The loader reads
+ * this very list to create and pin the maps; the sizes are defaults that the agent may override.
+ *
+ *   MAP(index, NAME, "pin name", type, key, value, entries, flags)
+ *   INNER(NAME, type, key, value, entries, flags)   maps held by the map of maps NAME
+ */
+#ifndef CILIUM_MAPS_H
+#define CILIUM_MAPS_H
+
+#define MAP(index, name, pin, type, key, value, entries, flags) MAP_##name = index,
+#define INNER(name, type, key, value, entries, flags)
+
+/* clang-format off */
+enum map_index {
+/* node configuration; written by the agent, read by all through a direct value pointer */
+MAP(0, CONFIG, "cilium_config", ARRAY, __u32, struct config, 1, 0)
+/* local address to endpoint; written by the agent, read on delivery */
+MAP(1, LXC, "cilium_lxc", HASH, struct endpoint_key, struct endpoint_info, 65535, BPF_F_NO_PREALLOC)
+/* ifindex to endpoint; written by the agent, read first for each packet of a pod's device */
+MAP(2, DEVICES, "cilium_devices", HASH, struct device_key, struct endpoint_info, 65535, BPF_F_NO_PREALLOC)
+/* address to identity and node; written by the agent, read for each peer that is not local */
+MAP(3, IPCACHE, "cilium_ipcache_v2", LPM_TRIE, struct ipcache_key, struct ipcache_info, 512000, BPF_F_NO_PREALLOC)
+/* endpoint id to its policy; written by the agent, read when a connection is new or rules changed */
+MAP(4, POLICY, "cilium_policy", HASH_OF_MAPS, __u32, __u32, 65535, BPF_F_NO_PREALLOC)
+INNER(POLICY, LPM_TRIE, struct policy_key, struct policy_entry, 16384, BPF_F_NO_PREALLOC)
+/* TCP connections over IPv4; written by the programs, collected by the agent */
+MAP(5, CT_TCP4, "cilium_ct4_global", LRU_HASH, struct ct_key4, struct ct_entry, 131072, 0)
+/* other connections over IPv4 */
+MAP(6, CT_ANY4, "cilium_ct_any4_global", LRU_HASH, struct ct_key4, struct ct_entry, 65536, 0)
+/* TCP connections over IPv6 */
+MAP(7, CT_TCP6, "cilium_ct6_global", LRU_HASH, struct ct_key6, struct ct_entry, 131072, 0)
+/* other connections over IPv6 */
+MAP(8, CT_ANY6, "cilium_ct_any6_global", LRU_HASH, struct ct_key6, struct ct_entry, 65536, 0)
+/* masqueraded connections over IPv4, two entries each; written by the programs, collected by the agent */
+MAP(9, SNAT4, "cilium_snat_v4_external", LRU_HASH, struct nat_key4, struct nat_entry4, 131072, 0)
+/* masqueraded connections over IPv6 */
+MAP(10, SNAT6, "cilium_snat_v6_external", LRU_HASH, struct nat_key6, struct nat_entry6, 131072, 0)
+/* ports of fragmented datagrams; written at the first fragment, read at the later ones */
+MAP(11, FRAG4, "cilium_ipv4_frag_datagrams", LRU_HASH, struct frag_key4, struct frag_ports, 8192, 0)
+MAP(12, FRAG6, "cilium_ipv6_frag_datagrams", LRU_HASH, struct frag_key6, struct frag_ports, 8192, 0)
+/* sources refused at the device before anything else; written by the agent, counted by XDP */
+MAP(13, CIDR4, "cilium_cidr_v4_dyn", LPM_TRIE, struct cidr_key4, struct cidr_info, 16384, BPF_F_NO_PREALLOC)
+MAP(14, CIDR6, "cilium_cidr_v6_dyn", LPM_TRIE, struct cidr_key6, struct cidr_info, 16384, BPF_F_NO_PREALLOC)
+/* one token bucket for each source, while the rate limit is on; XDP alone */
+MAP(15, RATELIMIT, "cilium_ratelimit", LRU_HASH, struct rate_key, struct rate_bucket, 65536, 0)
+/* packets and bytes by outcome and place; written by all, read by the agent */
+MAP(16, METRICS, "cilium_metrics", PERCPU_HASH, struct metrics_key, struct metrics_value, 1024, 0)
+/* perf rings of the events; hubble-server puts its own ends in (0 entries: one for each processor) */
+MAP(17, EVENTS, "cilium_events", PERF_EVENT_ARRAY, __u32, __u32, 0, 0)
+/* programs of one load, by enum call; never shared between two loads */
+MAP(18, CALLS, "cilium_calls", PROG_ARRAY, __u32, __u32, 32, 0)
+};
+/* clang-format on */
+
+#undef MAP
+#undef INNER
+
+/* Direct address of a map's first value, and the map itself, as the loader will patch them. */
+#define map_of(name) ((__u64)bpf_pseudo_fd(1, MAP_##name))
+#define config_of() ((const struct config *)bpf_pseudo_fd(2, MAP_CONFIG))
+
+#endif
