@@ -131,10 +131,8 @@ class MapInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class TestRun:
+class PacketRun:
     """Outcome of running a program on a packet."""
-
-    __test__ = False
 
     verdict: int
     packet: bytes
@@ -343,13 +341,13 @@ def delete_batch(fd: int, all_keys: bytes, key_size: int, count: int) -> int:
     return removed
 
 
-def test_run(
+def run_packet(
     fd: int,
     packet: bytes,
     context: bytes = b"",
     repeat: int = 1,
     room: int = 512,
-) -> TestRun:
+) -> PacketRun:
     """Run a loaded program on a packet, outside of any device.
 
     `context` is a struct __sk_buff or xdp_md to start from, `room` how many bytes the packet may
@@ -372,7 +370,7 @@ def test_run(
         opts.ctx_out = ct.addressof(context_out)
         opts.ctx_size_in = opts.ctx_size_out = len(context)
     _checked(_lib().bpf_prog_test_run_opts(fd, ct.byref(opts)), "program test run")
-    return TestRun(
+    return PacketRun(
         verdict=opts.retval,
         packet=data_out.raw[: opts.data_size_out],
         context=context_out.raw[: opts.ctx_size_out] if context else b"",
