@@ -1,0 +1,1 @@
+"""The container runtime's side: requests on cni.sock, the delete queue, the configuration file."""
