@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs pods: the part a kubelet and a container runtime play elsewhere.
+
+A pod is a network namespace, a cgroup and an object in etcd. Its network comes from the CNI plugin,
+executed the way a runtime does it: the configuration the agent left in the node's CNI folder on
+stdin, CNI_* in the environment. What was done is recorded in one file a pod, written before the
+first step, so that whatever crashed half-way can be deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cilium_cli.errors import CommandError, NotFoundError
+from cilium_cli.lab import cgroups, namespaces, objects, processes
+from cilium_cli.lab.layouts import NETNS_ROOT, NodeLayout, node_number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cilium_cli.lab.etcd import Gateway
+    from cilium_cli.lab.layouts import Layout
+
+_INTERFACE = "eth0"
+_PLUGIN_LIMIT_S = 60.0
+
+
+class Pod:
+    """A pod of the lab, as its record describes it."""
+
+    def __init__(self, lab: Layout, record: dict[str, Any]) -> None:
+        self.lab = lab
+        self.namespace: str = record["namespace"]
+        self.name: str = record["name"]
+        self.node: str = record["node"]
+        self.container_id: str = record["containerID"]
+        self.uid: str = record["uid"]
+        self.result: dict[str, Any] | None = record.get("result")
+
+    @property
+    def full_name(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def netns(self) -> str:
+        """Name of the network namespace."""
+        return self.lab.pod_netns(self.namespace, self.name)
+
+    @property
+    def cgroup(self) -> Path:
+        """The pod's cgroup, below its node's."""
+        return cgroups.group(self.lab.name, self.node, "pods", f"{self.namespace}.{self.name}")
+
+    @property
+    def log(self) -> Path:
+        """Output of the pod's command."""
+        return self.lab.logs / f"pod-{self.namespace}.{self.name}.log"
+
+    @property
+    def addresses(self) -> list[str]:
+        """Addresses the plugin gave, IPv4 first; empty before it did."""
+        if self.result is None:
+            return []
+        return [ip["address"].partition("/")[0] for ip in self.result["ips"]]
+
+    def write(self) -> None:
+        """Keep the record, in one step."""
+        path = self.lab.pod_record(self.namespace, self.name)
+        draft = path.with_suffix(".new")
+        document = {
+            "namespace": self.namespace,
+            "name": self.name,
+            "node": self.node,
+            "containerID": self.container_id,
+            "uid": self.uid,
+            "result": self.result,
+        }
+        draft.write_text(json.dumps(document))
+        draft.rename(path)
+
+
+def pods(lab: Layout) -> list[Pod]:
+    """All pods of the lab, by namespace and name."""
+    found = [Pod(lab, json.loads(path.read_text())) for path in lab.pods.glob("*.json")]
+    return sorted(found, key=lambda pod: (pod.namespace, pod.name))
+
+
+def find(lab: Layout, namespace: str, name: str) -> Pod:
+    """Return one pod; raises NotFoundError naming those there are."""
+    try:
+        return Pod(lab, json.loads(lab.pod_record(namespace, name).read_text()))
+    except FileNotFoundError:
+        known = ", ".join(pod.full_name for pod in pods(lab)) or "none"
+        raise NotFoundError(
+            f"lab {lab.name} has no pod {namespace}/{name}", f"its pods: {known}"
+        ) from None
+
+
+def choose_node(lab: Layout) -> str:
+    """Return the node with the fewest pods, the first of several."""
+    load = {path.name: 0 for path in lab.folder.glob("node*")}
+    for pod in pods(lab):
+        load[pod.node] = load.get(pod.node, 0) + 1
+    return min(load, key=lambda name: (load[name], node_number(name)))
+
+
+def add(lab: Layout, store: Gateway, spec: dict[str, Any], node: str | None) -> Pod:
+    """Store the Pod object, create the sandbox, call the plugin, start the command if it has one.
+
+    Raises CommandError with the plugin's words when the network cannot be set up; nothing of the
+    pod is left then.
+    """
+    metadata = spec["metadata"]
+    namespace, name = metadata["namespace"], metadata["name"]
+    if lab.pod_record(namespace, name).exists():
+        raise CommandError(
+            f"pod {namespace}/{name} exists already",
+            f"delete it first: cilium lab pod delete {name} -n {namespace}",
+        )
+    chosen = node or spec["spec"].get("nodeName") or choose_node(lab)
+    layout = lab.node(node_number(chosen))
+    if not layout.folder.exists():
+        raise NotFoundError(f"lab {lab.name} has no node {chosen!r}")
+    pod = Pod(
+        lab,
+        {
+            "namespace": namespace,
+            "name": name,
+            "node": chosen,
+            "containerID": secrets.token_hex(32),
+            "uid": objects.new_uid(),
+        },
+    )
+    pod.write()
+    try:
+        _add(layout, store, pod, spec)
+    except BaseException:
+        delete(store, pod)
+        raise
+    return pod
+
+
+def _add(layout: NodeLayout, store: Gateway, pod: Pod, spec: dict[str, Any]) -> None:
+    spec["metadata"]["uid"] = pod.uid
+    spec["spec"]["nodeName"] = pod.node
+    spec["status"] = {"phase": "Pending", "hostIP": layout.ipv4}
+    objects.put_pod(store, spec)
+    cgroups.create(pod.cgroup)
+    namespaces.create(pod.netns)
+    pod.result = call_plugin(pod.lab, layout, "ADD", pod)
+    pod.write()
+    addresses = pod.addresses
+    spec["status"] |= {
+        "phase": "Running",
+        "podIP": addresses[0],
+        "podIPs": [{"ip": address} for address in addresses],
+    }
+    objects.put_pod(store, spec)
+    for container in spec["spec"].get("containers", ()):
+        command = [*container.get("command", ()), *container.get("args", ())]
+        if command:
+            processes.start(command, netns=pod.netns, cgroup=pod.cgroup, log=pod.log, cwd=Path("/"))
+
+
+def delete(store: Gateway, pod: Pod) -> None:
+    """Remove everything of the pod; what is already gone is fine."""
+    cgroups.kill(pod.cgroup)
+    layout = pod.lab.node(node_number(pod.node))
+    if (layout.cni_config / objects.CNI_CONFIG).exists():
+        call_plugin(pod.lab, layout, "DEL", pod)
+    namespaces.delete(pod.netns)
+    cgroups.remove(pod.cgroup)
+    objects.delete_pod(store, pod.namespace, pod.name)
+    pod.lab.pod_record(pod.namespace, pod.name).unlink(missing_ok=True)
+
+
+def call_plugin(lab: Layout, layout: NodeLayout, verb: str, pod: Pod) -> dict[str, Any] | None:
+    """Execute the node's plugins for one verb; returns the last one's result.
+
+    DEL runs them in reverse order, as the specification says. Raises CommandError with code,
+    message and details of the plugin that failed.
+    """
+    path = layout.cni_config / objects.CNI_CONFIG
+    try:
+        network = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CommandError(
+            f"{pod.node} has no network configuration yet ({path})",
+            f"its agent writes it when it is ready: cilium status --wait --node {pod.node}",
+        ) from None
+    environ = {
+        "CNI_COMMAND": verb,
+        "CNI_CONTAINERID": pod.container_id,
+        "CNI_NETNS": str(NETNS_ROOT / pod.netns),
+        "CNI_IFNAME": _INTERFACE,
+        "CNI_PATH": str(lab.bin),
+        "CNI_ARGS": (
+            f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.name};"
+            f"K8S_POD_INFRA_CONTAINER_ID={pod.container_id};K8S_POD_UID={pod.uid}"
+        ),
+        "PATH": os.environ.get("PATH", os.defpath),
+    }
+    result = pod.result if verb != "ADD" else None
+    plugins = network["plugins"] if verb != "DEL" else network["plugins"][::-1]
+    for plugin in plugins:
+        config = {"cniVersion": network["cniVersion"], "name": network["name"], **plugin}
+        if result is not None:
+            config["prevResult"] = result
+        answer = _execute(lab.bin / plugin["type"], environ, config, pod)
+        result = answer or result
+    return result
+
+
+def _execute(
+    plugin: Path, environ: dict[str, str], config: dict[str, Any], pod: Pod
+) -> dict[str, Any] | None:
+    verb = environ["CNI_COMMAND"]
+    try:
+        done = subprocess.run(
+            [str(plugin)],
+            input=json.dumps(config).encode(),
+            capture_output=True,
+            env=environ,
+            timeout=_PLUGIN_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise CommandError(
+            f"{plugin.name} {verb} for pod {pod.full_name} took more than {_PLUGIN_LIMIT_S:g} s"
+        ) from None
+    try:
+        answer: dict[str, Any] | None = json.loads(done.stdout) if done.stdout.strip() else None
+    except ValueError:
+        answer = None
+    if done.returncode == 0:
+        return answer
+    report = answer or {"msg": done.stderr.decode(errors="replace").strip() or "it says nothing"}
+    details = f" ({report['details']})" if report.get("details") else ""
+    raise CommandError(
+        f"{plugin.name} {verb} for pod {pod.full_name} on {pod.node}: {report['msg']}{details}",
+        f"CNI error code {report['code']}" if "code" in report else "",
+    )
+
+
+def run_inside(pod: Pod, command: Sequence[str]) -> None:
+    """Replace this process by the command, in the pod's namespace and cgroup. Does not return."""
+    cgroups.join(pod.cgroup)
+    namespaces.enter(pod.netns)
+    try:
+        os.execvp(command[0], list(command))  # noqa: S606 - the user's own command, no shell
+    except OSError as error:
+        raise CommandError(f"cannot run {command[0]!r}: {error.strerror}") from error

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words for the entries of a policy map, shared by the commands that show them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cilium.agent.v1.agent_pb2 import PolicyEntry
+
+PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
+
+
+def protocol_text(number: int) -> str:
+    """Return the protocol's name, or its number when it has no short one."""
+    return PROTOCOLS.get(number, str(number))
+
+
+def port_text(entry: PolicyEntry) -> str:
+    """Return `8080/TCP`, `8080-8095/TCP`, `TCP` or `ANY`."""
+    if not entry.protocol:
+        return "ANY"
+    protocol = protocol_text(entry.protocol)
+    if not entry.port and not entry.end_port:
+        return protocol
+    if entry.end_port > entry.port:
+        return f"{entry.port}-{entry.end_port}/{protocol}"
+    return f"{entry.port}/{protocol}"
+
+
+def identity_text(entry: PolicyEntry) -> str:
+    """Return the peer's number and labels; `any` for every peer."""
+    if not entry.identity:
+        return "any"
+    return f"{entry.identity} {','.join(entry.labels)}".rstrip()
