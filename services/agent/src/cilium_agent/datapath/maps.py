@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import structlog
 from cilium_agent.datapath import syscalls
 from cilium_agent.datapath.errors import BpfError, MapShapeError
+from cilium_agent.datapath.specs import MapSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from cilium_agent.datapath.specs import MapSpec
 
 _log = structlog.get_logger(__name__)
 

@@ -7,14 +7,12 @@ edge of this package. MAC addresses are text (`02:00:00:00:00:01`).
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from cilium_core import abi
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -159,6 +157,28 @@ class PolicyEntryLike(Protocol):
     @property
     def cookie(self) -> int:
         """Names the rules behind the entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyKey:
+    """A policy key as a map has it."""
+
+    direction: int
+    identity: int
+    proto: int
+    port: int
+    prefixlen: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyEntry:
+    """A policy decision as a map has it."""
+
+    precedence: int
+    deny: bool = False
+    proxy_port: int = 0
+    audit: bool = False
+    cookie: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,86 @@
+"""The node's configuration as the programs read it: the one entry of cilium_config.
+
+The programs read it through a direct pointer, so a write is live at once. The rate limit's fields
+belong to the prefilter and pass through every other write.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cilium_agent.datapath.errors import DatapathError
+from cilium_core import abi
+
+if TYPE_CHECKING:
+    from cilium_agent.datapath.maps import Maps
+    from cilium_agent.datapath.models import NodeConfig
+
+_KEY = bytes(4)
+
+
+class Configuration:
+    """The configuration entry."""
+
+    def __init__(self, maps: Maps) -> None:
+        self._map = maps["CONFIG"]
+
+    def read(self) -> dict[str, Any]:
+        """Fields as the programs see them."""
+        return abi.as_dict(abi.unpack("config", self._map.get(_KEY) or b""))
+
+    def patch(self, **changed: Any) -> None:
+        """Change some fields of the entry and leave the others."""
+        entry = abi.unpack("config", self._map.get(_KEY) or bytes(abi.sizeof("config")))
+        for name, value in changed.items():
+            if isinstance(value, bytes):
+                abi.ffi.memmove(getattr(entry, name), value, len(value))
+            else:
+                setattr(entry, name, value)
+        self._map.set(_KEY, abi.as_bytes(entry))
+
+
+def fields(config: NodeConfig) -> dict[str, Any]:
+    """Return the fields of struct config that come from the node's configuration.
+
+    Raises DatapathError for a value that the programs cannot take.
+    """
+    if not 0 < config.nat_port_min <= config.nat_port_max <= 0xFFFF:
+        raise DatapathError(
+            f"nat ports {config.nat_port_min} to {config.nat_port_max} are no range of 1 to 65535"
+        )
+    flags = {
+        abi.CONFIG_HUBBLE: config.hubble,
+        abi.CONFIG_MASQUERADE_IPV4: config.masquerade_ipv4,
+        abi.CONFIG_MASQUERADE_IPV6: config.masquerade_ipv6,
+        abi.CONFIG_POLICY_VERDICTS: config.policy_verdicts,
+        abi.CONFIG_TUNNEL: config.tunnel,
+        abi.CONFIG_AUDIT: config.audit,
+        abi.CONFIG_DROPS: config.drop_events,
+    }
+    return {
+        "flags": sum(flag for flag, on in flags.items() if on),
+        "aggregation": config.aggregation,
+        "aggregation_flags": config.aggregation_flags,
+        "aggregation_interval": config.aggregation_interval_s,
+        "node_ipv4": _number(config.node_ipv4),
+        "node_ipv6": _bytes(config.node_ipv6),
+        "router_ipv4": _number(config.router_ipv4),
+        "router_ipv6": _bytes(config.router_ipv6),
+        "masquerade_ipv4": _number(config.node_ipv4),
+        "masquerade_ipv6": _bytes(config.node_ipv6),
+        "nat_port_min": config.nat_port_min,
+        "nat_port_max": config.nat_port_max,
+        "ct_timeout_tcp": config.ct_timeout_tcp_s,
+        "ct_timeout_tcp_syn": config.ct_timeout_tcp_syn_s,
+        "ct_timeout_tcp_fin": config.ct_timeout_tcp_fin_s,
+        "ct_timeout_any": config.ct_timeout_any_s,
+        "cluster_id": config.cluster_id,
+    }
+
+
+def _number(address: Any) -> int:
+    return 0 if address is None else int.from_bytes(address.packed, "little")
+
+
+def _bytes(address: Any) -> bytes:
+    return bytes(16) if address is None else bytes(address.packed)

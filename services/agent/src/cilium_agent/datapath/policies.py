@@ -1,0 +1,242 @@
+"""Policy maps: one inner map per endpoint in cilium_policy, changed without opening a hole.
+
+A packet is judged by two longest-prefix look-ups, one for its peer's identity and one for any
+peer. A change in place is therefore seen whole by every packet as long as it touches one of the
+two (per direction) and goes in this order: additions from the longest prefix to the shortest, then
+removals from the shortest to the longest. A packet finds the old decision until the entry that
+decides from then on is in, and that one ever after. Every other change builds a new inner map and
+swaps it in, which the kernel makes one step.
+
+A swap waits for a grace period of the kernel (some 10 ms), once for all endpoints of an `apply`.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from cilium_agent.datapath import syscalls
+from cilium_agent.datapath.errors import PolicyMapOverflow
+from cilium_agent.datapath.maps import Map
+from cilium_agent.datapath.models import PolicyChange, PolicyEntry, PolicyKey
+from cilium_core import abi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from cilium_agent.datapath.endpoints import Endpoints
+    from cilium_agent.datapath.maps import Maps
+    from cilium_agent.datapath.models import PolicyEntryLike, PolicyKeyLike
+
+_KEY = abi.view("policy_key", "prefixlen", "identity", "direction", "proto", "port")
+_ENTRY = abi.view("policy_entry", "precedence", "cookie", "proxy_port", "flags", "prefixlen")
+_IN_PLACE = 256
+"""Changes up to this size are made in place where that is safe."""
+
+
+def encode_key(key: PolicyKeyLike) -> bytes:
+    """Key of the map; the prefix length is its first field."""
+    return _KEY.pack(
+        abi.POLICY_STATIC_BITS + key.prefixlen,
+        key.identity,
+        key.direction,
+        key.proto,
+        socket.htons(key.port),
+    )
+
+
+def encode_entry(key: PolicyKeyLike, entry: PolicyEntryLike) -> bytes:
+    """Value of the map."""
+    flags = abi.POLICY_DENY if entry.deny else 0
+    flags |= abi.POLICY_AUDIT if entry.audit else 0
+    return _ENTRY.pack(
+        entry.precedence, entry.cookie, socket.htons(entry.proxy_port), flags, key.prefixlen
+    )
+
+
+def decode(key: bytes, value: bytes) -> tuple[PolicyKey, PolicyEntry]:
+    """Policy key and entry of a row."""
+    bits, identity, direction, proto, port = _KEY.unpack(key)
+    precedence, cookie, proxy_port, flags, _ = _ENTRY.unpack(value)
+    return (
+        PolicyKey(
+            direction=direction,
+            identity=identity,
+            proto=proto,
+            port=socket.ntohs(port),
+            prefixlen=bits - abi.POLICY_STATIC_BITS,
+        ),
+        PolicyEntry(
+            precedence=precedence,
+            deny=bool(flags & abi.POLICY_DENY),
+            proxy_port=socket.ntohs(proxy_port),
+            audit=bool(flags & abi.POLICY_AUDIT),
+            cookie=cookie,
+        ),
+    )
+
+
+def order_in_place(
+    before: Mapping[bytes, bytes], after: Mapping[bytes, bytes]
+) -> tuple[dict[bytes, bytes], list[bytes]] | None:
+    """Additions and removals in the order that no packet sees half of; None when there is none."""
+    added = {key: value for key, value in after.items() if before.get(key) != value}
+    removed = [key for key in before if key not in after]
+    lookups: dict[int, set[bool]] = {}
+    for key in (*added, *removed):
+        _, identity, direction, _, _ = _KEY.unpack(key)
+        lookups.setdefault(direction, set()).add(identity == 0)
+    if any(len(kinds) > 1 for kinds in lookups.values()):
+        return None
+    longest_first = sorted(added.items(), key=lambda item: _bits(item[0]), reverse=True)
+    return dict(longest_first), sorted(removed, key=_bits)
+
+
+def _bits(key: bytes) -> int:
+    return int(_KEY.unpack(key)[0])
+
+
+class Policies:
+    """The policy maps of the local endpoints."""
+
+    def __init__(self, maps: Maps, endpoints: Endpoints) -> None:
+        self._outer = maps["POLICY"]
+        self._endpoints = endpoints
+        self._inner: dict[int, Map] = {}
+        self._rows: dict[int, dict[bytes, bytes]] = {}
+
+    @property
+    def capacity(self) -> int:
+        """Entries that one endpoint's map holds."""
+        inner = self._outer.spec.inner
+        return 0 if inner is None else inner.max_entries
+
+    def replace(self, endpoint_id: int, entries: Mapping[PolicyKeyLike, PolicyEntryLike]) -> None:
+        """Make these entries the whole policy of an endpoint; see `apply`."""
+        self.apply({endpoint_id: PolicyChange(add=entries, replace=True)})
+
+    def update(
+        self,
+        endpoint_id: int,
+        add: Mapping[PolicyKeyLike, PolicyEntryLike],
+        remove: Iterable[PolicyKeyLike] = (),
+    ) -> None:
+        """Add or change some entries and remove others of an endpoint; see `apply`."""
+        self.apply({endpoint_id: PolicyChange(add=add, remove=remove)})
+
+    def apply(self, changes: Mapping[int, PolicyChange]) -> None:
+        """Change the policies of several endpoints, each seen whole or not at all by any packet.
+
+        Their policy revisions are raised afterwards, so that established connections are judged
+        anew. Raises PolicyMapOverflow, with nothing changed, when one does not fit.
+        """
+        wanted = {number: self._wanted(number, change) for number, change in changes.items()}
+        for number, rows in wanted.items():
+            if len(rows) > self.capacity:
+                raise PolicyMapOverflow(number, len(rows), self.capacity)
+        swaps: dict[int, dict[bytes, bytes]] = {}
+        changed: list[int] = []
+        for number, rows in wanted.items():
+            before = self._held(number)
+            if before == rows:
+                continue
+            changed.append(number)
+            if before is None or not self._change_in_place(number, before, rows):
+                swaps[number] = rows
+        self._swap(swaps)
+        self._endpoints.raise_policy_rev(changed)
+
+    def delete(self, endpoint_id: int) -> bool:
+        """Remove an endpoint's policy map; tells whether there was one."""
+        self._forget(endpoint_id)
+        return self._outer.delete(endpoint_id.to_bytes(4, "little"))
+
+    def endpoints(self) -> list[int]:
+        """Ids of the endpoints that have a policy map."""
+        return sorted(int.from_bytes(key, "little") for key, _ in self._outer.items())
+
+    def dump(self, endpoint_id: int) -> dict[PolicyKey, PolicyEntry]:
+        """What the kernel has for an endpoint, empty when it has no map."""
+        inner = self._open(endpoint_id)
+        return {} if inner is None else dict(decode(key, row) for key, row in inner.items())
+
+    def close(self) -> None:
+        """Close the descriptors of the inner maps."""
+        for number in list(self._inner):
+            self._forget(number)
+
+    def _wanted(self, number: int, change: PolicyChange) -> dict[bytes, bytes]:
+        rows = {} if change.replace else dict(self._held(number) or {})
+        for key in change.remove:
+            rows.pop(encode_key(key), None)
+        rows.update((encode_key(key), encode_entry(key, row)) for key, row in change.add.items())
+        return rows
+
+    def _held(self, number: int) -> dict[bytes, bytes] | None:
+        """Return what an endpoint's map holds, None without a map; asks the kernel once."""
+        if number not in self._rows:
+            inner = self._open(number)
+            if inner is None:
+                return None
+            self._rows[number] = dict(inner.items())
+        return self._rows[number]
+
+    def _change_in_place(
+        self, number: int, before: dict[bytes, bytes], after: dict[bytes, bytes]
+    ) -> bool:
+        """Change the map that is in use; tells False, with nothing done, when a swap is better."""
+        order = order_in_place(before, after)
+        inner = self._open(number)
+        if order is None or inner is None:
+            return False
+        added, removed = order
+        if len(added) + len(removed) > _IN_PLACE:
+            return False
+        if len(before) + len(added) > self.capacity:
+            return False
+        inner.set_many(added)
+        inner.delete_many(removed)
+        self._rows[number] = after
+        return True
+
+    def _swap(self, swaps: Mapping[int, dict[bytes, bytes]]) -> None:
+        """Build a map for each endpoint and put all of them in place at once."""
+        spec = self._outer.spec.inner
+        if not swaps or spec is None:
+            return
+        made: dict[int, Map] = {}
+        try:
+            for number, rows in swaps.items():
+                made[number] = Map(spec, self._outer.new_inner())
+                made[number].set_many(rows)
+            self._outer.set_many(
+                {
+                    number.to_bytes(4, "little"): inner.fd.to_bytes(4, "little")
+                    for number, inner in made.items()
+                }
+            )
+        except BaseException:
+            for inner in made.values():
+                inner.close()
+            for number in swaps:  # a batch may have got half way: ask the kernel next time
+                self._forget(number)
+            raise
+        for number, inner in made.items():
+            self._forget(number)
+            self._inner[number] = inner
+            self._rows[number] = swaps[number]
+
+    def _open(self, number: int) -> Map | None:
+        """Open an endpoint's map, None when there is none."""
+        spec = self._outer.spec.inner
+        if number not in self._inner and spec is not None:
+            held = self._outer.get(number.to_bytes(4, "little"))
+            if held is None:
+                return None
+            self._inner[number] = Map(spec, syscalls.map_by_id(int.from_bytes(held, "little")))
+        return self._inner.get(number)
+
+    def _forget(self, number: int) -> None:
+        self._rows.pop(number, None)
+        if inner := self._inner.pop(number, None):
+            inner.close()
