@@ -1,0 +1,1 @@
+"""The commands of `hubble`, one module each. None of them parses flags or prints by itself."""

@@ -1,0 +1,1 @@
+"""What `hubble` prints: flows, events and states in every output format."""
