@@ -1,0 +1,48 @@
+"""One data plane for all cases, emptied before each of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.bpf.harness import Plane
+
+_CACHE = Path(__file__).parents[2] / "build" / "templates"
+
+
+def _why_not() -> str:
+    """Tell why programs cannot be loaded here, empty when they can."""
+    if os.geteuid():
+        return "loading programs needs root"
+    try:
+        import bcc  # noqa: F401
+    except ImportError as error:
+        return f"bcc cannot be imported: {error}"
+    headers = Path("/lib/modules") / os.uname().release / "build"
+    return "" if headers.exists() else f"no kernel headers in {headers}; run make setup"
+
+
+@pytest.fixture(scope="session")
+def loaded_plane() -> Iterator[Plane]:
+    if reason := _why_not():
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from tests.bpf.harness import Plane
+
+    plane = Plane(_CACHE)
+    yield plane
+    plane.close()
+
+
+@pytest.fixture
+def plane(loaded_plane: Plane) -> Plane:
+    """The data plane with every map empty and the default configuration."""
+    loaded_plane.reset()
+    return loaded_plane

@@ -1,0 +1,332 @@
+"""Runs the data plane's programs on crafted packets, in a network namespace of its own.
+
+One `Plane` holds all maps and programs; every case gets it emptied, which leaves it as fresh maps
+would be. Programs run by prog-test-run in a thread that has left the host's network namespace, so
+that a packet can have come in on a device of the case, and the process stays where it was.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import mmap
+import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cilium_agent.datapath import compiling, loading, maps, specs, syscalls
+from cilium_agent.datapath.configuring import Configuration, fields
+from cilium_agent.datapath.counters import Counters
+from cilium_agent.datapath.endpoints import Endpoints
+from cilium_agent.datapath.ipcache import Ipcache
+from cilium_agent.datapath.models import NodeConfig
+from cilium_agent.datapath.policies import Policies
+from cilium_agent.datapath.tracking import Nat, Tracking
+from cilium_core import abi, drops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TC_OK, TC_SHOT, TC_REDIRECT = 0, 2, 7
+XDP_DROP, XDP_PASS = 1, 2
+
+_SIZES = {
+    "cilium_lxc": 256,
+    "cilium_devices": 256,
+    "cilium_ipcache_v2": 1024,
+    "cilium_policy": 256,
+    "cilium_ct4_global": 1024,
+    "cilium_ct_any4_global": 1024,
+    "cilium_ct6_global": 1024,
+    "cilium_ct_any6_global": 1024,
+    "cilium_snat_v4_external": 1024,
+    "cilium_snat_v6_external": 1024,
+    "cilium_ipv4_frag_datagrams": 256,
+    "cilium_ipv6_frag_datagrams": 256,
+    "cilium_ratelimit": 256,
+}
+_CLONE_NEWNET = 0x40000000
+_SKB = {
+    "mark": 8,
+    "priority": 32,
+    "ingress_ifindex": 36,
+    "ifindex": 40,
+    "tc_index": 44,
+    "cb": 48,
+    "tstamp": 152,
+    "wire_len": 160,
+    "gso_segs": 164,
+    "gso_size": 176,
+}
+"""Offsets of the fields of struct __sk_buff that a case may look at or start with."""
+_SKB_SIZE = 192
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a program did with a packet."""
+
+    verdict: int
+    packet: bytes
+    context: bytes
+    duration_ns: int
+    events: list[Event]
+
+    @property
+    def mark(self) -> int:
+        """The packet's mark afterwards."""
+        return self.field("mark")
+
+    def field(self, name: str, index: int = 0) -> int:
+        """A field of the packet's context afterwards."""
+        return int(struct.unpack_from("<I", self.context, _SKB[name] + 4 * index)[0])
+
+
+class Event:
+    """A decoded record of the events ring; other attributes are fields of struct event."""
+
+    def __init__(self, data: bytes) -> None:
+        self.raw = abi.unpack("event", data)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.raw, name)
+        return value if isinstance(value, int) else bytes(abi.ffi.buffer(value))
+
+    def _address(self, data: bytes) -> str:
+        ip = data if self.flags & abi.EVENT_IPV6 else data[:4]
+        return str(ipaddress.ip_address(ip))
+
+    @property
+    def source(self) -> str:
+        """Source address."""
+        return self._address(self.saddr)
+
+    @property
+    def destination(self) -> str:
+        """Destination address."""
+        return self._address(self.daddr)
+
+    @property
+    def source_port(self) -> int:
+        """Source port in host order."""
+        return int.from_bytes(self.raw.sport.to_bytes(2, "little"), "big")
+
+    @property
+    def destination_port(self) -> int:
+        """Destination port in host order."""
+        return int.from_bytes(self.raw.dport.to_bytes(2, "little"), "big")
+
+    @property
+    def drop(self) -> str:
+        """Text of the drop reason."""
+        return drops.text(self.subtype)
+
+    def __repr__(self) -> str:
+        kind = abi.enum("event_type")(self.type).name
+        ports = f"{self.source}:{self.source_port} -> {self.destination}:{self.destination_port}"
+        return f"<{kind} {self.subtype} {ports} {abi.as_dict(self.raw)}>"
+
+
+class Namespace:
+    """A thread that lives in a network namespace of its own."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, initializer=self._leave)
+
+    @staticmethod
+    def _leave() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(_CLONE_NEWNET):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), "unshare")
+
+    def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Run a function inside and return its result."""
+        return self._thread.submit(function, *arguments, **named).result()
+
+    def close(self) -> None:
+        """End the thread; the kernel removes the namespace with its devices."""
+        self._thread.shutdown()
+
+
+class _PerfAttr(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("config", ctypes.c_uint64),
+        ("sample_period", ctypes.c_uint64),
+        ("sample_type", ctypes.c_uint64),
+        ("rest", ctypes.c_byte * 96),
+    )
+
+
+_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+
+
+class EventRing:
+    """Reads the perf rings behind the events map."""
+
+    _SOFTWARE, _BPF_OUTPUT, _RAW, _SAMPLE, _LOST = 1, 10, 1 << 10, 9, 2
+    _PAGES = 16
+
+    def __init__(self, events: maps.Map) -> None:
+        self._map = events
+        self._rings: list[tuple[int, mmap.mmap]] = []
+        self.lost = 0
+        libc = ctypes.CDLL(None, use_errno=True)
+        for cpu in range(os.cpu_count() or 1):
+            attr = _PerfAttr(
+                type=self._SOFTWARE,
+                size=ctypes.sizeof(_PerfAttr),
+                config=self._BPF_OUTPUT,
+                sample_period=1,
+                sample_type=self._RAW,
+            )
+            number = _PERF_EVENT_OPEN[os.uname().machine]
+            fd = libc.syscall(number, ctypes.byref(attr), -1, cpu, -1, 8)
+            if fd < 0:
+                raise OSError(ctypes.get_errno(), "perf_event_open")
+            ring = mmap.mmap(fd, (1 + self._PAGES) * mmap.PAGESIZE)
+            self._rings.append((fd, ring))
+            events.set(cpu.to_bytes(4, "little"), fd.to_bytes(4, "little"))
+
+    def read(self) -> list[Event]:
+        """Every record since the last read, in order of time."""
+        found: list[Event] = []
+        for _, ring in self._rings:
+            head, tail = struct.unpack_from("<QQ", ring, 1024)
+            size = self._PAGES * mmap.PAGESIZE
+            body = ring[mmap.PAGESIZE : mmap.PAGESIZE + size]
+            body += body
+            while tail < head:
+                kind, _, length = struct.unpack_from("<IHH", body, tail % size)
+                record = body[tail % size + 8 : tail % size + length]
+                if kind == self._SAMPLE:
+                    found.append(Event(record[4:]))
+                elif kind == self._LOST:
+                    self.lost += struct.unpack_from("<Q", record, 8)[0]
+                tail += length
+            struct.pack_into("<Q", ring, 1032, head)
+        return sorted(found, key=lambda event: event.time_ns)
+
+    def close(self) -> None:
+        """Give the rings back."""
+        for cpu, (fd, ring) in enumerate(self._rings):
+            self._map.delete(cpu.to_bytes(4, "little"))
+            ring.close()
+            os.close(fd)
+        self._rings = []
+
+
+class Plane:
+    """All maps and programs of the data plane, for one case at a time."""
+
+    def __init__(self, cache: Path, folder: Path | None = None) -> None:
+        folder = folder or specs.bpf_folder()
+        self.specs = specs.read_maps(folder, _SIZES)
+        self.maps = maps.open_maps(self.specs, None)
+        self.templates = compiling.compile_all(folder, cache)
+        self.generation = loading.load(
+            self.templates, self.maps, self.specs, specs.read_calls(folder), None
+        )
+        self.namespace = Namespace()
+        self.ring = EventRing(self.maps["EVENTS"])
+        self._devices: dict[str, int] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty every map and forget the events, as if all had just been made."""
+        self.ring.read()
+        self.ring.lost = 0
+        for held in self.maps:
+            if held.spec.type == syscalls.MAP_TYPES["ARRAY"]:
+                held.set(bytes(4), bytes(held.value_size))
+            elif held.spec.type != syscalls.MAP_TYPES["PERF_EVENT_ARRAY"]:
+                held.delete_many([key for key, _ in held.items()])
+        self.endpoints = Endpoints(self.maps)
+        self.ipcache = Ipcache(self.maps)
+        self.policy = Policies(self.maps, self.endpoints)
+        self.conntrack = Tracking(self.maps)
+        self.nat = Nat(self.maps)
+        self.metrics = Counters(self.maps)
+        self.configuration = Configuration(self.maps)
+        self.configure()
+
+    def configure(self, config: NodeConfig | None = None, **changed: Any) -> None:
+        """Write the node's configuration; `changed` are fields of struct config."""
+        self.configuration.patch(**{**fields(config or NodeConfig()), **changed})
+
+    def device(self, name: str) -> int:
+        """Index of a device of that name in the namespace, made when there is none."""
+        if name not in self._devices:
+            self._devices[name] = self.namespace.call(_make_device, name)
+        return self._devices[name]
+
+    def run(
+        self,
+        program: str,
+        packet: bytes | Any,
+        *,
+        device: str | None = None,
+        ifindex: int = 0,
+        mark: int = 0,
+        repeat: int = 1,
+        **context: int | list[int],
+    ) -> Run:
+        """Run a program on a packet (bytes, or anything bytes() takes, such as scapy's).
+
+        `device` or `ifindex` says where the packet is; `context` sets further fields of the
+        packet's context, e.g. cb=[1, 2]. Events that it wrote are in the result.
+        """
+        if device is not None:
+            ifindex = self.device(device)
+        data = bytes(packet)
+        if program.startswith("cil_xdp"):
+            given = struct.pack("<IIIIII", 0, len(data), 0, ifindex, 0, 0) if ifindex else b""
+        else:
+            given = _skb(ifindex=ifindex, mark=mark, **context)
+        done = self.namespace.call(
+            syscalls.run_packet, self.generation.programs[program], data, given, repeat
+        )
+        return Run(done.verdict, done.packet, done.context, done.duration_ns, self.ring.read())
+
+    def counter(self, reason: int, direction: int = 0) -> int:
+        """Packets counted under a reason; direction 0 is all."""
+        return sum(
+            row.packets
+            for row in self.metrics.dump()
+            if row.reason == reason and direction in (0, row.direction)
+        )
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.ring.close()
+        self.policy.close()
+        self.generation.close()
+        self.maps.close()
+        self.namespace.close()
+
+
+def _skb(**values: int | list[int]) -> bytes:
+    context = bytearray(_SKB_SIZE)
+    for name, value in values.items():
+        words = value if isinstance(value, list) else [value]
+        width = "Q" if name == "tstamp" else "I"
+        struct.pack_into(f"<{len(words)}{width}", context, _SKB[name], *words)
+    return bytes(context)
+
+
+def _make_device(name: str) -> int:
+    from pyroute2 import IPRoute
+
+    with IPRoute() as netlink:
+        if name == "lo":
+            netlink.link("set", index=1, state="up")
+            return 1
+        netlink.link("add", ifname=name, kind="veth", peer={"ifname": f"{name[:12]}-p"})
+        for each in (name, f"{name[:12]}-p"):
+            netlink.link("set", index=netlink.link_lookup(ifname=each)[0], state="up")
+        return int(netlink.link_lookup(ifname=name)[0])
