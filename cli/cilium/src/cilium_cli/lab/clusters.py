@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,6 @@ _BPFFS = Path("/sys/fs/bpf")
 _READY_LIMIT_S = 120.0
 _LOCK_LIMIT_S = 30.0
 _KILL_LIMIT_S = 10.0
-
-Progress = "Callable[[str], None]"
 
 
 @contextlib.contextmanager
@@ -124,33 +123,47 @@ def _create(lab: Layout, count: int, progress: Callable[[str], None]) -> None:
     report(f"{len(all_parts)} services started")
     store = Gateway(lab)
     try:
-        wait_ready(lab, layouts, all_parts, store, report)
+        readiness.wait(
+            _checks(lab, layouts, store),
+            all_parts,
+            _READY_LIMIT_S,
+            lambda name: report(f"{name} is ready"),
+        )
     finally:
         store.close()
 
 
-def wait_ready(
-    lab: Layout,
-    layouts: list[NodeLayout],
-    all_parts: list[Component],
-    store: Gateway,
-    report: Callable[[str], None],
-    limit_s: float = _READY_LIMIT_S,
-) -> None:
-    """Wait until every service of the lab is ready; raises DeadlineError."""
-    checks: dict[str, Callable[[], str]] = {
-        "etcd is healthy": lambda: readiness.etcd_ready(store),
-        "an operator leads": lambda: readiness.operator_leads(store),
-    }
+def _checks(lab: Layout, layouts: list[NodeLayout], store: Gateway) -> dict[str, Callable[[], str]]:
+    """What ready means, by component."""
+    checks: dict[str, Callable[[], str]] = {"etcd": partial(readiness.etcd_ready, store)}
+    for number in range(1, components.OPERATORS + 1):
+        checks[f"operator{number}"] = partial(readiness.operator_leads, store)
     for node in layouts:
-        checks[f"{node.name}/agent is ready"] = lambda node=node: readiness.agent_ready(node)  # type: ignore[misc]
-        checks[f"{node.name}/hubble-server is serving"] = lambda node=node: readiness.grpc_serving(  # type: ignore[misc]
-            node.hubble_socket, f"hubble-server of {node.name}"
+        checks[f"{node.name}/agent"] = partial(readiness.agent_ready, node)
+        checks[f"{node.name}/hubble-server"] = partial(
+            readiness.grpc_serving, node.hubble_socket, f"hubble-server of {node.name}"
         )
-    checks[f"relay is connected to {len(layouts)} nodes"] = lambda: readiness.relay_ready(
-        lab, len(layouts)
-    )
-    readiness.wait(checks, all_parts, limit_s, report)
+    checks["relay"] = partial(readiness.relay_ready, lab, len(layouts))
+    return checks
+
+
+def examine(lab: Layout) -> list[tuple[Component, str]]:
+    """Return each component with what it lacks, "" when it is ready."""
+    store = Gateway(lab)
+    try:
+        checks = _checks(lab, nodes(lab), store)
+        return [(part, checks[part.name]()) for part in parts(lab)]
+    finally:
+        store.close()
+
+
+def wait(lab: Layout, limit_s: float) -> None:
+    """Return once every component of a lab is ready; raises DeadlineError."""
+    store = Gateway(lab)
+    try:
+        readiness.wait(_checks(lab, nodes(lab), store), parts(lab), limit_s, lambda _: None)
+    finally:
+        store.close()
 
 
 def down(lab: Layout) -> bool:

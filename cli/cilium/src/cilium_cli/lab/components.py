@@ -42,7 +42,6 @@ class Component(NamedTuple):
     log: Path
     pidfile: Path
     folder: Path
-    environ: Mapping[str, str]
 
     def pid(self) -> int | None:
         """Process id while it runs."""
@@ -59,7 +58,6 @@ class Component(NamedTuple):
             cgroup=self.cgroup,
             log=self.log,
             cwd=self.folder,
-            environ=self.environ,
         )
         processes.write_pidfile(self.pidfile, pid)
         return pid
@@ -96,13 +94,7 @@ def write_config(folder: Path, values: Mapping[str, object]) -> None:
         (folder / key).write_text(text)
 
 
-def _component(
-    lab: Layout,
-    name: str,
-    netns: str,
-    command: list[str],
-    environ: Mapping[str, str] | None = None,
-) -> Component:
+def _component(lab: Layout, name: str, netns: str, command: list[str]) -> Component:
     flat = name.replace("/", "-")
     return Component(
         name=name,
@@ -112,7 +104,6 @@ def _component(
         log=lab.logs / f"{flat}.log",
         pidfile=lab.pids / flat,
         folder=lab.folder,
-        environ=environ or {},
     )
 
 
@@ -138,7 +129,6 @@ def etcd(lab: Layout) -> Component:
             "--logger=zap",
             "--log-level=warn",
         ],
-        {"ETCD_UNSUPPORTED_ARCH": ""},
     )
 
 

@@ -62,7 +62,7 @@ def create_fabric(lab: Layout) -> None:
             f"link add world type veth peer name eth0 netns {lab.world_netns}",
             "link set world master fabric up",
             f"route add default via {WORLD_IPV4}",
-            f"-6 route add default via {WORLD_IPV6}",
+            f"route add default via {WORLD_IPV6}",
         ],
         lab.fabric_netns,
     )
@@ -96,7 +96,7 @@ def create_node(lab: Layout, node: NodeLayout) -> None:
             f"address add {node.ipv4}/24 dev eth0",
             f"address add {node.ipv6}/64 dev eth0 nodad",
             f"route add default via {WORLD_IPV4}",
-            f"-6 route add default via {WORLD_IPV6}",
+            f"route add default via {WORLD_IPV6}",
         ],
         node.netns,
     )

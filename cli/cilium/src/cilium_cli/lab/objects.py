@@ -11,7 +11,6 @@ from cilium_cli.lab.layouts import parse_pod
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from cilium_cli.lab.etcd import Gateway
 
@@ -74,22 +73,26 @@ def parse_port(text: str) -> dict[str, Any]:
     return port | ({"name": name} if name else {})
 
 
-def read_file(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Read Namespace and Pod documents of a YAML file; anything else is refused by name."""
+def read_file(name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Read Namespace and Pod documents of a YAML file, `-` for stdin; others are refused."""
+    import sys
+    from pathlib import Path
+
     import yaml
 
     try:
-        documents = [document for document in yaml.safe_load_all(path.read_text()) if document]
+        text = sys.stdin.read() if name == "-" else Path(name).read_text()
+        documents = [document for document in yaml.safe_load_all(text) if document]
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {error}") from error
+        raise InputError(f"{name}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{name}: not YAML: {error}") from error
     found: dict[str, list[dict[str, Any]]] = {"Namespace": [], "Pod": []}
     for document in documents:
         kind = document.get("kind") if isinstance(document, dict) else None
         if kind not in found:
             raise InputError(
-                f"{path}: kind {kind!r} is neither Pod nor Namespace",
+                f"{name}: kind {kind!r} is neither Pod nor Namespace",
                 "store other objects with: cilium apply -f",
             )
         metadata = document.setdefault("metadata", {})

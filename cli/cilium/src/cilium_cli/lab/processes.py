@@ -18,7 +18,7 @@ from cilium_cli.lab import cgroups
 from cilium_cli.lab.layouts import NETNS_ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 _JOIN = 'echo 0 > "$0/cgroup.procs" && cd "$1" && shift && exec "$@"'
@@ -34,14 +34,12 @@ def start(
     cgroup: Path,
     log: Path,
     cwd: Path,
-    environ: Mapping[str, str] | None = None,
 ) -> int:
     """Start the command detached from this terminal and return its process id.
 
     Output is appended to the log. The caller need not wait for it: init inherits it.
     """
     environment = {key: value for key, value in os.environ.items() if key not in _UNSET}
-    environment.update(environ or {})
     wrapper = ["sh", "-c", _JOIN, str(cgroups.create(cgroup)), str(cwd)]
     enter = ["nsenter", f"--net={NETNS_ROOT / netns}", "--"]
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND

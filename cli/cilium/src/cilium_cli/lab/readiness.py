@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from cilium_cli.lab.etcd import Gateway
     from cilium_cli.lab.layouts import Layout, NodeLayout
 
-Check = "Callable[[], str]"
-
 LEADER_KEY = "cilium/state/leader/v1/operator"
 _POLL_S = 0.03
 _ANSWER_S = 1.0

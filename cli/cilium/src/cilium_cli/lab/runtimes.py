@@ -21,8 +21,6 @@ from cilium_cli.lab import cgroups, namespaces, objects, processes
 from cilium_cli.lab.layouts import NETNS_ROOT, NodeLayout, node_number
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cilium_cli.lab.etcd import Gateway
     from cilium_cli.lab.layouts import Layout
 
@@ -168,6 +166,23 @@ def _add(layout: NodeLayout, store: Gateway, pod: Pod, spec: dict[str, Any]) -> 
             processes.start(command, netns=pod.netns, cgroup=pod.cgroup, log=pod.log, cwd=Path("/"))
 
 
+def add_all(
+    lab: Layout,
+    store: Gateway,
+    spaces: list[dict[str, Any]],
+    specs: list[dict[str, Any]],
+    node: str | None = None,
+) -> list[Pod]:
+    """Store the Namespaces, and create the pods one after another with theirs."""
+    for space in spaces:
+        metadata = space["metadata"]
+        objects.put_namespace(store, metadata["name"], metadata.get("labels") or {}, replace=True)
+    named = {space["metadata"]["name"] for space in spaces}
+    for namespace in {spec["metadata"]["namespace"] for spec in specs} - named:
+        objects.put_namespace(store, namespace, {})
+    return [add(lab, store, spec, node) for spec in specs]
+
+
 def delete(store: Gateway, pod: Pod) -> None:
     """Remove everything of the pod; what is already gone is fine."""
     cgroups.kill(pod.cgroup)
@@ -246,13 +261,3 @@ def _execute(
         f"{plugin.name} {verb} for pod {pod.full_name} on {pod.node}: {report['msg']}{details}",
         f"CNI error code {report['code']}" if "code" in report else "",
     )
-
-
-def run_inside(pod: Pod, command: Sequence[str]) -> None:
-    """Replace this process by the command, in the pod's namespace and cgroup. Does not return."""
-    cgroups.join(pod.cgroup)
-    namespaces.enter(pod.netns)
-    try:
-        os.execvp(command[0], list(command))  # noqa: S606 - the user's own command, no shell
-    except OSError as error:
-        raise CommandError(f"cannot run {command[0]!r}: {error.strerror}") from error
