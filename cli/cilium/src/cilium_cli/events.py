@@ -131,7 +131,8 @@ def tuple_text(event: Event) -> str:
     raw = event.raw
     if not raw.flags & abi.EVENT_L3:
         if raw.flags & abi.EVENT_ETHERNET:
-            return f"{_mac(raw.smac)} -> {_mac(raw.dmac)} ethertype 0x{socket.ntohs(raw.ethertype):04x}"
+            ethertype = socket.ntohs(raw.ethertype)
+            return f"{_mac(raw.smac)} -> {_mac(raw.dmac)} ethertype 0x{ethertype:04x}"
         return "(headers not readable)"
     source, destination = address(event, "saddr"), address(event, "daddr")
     if not raw.flags & abi.EVENT_L4:
