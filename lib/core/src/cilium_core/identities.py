@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Final, NewType
 
+from cilium_core.errors import ExhaustedError
 from cilium_core.labels import (
     SOURCE_CIDR,
     SOURCE_CIDR_GROUP,
@@ -267,7 +268,7 @@ def cidr_labels(prefix: Prefix, families: Families) -> LabelSet:
     return LabelSet((world,) if prefix.prefixlen == 0 else (cidr_label(prefix), world))
 
 
-class LocalIdentityExhaustedError(RuntimeError):
+class LocalIdentityExhaustedError(ExhaustedError):
     """Every node-local number is in use."""
 
 

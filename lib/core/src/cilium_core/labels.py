@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import total_ordering
 from typing import TYPE_CHECKING, Final
 
+from cilium_core.errors import InvalidError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -44,7 +46,7 @@ _RESERVED_DOTTED: Final = "reserved."
 _FORBIDDEN_IN_KEY: Final = frozenset(":=;")
 
 
-class LabelError(ValueError):
+class LabelError(InvalidError, ValueError):
     """A label, a stored label set or a label filter that cannot be understood."""
 
 

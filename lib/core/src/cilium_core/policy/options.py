@@ -1,0 +1,55 @@
+"""The options that change what a policy means.
+
+They are fixed when the engine is made: a changed option needs a new engine, which parses and
+resolves everything again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cilium_core.identities import Families
+from cilium_core.labels import DEFAULT_CLUSTER
+
+
+class EnforcementMode(Enum):
+    """When endpoints are enforced (option `enable-policy`)."""
+
+    DEFAULT = "default"
+    """In the directions in which a rule selects the endpoint."""
+
+    ALWAYS = "always"
+    """Every endpoint, in both directions."""
+
+    NEVER = "never"
+    """No endpoint; rules have no effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOptions:
+    """Settings of the policy engine, with the users' option named beside each."""
+
+    cluster: str = DEFAULT_CLUSTER
+    """`cluster-name`: the cluster that peers belong to when they name none."""
+
+    families: Families = field(default_factory=Families)
+    """`enable-ipv4`, `enable-ipv6`: they decide which label the outside world carries."""
+
+    enforcement: EnforcementMode = EnforcementMode.DEFAULT
+    """`enable-policy`."""
+
+    default_local_cluster: bool = True
+    """`policy-default-local-cluster`: peers that name no cluster mean the own one."""
+
+    non_default_deny: bool = True
+    """`enable-non-default-deny-policies`: honour `enableDefaultDeny: false`."""
+
+    allow_localhost: bool = True
+    """`allow-localhost`: the node itself always reaches its pods, unless a rule denies it."""
+
+    icmp_rules: bool = True
+    """`enable-icmp-rules`: accept `icmps`."""
+
+    extended_protocols: bool = False
+    """`enable-extended-ip-protocols`: accept VRRP, IGMP and items without a port."""

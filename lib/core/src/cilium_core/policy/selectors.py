@@ -1,0 +1,295 @@
+"""Selectors: what a policy picks its subjects and peers by.
+
+Every kind of peer selector offers the same three things: `matches(labels)`, the prefixes that must
+have identities of their own for it to work, and its *anchors*. An anchor is something that a label
+set must have for the selector to match it at all; anchors let the selector cache find the few
+selectors that may match a new identity, and the few identities that may match a new selector,
+without trying each against each.
+
+Selectors are immutable values: equal selectors, from whatever policies, are one selector to the
+cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Protocol
+
+from cilium_core.identities import Families, Prefix, cidr_of_label
+from cilium_core.labels import (
+    KEY_CLUSTER,
+    KEY_NAMESPACE,
+    KEY_NAMESPACE_LABELS_PREFIX,
+    SOURCE_ANY,
+    SOURCE_CIDR,
+    SOURCE_K8S,
+    SOURCE_RESERVED,
+    Label,
+    LabelSet,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Iterator
+
+cidr_of_cached: Final = lru_cache(maxsize=65536)(cidr_of_label)
+"""The prefix of a `cidr` label; reading the same few labels again and again is what matching
+does."""
+
+
+def prefix_contains(outer: Prefix, inner: Prefix) -> bool:
+    """Whether `inner` is `outer` or a part of it."""
+    return (
+        outer.version == inner.version
+        and outer.prefixlen <= inner.prefixlen
+        and int(inner.network_address) >> (inner.max_prefixlen - outer.prefixlen)
+        == int(outer.network_address) >> (outer.max_prefixlen - outer.prefixlen)
+    )
+
+
+def _prefix_anchor(version: int, length: int, bits: int) -> Hashable:
+    return ("prefix", version, length, bits)
+
+
+def anchors_of(labels: LabelSet) -> Iterator[Hashable]:
+    """Every anchor that a label set offers."""
+    for label in labels:
+        yield label.key, label.value
+        yield label.key, None
+        prefix = cidr_of_cached(label) if label.source == SOURCE_CIDR else None
+        if prefix is not None:
+            bits = int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
+            for length in range(prefix.prefixlen, 0, -1):
+                yield _prefix_anchor(prefix.version, length, bits)
+                bits >>= 1
+
+
+class PeerSelector(Protocol):
+    """What every kind of peer selector offers. Implementations are hashable values."""
+
+    def matches(self, labels: LabelSet) -> bool:
+        """Whether an identity with these labels is selected."""
+
+    def anchors(self) -> tuple[Hashable, ...] | None:
+        """Anchors of which a label set must have one to match; None when there is no such list."""
+
+    def prefixes(self) -> Iterable[Prefix]:
+        """The address prefixes that need identities for the selector to tell them apart."""
+
+
+class Operator(Enum):
+    """How the values of a requirement count."""
+
+    IN = "in"
+    NOT_IN = "notin"
+    EXISTS = "exists"
+    NOT_EXISTS = "!"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One condition on the labels: a key, of one source or `any`, and how its value must be."""
+
+    source: str
+    key: str
+    operator: Operator
+    values: frozenset[str] = frozenset()
+
+    def matches(self, labels: LabelSet) -> bool:
+        """Whether a label set meets the condition; an absent key never equals the empty value."""
+        if self.source == SOURCE_CIDR:
+            return self._contains_cidr(labels) == (self.operator in {Operator.IN, Operator.EXISTS})
+        label = labels.get(self.key, self.source)
+        match self.operator:
+            case Operator.IN:
+                return label is not None and label.value in self.values
+            case Operator.NOT_IN:
+                return label is None or label.value not in self.values
+            case Operator.EXISTS:
+                return label is not None
+            case Operator.NOT_EXISTS:
+                return label is None
+
+    def _contains_cidr(self, labels: LabelSet) -> bool:
+        """Two `cidr` labels compare by containment, not by text."""
+        outer = cidr_of_cached(Label(SOURCE_CIDR, self.key))
+        if outer is None:
+            return False
+        inner = (cidr_of_cached(label) for label in labels.from_source(SOURCE_CIDR))
+        return any(prefix is not None and prefix_contains(outer, prefix) for prefix in inner)
+
+    def __str__(self) -> str:
+        key = f"{self.source}:{self.key}"
+        values = sorted(self.values)
+        match self.operator:
+            case Operator.IN if len(values) == 1:
+                return f"{key}={values[0]}"
+            case Operator.IN | Operator.NOT_IN:
+                return f"{key} {self.operator.value} ({','.join(values)})"
+            case Operator.EXISTS:
+                return key
+            case Operator.NOT_EXISTS:
+                return f"!{key}"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSelector:
+    """Requirements that must all hold; none at all matches every label set."""
+
+    requirements: tuple[Requirement, ...] = ()
+
+    def matches(self, labels: LabelSet) -> bool:
+        """Whether an identity with these labels is selected."""
+        return all(requirement.matches(labels) for requirement in self.requirements)
+
+    def anchors(self) -> tuple[Hashable, ...] | None:
+        """The key and value of the requirement that promises to exclude most."""
+        best = min(
+            (
+                requirement
+                for requirement in self.requirements
+                if requirement.operator in {Operator.IN, Operator.EXISTS}
+                and requirement.source != SOURCE_CIDR
+            ),
+            key=_breadth,
+            default=None,
+        )
+        if best is None:
+            return None
+        if best.operator is Operator.EXISTS:
+            return ((best.key, None),)
+        return tuple((best.key, value) for value in best.values)
+
+    def prefixes(self) -> Iterable[Prefix]:
+        """The prefixes of hand-written `cidr` keys."""
+        prefixes = (
+            cidr_of_cached(Label(SOURCE_CIDR, requirement.key))
+            for requirement in self.requirements
+            if requirement.source == SOURCE_CIDR
+        )
+        return tuple(prefix for prefix in prefixes if prefix is not None)
+
+    def mentions(self, key: str, *, sources: frozenset[str] | None = None) -> bool:
+        """Whether some requirement is about a key (of one of the sources, if given)."""
+        return any(
+            requirement.key == key and (sources is None or requirement.source in sources)
+            for requirement in self.requirements
+        )
+
+    def mentions_namespace_labels(self) -> bool:
+        """Whether some requirement is about the labels of the namespace."""
+        return any(
+            requirement.key.startswith(KEY_NAMESPACE_LABELS_PREFIX)
+            for requirement in self.requirements
+        )
+
+    def mentions_reserved(self) -> bool:
+        """Whether some requirement is about a reserved label."""
+        return any(requirement.source == SOURCE_RESERVED for requirement in self.requirements)
+
+    def require(self, *requirements: Requirement) -> LabelSelector:
+        """The selector with more requirements."""
+        return LabelSelector(self.requirements + requirements)
+
+    def __str__(self) -> str:
+        return ", ".join(str(requirement) for requirement in self.requirements) or "{}"
+
+
+def _breadth(requirement: Requirement) -> tuple[bool, bool, int]:
+    """Sort key: requirements that many identities meet come last."""
+    everywhere = requirement.key in {KEY_NAMESPACE, KEY_CLUSTER}
+    return everywhere, requirement.operator is Operator.EXISTS, len(requirement.values)
+
+
+@dataclass(frozen=True, slots=True)
+class EntitySelector:
+    """A named group of identities: those that carry one of some labels."""
+
+    name: str
+    labels: frozenset[Label]
+
+    def matches(self, labels: LabelSet) -> bool:
+        """Whether an identity with these labels is selected."""
+        return any(label in labels for label in self.labels)
+
+    def anchors(self) -> tuple[Hashable, ...] | None:
+        """Every label of the entity."""
+        return tuple((label.key, label.value) for label in self.labels)
+
+    def prefixes(self) -> Iterable[Prefix]:
+        """None."""
+        return ()
+
+    def __str__(self) -> str:
+        return f"entity:{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class CidrSelector:
+    """Outside addresses inside a prefix and outside its excepts.
+
+    `world` is the label that the outside of the prefix's family carries: the whole address space is
+    selected by it, since the world's own identity has no `cidr` label.
+    """
+
+    prefix: Prefix
+    excepts: tuple[Prefix, ...]
+    world: Label
+
+    def matches(self, labels: LabelSet) -> bool:
+        """Whether an identity with these labels is selected; only outside ones ever are."""
+        prefix = next(
+            (
+                prefix
+                for label in labels.from_source(SOURCE_CIDR)
+                if (prefix := cidr_of_cached(label)) is not None
+            ),
+            None,
+        )
+        if self.prefix.prefixlen == 0:
+            inside = self.world in labels
+        else:
+            inside = prefix is not None and prefix_contains(self.prefix, prefix)
+        return inside and not (
+            prefix is not None and any(prefix_contains(part, prefix) for part in self.excepts)
+        )
+
+    def anchors(self) -> tuple[Hashable, ...] | None:
+        """The prefix, or the world's label for the whole address space."""
+        if self.prefix.prefixlen == 0:
+            return ((self.world.key, self.world.value),)
+        length = self.prefix.prefixlen
+        bits = int(self.prefix.network_address) >> (self.prefix.max_prefixlen - length)
+        return (_prefix_anchor(self.prefix.version, length, bits),)
+
+    def prefixes(self) -> Iterable[Prefix]:
+        """The prefix and its excepts."""
+        return (self.prefix, *self.excepts)
+
+    def __str__(self) -> str:
+        excepts = ",".join(str(prefix) for prefix in self.excepts)
+        return f"cidr:{self.prefix}" + (f" except {excepts}" if excepts else "")
+
+
+def equals(key: str, value: str, source: str = SOURCE_K8S) -> Requirement:
+    """The requirement that a label has one value."""
+    return Requirement(source, key, Operator.IN, frozenset((value,)))
+
+
+def exists(key: str, source: str = SOURCE_K8S) -> Requirement:
+    """The requirement that a label is there."""
+    return Requirement(source, key, Operator.EXISTS)
+
+
+def parse_key(text: str) -> tuple[str, str]:
+    """Split a selector key as written in YAML into source and key; without a source it is `any`."""
+    label = Label.parse(text, SOURCE_ANY)
+    return label.source, label.key
+
+
+def cidr_selector(prefix: Prefix, excepts: Iterable[Prefix], families: Families) -> CidrSelector:
+    """A prefix without some parts, in a cluster with the given address families."""
+    # The order of excepts has no meaning, and equal selectors should be one.
+    ordered = tuple(sorted(set(excepts), key=lambda part: (part.prefixlen, int(part[0]))))
+    return CidrSelector(prefix, ordered, families.world(prefix.version).label)
