@@ -239,10 +239,10 @@ def convert(kind: str, text: str) -> Value:
             raise ValueError(f'strconv.ParseBool: parsing "{text}": invalid syntax')
         return text in _TRUE
     if kind == "uint":
-        if not re.fullmatch(r"0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO]?[0-7]+|0|[1-9]\d*", text):
+        if not re.fullmatch(r"0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO]?[0-7_]+|0|[1-9][\d_]*", text):
             raise ValueError(f'strconv.ParseUint: parsing "{text}": invalid syntax')
-        octal = re.fullmatch(r"0([0-7]+)", text)
-        number = int(octal[1], 8) if octal else int(text, 0)
+        octal = re.fullmatch(r"0([0-7_]+)", text)
+        number = int(octal[1].lstrip("_"), 8) if octal else int(text, 0)
         if number >= 1 << 64:
             raise ValueError(f'strconv.ParseUint: parsing "{text}": value out of range')
         return number

@@ -211,7 +211,7 @@ def _identity(value: str) -> int:
     for number, name in names.RESERVED_IDENTITIES.items():
         if name == value and number:
             return number
-    number_text = re.fullmatch(r"\+?(0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO]?[0-7_]*|\d[\d_]*)", value)
+    number_text = re.fullmatch(r"(0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO]?[0-7_]*|\d[\d_]*)", value)
     try:
         if number_text is not None:
             number = int(_go_literal(number_text[1]), 0)
@@ -219,7 +219,8 @@ def _identity(value: str) -> int:
                 return number
     except ValueError:
         pass
-    known = " ".join(names.RESERVED_IDENTITIES.values())
+    # 11 is reserved as well but has no name to show.
+    known = " ".join([*(name for number, name in names.RESERVED_IDENTITIES.items() if number), "11"])
     raise UsageError(f"invalid security identity, expected one of [{known}] or a numeric value")
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Encode = Callable[[Any], str]
 
-_UNSAFE = re.compile("[<>&\u2028\u2029\x7f]")
+_UNSAFE = re.compile("[<>&\u2028\u2029]")
 WRAPPERS = frozenset(
     f"google.protobuf.{kind}Value"
     for kind in ("Bool", "Int32", "UInt32", "Int64", "UInt64", "Float", "Double", "String", "Bytes")

@@ -15,9 +15,11 @@ _MINIMUM_WIDTH = 2
 
 def align(text: str) -> str:
     """The text with its cells padded to the widest of their column and three blanks."""
-    lines = [re.split(r"[\t\v]", line) for line in re.split(r"[\n\f]", text)]
     out: list[str] = []
-    _format(lines, out, 0, len(lines), [])
+    # A form feed ends the line and every column.
+    for page in text.split("\f"):
+        lines = [re.split(r"[\t\v]", line) for line in page.split("\n")]
+        _format(lines, out, 0, len(lines), [])
     return "\n".join(out)
 
 
@@ -31,16 +33,14 @@ def _format(
         if column >= len(lines[this]) - 1:
             this += 1
             continue
-        for line in lines[first:this]:
-            out.append(_join(line, widths))
+        out += [_join(line, widths) for line in lines[first:this]]
         first = this
         while this < last and column < len(lines[this]) - 1:
             this += 1
         widest = max(len(line[column]) for line in lines[first:this]) + PADDING
         _format(lines, out, first, this, [*widths, max(widest, _MINIMUM_WIDTH)])
         first = this
-    for line in lines[first:last]:
-        out.append(_join(line, widths))
+    out += [_join(line, widths) for line in lines[first:last]]
 
 
 def _join(line: list[str], widths: list[int]) -> str:

@@ -46,7 +46,7 @@ class Painter:
         return lambda text: f"{start}{text}{_RESET}"
 
     def escape(self, text: str) -> str:
-        """The text with escape shown as `^[` and carriage return as `\\r`."""
+        """The text with escape shown as `^[` and carriage return as a backslash and r."""
         if "\x1b" not in text and "\r" not in text:
             return text
         if not self.enabled:

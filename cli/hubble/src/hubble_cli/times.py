@@ -64,6 +64,8 @@ FORMATS = (
 def parse_duration_ns(text: str) -> int:
     """Nanoseconds of a duration such as `1h30m` or `-1.5s`. Raises ValueError."""
     if not _DURATION.fullmatch(text):
+        if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", text):
+            raise ValueError(f'time: missing unit in duration "{text}"')
         raise ValueError(f'time: invalid duration "{text}"')
     total = 0
     for amount, unit in _TERM.findall(text):

@@ -16,7 +16,7 @@ from hubble_cli.printing.outputs import join_cut, quote
 from relay import relay_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from observer import observer_pb2
 
@@ -169,15 +169,15 @@ class FlowPrinter:
         port: int,
         endpoint: flow_pb2.Endpoint,
         service: flow_pb2.Service | None,
-        dns_names: Iterable[str],
+        dns_names: Sequence[str],
     ) -> str:
         host = address
         if self._options.ip_translation:
             namespace = endpoint.namespace if service is None else service.namespace
             if name := endpoint.pod_name or (service.name if service is not None else ""):
                 host = _qualified(namespace, name)
-            else:
-                host = ",".join(dns_names) or address
+            elif dns_names:
+                host = ",".join(dns_names)
         if not port:
             return host
         shown = self._paint.yellow(str(port))
@@ -328,7 +328,5 @@ def flow_type(one: flow_pb2.Flow) -> str:
 
 
 def _qualified(namespace: str, name: str) -> str:
-    if not namespace:
-        return name
-    full = f"{namespace}/{name}"
+    full = f"{namespace}/{name}" if namespace else name
     return posixpath.normpath(full) if "//" in full or "/." in full or full[-1] == "/" else full
