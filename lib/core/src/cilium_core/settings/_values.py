@@ -9,6 +9,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import (
@@ -21,9 +22,6 @@ from ipaddress import (
 )
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
-
-if typing.TYPE_CHECKING:
-    from collections.abc import Callable
 
 Seconds: TypeAlias = Annotated[float, "duration"]
 """A length of time in seconds; written `5s`, `250ms`, `1h30m` or a bare number of seconds."""

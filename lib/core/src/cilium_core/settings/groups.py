@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from cilium_core.settings._fields import setting
-from cilium_core.settings._values import Seconds  # noqa: TC001 - the loader reads it
+from cilium_core.settings._values import Seconds
 
 
 @dataclass(frozen=True)
