@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
+
 from cilium_agent.datapath import syscalls
 from cilium_agent.datapath.errors import CompileError, SourceError
 

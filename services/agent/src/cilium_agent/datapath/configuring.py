@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cilium_agent.datapath.errors import DatapathError
 from cilium_core import abi
+
+from cilium_agent.datapath.errors import DatapathError
 
 if TYPE_CHECKING:
     from cilium_agent.datapath.maps import Maps

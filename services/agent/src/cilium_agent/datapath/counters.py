@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cilium_agent.datapath.models import Counter
 from cilium_core import abi
+
+from cilium_agent.datapath.models import Counter
 
 if TYPE_CHECKING:
     from cilium_agent.datapath.maps import Maps

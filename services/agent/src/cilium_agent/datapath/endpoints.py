@@ -12,9 +12,10 @@ import time
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
+from cilium_core import abi
+
 from cilium_agent.datapath.errors import DatapathError
 from cilium_agent.datapath.models import EndpointInfo
-from cilium_core import abi
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

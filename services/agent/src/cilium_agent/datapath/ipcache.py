@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING
 
-from cilium_agent.datapath.models import Address, IpcacheEntry, Network
 from cilium_core import abi
+
+from cilium_agent.datapath.models import Address, IpcacheEntry, Network
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

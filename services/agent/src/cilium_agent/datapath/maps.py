@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
+
 from cilium_agent.datapath import syscalls
 from cilium_agent.datapath.errors import BpfError, MapShapeError
 from cilium_agent.datapath.specs import MapSpec

@@ -15,11 +15,12 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from cilium_core import abi
+
 from cilium_agent.datapath import syscalls
 from cilium_agent.datapath.errors import PolicyMapOverflow
 from cilium_agent.datapath.maps import Map
 from cilium_agent.datapath.models import PolicyChange, PolicyEntry, PolicyKey
-from cilium_core import abi
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

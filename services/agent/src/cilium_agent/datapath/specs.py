@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cilium_core import abi
+
 from cilium_agent.datapath import syscalls
 from cilium_agent.datapath.errors import SourceError
-from cilium_core import abi
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

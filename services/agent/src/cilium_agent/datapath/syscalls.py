@@ -94,7 +94,20 @@ class _MapInfo(ct.Structure):
 class _ProgInfo(ct.Structure):
     """Start of struct bpf_prog_info."""
 
-    _fields_ = (("type", ct.c_uint32), ("id", ct.c_uint32), ("tag", ct.c_uint8 * 8))
+    _fields_ = (
+        ("type", ct.c_uint32),
+        ("id", ct.c_uint32),
+        ("tag", ct.c_uint8 * 8),
+        ("jited_prog_len", ct.c_uint32),
+        ("xlated_prog_len", ct.c_uint32),
+        ("jited_prog_insns", ct.c_uint64),
+        ("xlated_prog_insns", ct.c_uint64),
+        ("load_time", ct.c_uint64),
+        ("created_by_uid", ct.c_uint32),
+        ("nr_map_ids", ct.c_uint32),
+        ("map_ids", ct.c_uint64),
+        ("name", ct.c_char * 16),
+    )
 
 
 class _TestRunOpts(ct.Structure):
@@ -220,12 +233,19 @@ def map_info(fd: int) -> MapInfo:
     )
 
 
-def prog_id(fd: int) -> int:
-    """Kernel's number of an open program."""
+def prog_name(number: int) -> str:
+    """Name of the program with the kernel's number, empty when it is gone; 15 letters at most."""
+    fd = _lib().bpf_prog_get_fd_by_id(number)
+    if fd == -errno.ENOENT:
+        return ""
+    _checked(fd, f"program {number}: open")
     info = _ProgInfo()
     size = ct.c_uint32(ct.sizeof(info))
-    _checked(_lib().bpf_obj_get_info_by_fd(fd, ct.byref(info), ct.byref(size)), "program info")
-    return int(info.id)
+    try:
+        _checked(_lib().bpf_obj_get_info_by_fd(fd, ct.byref(info), ct.byref(size)), "program info")
+    finally:
+        os.close(fd)
+    return str(info.name.decode(errors="replace"))
 
 
 def map_by_id(number: int) -> int:

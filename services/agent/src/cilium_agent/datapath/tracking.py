@@ -12,8 +12,9 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from cilium_agent.datapath.models import Address, Connection, GcResult, NatEntry
 from cilium_core import abi
+
+from cilium_agent.datapath.models import Address, Connection, GcResult, NatEntry
 
 if TYPE_CHECKING:
     import struct

@@ -1,0 +1,72 @@
+"""The data plane of a node: eBPF programs, maps and devices.
+
+The public face; everything else in this package is private to it.
+
+    plane = Datapath(DatapathPaths(bpf_root=…, template_dir=…))
+    await plane.start(NodeConfig(…))
+    plane.endpoints.upsert(EndpointInfo(…))
+    plane.attach_endpoint(ifindex)
+    plane.policy.apply({endpoint_id: PolicyChange(add={…}, remove=[…])})
+
+Importing it does not import BCC, which only a load of changed programs needs.
+"""
+
+from cilium_agent.datapath import netns
+from cilium_agent.datapath.errors import (
+    BpfError,
+    CompileError,
+    DatapathError,
+    DeviceError,
+    LoadError,
+    MapShapeError,
+    NamespaceError,
+    PolicyMapOverflow,
+    SourceError,
+)
+from cilium_agent.datapath.facade import Datapath
+from cilium_agent.datapath.models import (
+    Connection,
+    Counter,
+    DatapathPaths,
+    EndpointInfo,
+    GcResult,
+    IpcacheEntry,
+    NatEntry,
+    NodeConfig,
+    PodInterface,
+    PolicyChange,
+    PolicyEntry,
+    PolicyKey,
+    PrefilterState,
+    RemoteNode,
+)
+from cilium_agent.datapath.probing import probe
+
+__all__ = [
+    "BpfError",
+    "CompileError",
+    "Connection",
+    "Counter",
+    "Datapath",
+    "DatapathError",
+    "DatapathPaths",
+    "DeviceError",
+    "EndpointInfo",
+    "GcResult",
+    "IpcacheEntry",
+    "LoadError",
+    "MapShapeError",
+    "NamespaceError",
+    "NatEntry",
+    "NodeConfig",
+    "PodInterface",
+    "PolicyChange",
+    "PolicyEntry",
+    "PolicyKey",
+    "PolicyMapOverflow",
+    "PrefilterState",
+    "RemoteNode",
+    "SourceError",
+    "netns",
+    "probe",
+]

@@ -1,0 +1,177 @@
+"""The XDP prefilter: source prefixes that are refused at the device, and a packet rate per source.
+
+The program is on the devices only while there is something to refuse, because native XDP on a veth
+costs it its large segments. What is refused lives in pinned maps and outlasts the agent.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from cilium_core import abi
+from pyroute2.netlink.exceptions import NetlinkError
+
+from cilium_agent.datapath import netlink as nl
+from cilium_agent.datapath import syscalls
+from cilium_agent.datapath.errors import DatapathError, DeviceError
+from cilium_agent.datapath.models import Network, PrefilterState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from cilium_agent.datapath.configuring import Configuration
+    from cilium_agent.datapath.maps import Map, Maps
+
+_log = structlog.get_logger(__name__)
+
+PROGRAM = "cil_xdp_entry"
+_MODES = {1: "native", 2: "generic"}
+_KEYS = {
+    4: abi.view("cidr_key4", "prefixlen", "addr"),
+    6: abi.view("cidr_key6", "prefixlen", "addr"),
+}
+_INFO = abi.view("cidr_info", "packets")
+_RATE_MAX = 10_000_000
+
+
+class Prefilter:
+    """What is refused, and the program that does it."""
+
+    def __init__(
+        self,
+        maps: Maps,
+        configuration: Configuration,
+        devices: Mapping[str, int],
+        programs: Mapping[str, int],
+    ) -> None:
+        self._cidrs: dict[int, Map] = {4: maps["CIDR4"], 6: maps["CIDR6"]}
+        self._buckets = maps["RATELIMIT"]
+        self._configuration = configuration
+        self._devices = devices
+        self._programs = programs
+
+    def get(self) -> PrefilterState:
+        """What is refused now, and how often each prefix has been."""
+        config = self._configuration.read()
+        return PrefilterState(
+            cidrs=self._read(),
+            rate_limit_pps=config["rate_limit_pps"],
+            rate_limit_burst=config["rate_limit_burst"],
+            attached=self._attached(),
+        )
+
+    def update(
+        self,
+        add: Iterable[Network] = (),
+        remove: Iterable[Network] = (),
+        rate_limit_pps: int | None = None,
+        rate_limit_burst: int | None = None,
+    ) -> PrefilterState:
+        """Refuse some prefixes, accept others again, change the rate limit (0 is off).
+
+        Counts of prefixes that are refused already go on. A limit without a burst may burst for
+        one second. Raises DatapathError for a limit out of range, DeviceError when a device has
+        an XDP program of somebody else's.
+        """
+        for name, value in (("rate limit", rate_limit_pps), ("burst", rate_limit_burst)):
+            if value is not None and not 0 <= value <= _RATE_MAX:
+                raise DatapathError(f"prefilter {name} {value}: 0 to {_RATE_MAX} packets")
+        held = self._read()
+        for prefix in remove:
+            self._cidrs[prefix.version].delete(_key(prefix))
+        for version, cidrs in self._cidrs.items():
+            cidrs.set_many(
+                {
+                    _key(prefix): _INFO.pack(held.get(prefix, 0))
+                    for prefix in add
+                    if prefix.version == version
+                }
+            )
+        if rate_limit_pps is not None:
+            burst = rate_limit_pps if rate_limit_burst is None else rate_limit_burst
+            self._configuration.patch(rate_limit_pps=rate_limit_pps, rate_limit_burst=burst)
+            if not rate_limit_pps:
+                self._buckets.delete_many([key for key, _ in self._buckets.items()])
+        elif rate_limit_burst is not None:
+            self._configuration.patch(rate_limit_burst=rate_limit_burst)
+        self.apply()
+        return self.get()
+
+    def apply(self) -> None:
+        """Put the program on the devices if there is something to refuse, or take it off."""
+        wanted = bool(self._configuration.read()["rate_limit_pps"]) or bool(self._read())
+        if wanted and PROGRAM not in self._programs:
+            raise DatapathError(f"the prefilter's program {PROGRAM} is not loaded")
+        with nl.session("XDP prefilter") as netlink:
+            for name, index in self._devices.items():
+                number, mode = nl.xdp_of(netlink, index)
+                if number and not _is_ours(number):
+                    if wanted:
+                        raise DeviceError(
+                            f"device {name} has an XDP program of somebody else's (number"
+                            f" {number}); remove it to use the prefilter there"
+                        )
+                elif wanted:
+                    self._attach(netlink, name, index, mode)
+                elif number:
+                    nl.set_xdp(netlink, index, -1, _flags(mode))
+
+    def detach(self) -> None:
+        """Take the program off the devices, whatever is refused."""
+        with nl.session("XDP prefilter") as netlink:
+            for index in self._devices.values():
+                number, mode = nl.xdp_of(netlink, index)
+                if number and _is_ours(number):
+                    nl.set_xdp(netlink, index, -1, _flags(mode))
+
+    def _attach(self, netlink: Any, name: str, index: int, mode: int) -> None:
+        """Replace in the mode it is in, or try native and then generic."""
+        fd = self._programs[PROGRAM]
+        if mode:
+            nl.set_xdp(netlink, index, fd, _flags(mode))
+            return
+        try:
+            nl.set_xdp(netlink, index, fd, nl.XDP_NATIVE)
+        except NetlinkError as error:
+            _log.info("native XDP is not possible, using generic", device=name, error=str(error))
+            nl.set_xdp(netlink, index, fd, nl.XDP_GENERIC)
+
+    def _attached(self) -> dict[str, str]:
+        found = {}
+        with nl.session("XDP prefilter") as netlink:
+            for name, index in self._devices.items():
+                number, mode = nl.xdp_of(netlink, index)
+                if number and _is_ours(number):
+                    found[name] = _MODES.get(mode, "other")
+        return found
+
+    def _read(self) -> dict[Network, int]:
+        found: dict[Network, int] = {}
+        for version, cidrs in self._cidrs.items():
+            for key, value in cidrs.items():
+                bits, address = _KEYS[version].unpack(key)
+                (packets,) = _INFO.unpack(value)
+                found[_prefix(version, bits, address)] = packets
+        return found
+
+
+def _flags(mode: int) -> int:
+    return nl.XDP_NATIVE if mode == 1 else nl.XDP_GENERIC
+
+
+def _key(prefix: Network) -> bytes:
+    packed = prefix.network_address.packed
+    address = int.from_bytes(packed, "little") if prefix.version == 4 else packed
+    return _KEYS[prefix.version].pack(prefix.prefixlen, address)
+
+
+def _prefix(version: int, bits: int, address: int | bytes) -> Network:
+    if version == 4 and isinstance(address, int):
+        return ipaddress.IPv4Network((address.to_bytes(4, "little"), bits))
+    return ipaddress.IPv6Network((address, bits))
+
+
+def _is_ours(number: int) -> bool:
+    return syscalls.prog_name(number) == PROGRAM[:15]
