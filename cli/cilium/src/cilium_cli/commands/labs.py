@@ -216,8 +216,12 @@ def add_pod(
     file: str | None,
     output: str,
 ) -> None:
-    """Create pods: object in etcd, network namespace, cgroup, network from the CNI plugin."""
+    """Create pods: object in etcd, network namespace, cgroup, network from the CNI plugin.
+
+    Containers that have a command run it in the background, in the folder of the YAML file.
+    """
     import shlex
+    from pathlib import Path
 
     from cilium_cli.lab import objects, runtimes
     from cilium_cli.lab.etcd import Gateway
@@ -239,7 +243,8 @@ def add_pod(
     if not pods and not namespaces:
         raise click.UsageError("Give the name of a pod, or a file with -f.")
     store = Gateway(lab)
-    made = runtimes.add_all(lab, store, namespaces, pods, node)
+    folder = Path(file).resolve().parent if file and file != "-" else Path("/")
+    made = runtimes.add_all(lab, store, namespaces, pods, node, folder)
     store.close()
     _show_pods(made, output)
 

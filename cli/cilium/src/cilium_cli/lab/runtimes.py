@@ -108,9 +108,12 @@ def choose_node(lab: Layout) -> str:
     return min(load, key=lambda name: (load[name], node_number(name)))
 
 
-def add(lab: Layout, store: Gateway, spec: dict[str, Any], node: str | None) -> Pod:
+def add(
+    lab: Layout, store: Gateway, spec: dict[str, Any], node: str | None, cwd: Path = Path("/")
+) -> Pod:
     """Store the Pod object, create the sandbox, call the plugin, start the command if it has one.
 
+    The command starts in the folder `cwd`: a pod of the lab shares the machine's file system.
     Raises CommandError with the plugin's words when the network cannot be set up; nothing of the
     pod is left then.
     """
@@ -137,14 +140,14 @@ def add(lab: Layout, store: Gateway, spec: dict[str, Any], node: str | None) -> 
     )
     pod.write()
     try:
-        _add(layout, store, pod, spec)
+        _add(layout, store, pod, spec, cwd)
     except BaseException:
         delete(store, pod)
         raise
     return pod
 
 
-def _add(layout: NodeLayout, store: Gateway, pod: Pod, spec: dict[str, Any]) -> None:
+def _add(layout: NodeLayout, store: Gateway, pod: Pod, spec: dict[str, Any], cwd: Path) -> None:
     spec["metadata"]["uid"] = pod.uid
     spec["spec"]["nodeName"] = pod.node
     spec["status"] = {"phase": "Pending", "hostIP": layout.ipv4}
@@ -163,7 +166,7 @@ def _add(layout: NodeLayout, store: Gateway, pod: Pod, spec: dict[str, Any]) -> 
     for container in spec["spec"].get("containers", ()):
         command = [*container.get("command", ()), *container.get("args", ())]
         if command:
-            processes.start(command, netns=pod.netns, cgroup=pod.cgroup, log=pod.log, cwd=Path("/"))
+            processes.start(command, netns=pod.netns, cgroup=pod.cgroup, log=pod.log, cwd=cwd)
 
 
 def add_all(
@@ -172,6 +175,7 @@ def add_all(
     spaces: list[dict[str, Any]],
     specs: list[dict[str, Any]],
     node: str | None = None,
+    cwd: Path = Path("/"),
 ) -> list[Pod]:
     """Store the Namespaces, and create the pods one after another with theirs."""
     for space in spaces:
@@ -180,7 +184,7 @@ def add_all(
     named = {space["metadata"]["name"] for space in spaces}
     for namespace in {spec["metadata"]["namespace"] for spec in specs} - named:
         objects.put_namespace(store, namespace, {})
-    return [add(lab, store, spec, node) for spec in specs]
+    return [add(lab, store, spec, node, cwd) for spec in specs]
 
 
 def delete(store: Gateway, pod: Pod) -> None:

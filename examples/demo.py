@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: a cluster on this machine, policies in its kernel, and the flows they decide.
+
+Runs the very commands a user would type and checks that what they show is what the policies say:
+the exit code is 0 only then. KEEP=1 in the environment leaves the lab running. Needs root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+LAB = "demo"
+FOLDER = Path(__file__).resolve().parent / "01-secure-api"
+BIN = Path(sys.executable).parent
+CLIENT = [sys.executable, "client.py"]
+BLOCKED = ("203.0.113.10", "2001:db8:113::a")
+EXCEPTED = ("203.0.113.20", "2001:db8:113::14")
+SETTLE_S = 5.0
+"""How long policies and flows may take to be seen everywhere; milliseconds, as a rule."""
+
+SERVERS = {"frontend": ("http", 80), "api-server": ("http", 8080), "database": ("tcp", 5432)}
+PODS = {
+    "frontend": "shop",
+    "api-server": "shop",
+    "database": "shop",
+    "intruder": "outskirts",
+}
+ALLOWED = {
+    ("frontend", "api-server"),
+    ("frontend", "allowed outside"),
+    ("api-server", "frontend"),
+    ("api-server", "database"),
+    ("api-server", "allowed outside"),
+    ("database", "frontend"),
+    ("database", "allowed outside"),
+    ("intruder", "frontend"),
+    ("intruder", "allowed outside"),
+}
+"""What the policies say: every other pair is to be refused."""
+
+Matrix = dict[tuple[str, str, str], bool]
+"""Whether source reached destination, by family."""
+
+
+class DemoError(Exception):
+    """What was seen is not what the policies say, or a command failed."""
+
+
+def say(text: str) -> None:
+    """Print a heading."""
+    print(f"\n{bold(text)}", flush=True)
+
+
+def bold(text: str) -> str:
+    """Return the text in bold on a terminal."""
+    return f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text
+
+
+def run(*command: str, show: bool = True, check: bool = True) -> str:
+    """Run a command of ours, shown as one would type it, and return what it prints."""
+    if show:
+        print(f"$ {shlex.join(command)}", flush=True)
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=os.environ | {"CILIUM_LAB": LAB},
+        cwd=FOLDER,
+    )
+    if check and done.returncode:
+        raise DemoError(f"{shlex.join(command)} ended with exit code {done.returncode}")
+    return done.stdout
+
+
+def targets(addresses: dict[str, list[str]], source: str) -> list[str]:
+    """Return what the client of a pod is to try, as its arguments."""
+    found = [
+        f"{name}/{'6' if ':' in address else '4'}={kind}:{port}:{address}"
+        for name, (kind, port) in SERVERS.items()
+        if name != source
+        for address in addresses[name]
+    ]
+    for name, pair in (("blocked outside", BLOCKED), ("allowed outside", EXCEPTED)):
+        found += [f"{name}/{4 if ':' not in a else 6}=http:80:{a}" for a in pair]
+    return found
+
+
+def try_all(addresses: dict[str, list[str]]) -> Matrix:
+    """Let every pod try every server, over both families, all at once."""
+    started = {
+        source: subprocess.Popen(
+            [
+                *(str(BIN / "cilium"), "lab", "exec", "--lab", LAB, f"{PODS[source]}/{source}"),
+                *("--", *CLIENT, *targets(addresses, source)),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=FOLDER,
+        )
+        for source in PODS
+    }
+    seen: Matrix = {}
+    for source, process in started.items():
+        output, _ = process.communicate(timeout=30)
+        if process.returncode:
+            raise DemoError(f"the client of {source} ended with exit code {process.returncode}")
+        for label, answer in json.loads(output).items():
+            destination, family = label.rsplit("/", 1)
+            seen[source, destination, family] = answer is not None
+    return seen
+
+
+def print_matrix(seen: Matrix) -> None:
+    """Print who reached whom, IPv4 and IPv6 side by side."""
+    columns = [*SERVERS, "blocked outside", "allowed outside"]
+    print(f"  {'from / to':<12}" + "".join(f"{name:<17}" for name in columns))
+    for source in PODS:
+        cells = []
+        for destination in columns:
+            if (source, destination, "4") not in seen:
+                cells.append("-")
+                continue
+            marks = [
+                f"v{family} {'ok' if seen[source, destination, family] else 'NO'}"
+                for family in ("4", "6")
+            ]
+            cells.append("  ".join(marks))
+        print(f"  {source:<12}" + "".join(f"{cell:<17}" for cell in cells))
+    sys.stdout.flush()
+
+
+def unexpected(seen: Matrix, allowed: set[tuple[str, str]] | None) -> list[str]:
+    """Return what is not as it should be; None allows everything."""
+    return [
+        f"{source} {'reached' if reached else 'did not reach'} {destination} over IPv{family}"
+        for (source, destination, family), reached in seen.items()
+        if reached != (allowed is None or (source, destination) in allowed)
+    ]
+
+
+def expect(addresses: dict[str, list[str]], allowed: set[tuple[str, str]] | None) -> None:
+    """Try until everything is as it should be; raises DemoError when it does not become so."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        seen = try_all(addresses)
+        wrong = unexpected(seen, allowed)
+        if not wrong or time.monotonic() > deadline:
+            print_matrix(seen)
+            break
+    if wrong:
+        raise DemoError("not what the policies say: " + "; ".join(wrong))
+
+
+def observe(relay: str, *arguments: str) -> list[str]:
+    """Show flows through the relay, and return the lines."""
+    command = ["hubble", "observe", "--server", relay, "--last", "8", *arguments]
+    lines = run(*command).splitlines()
+    print("\n".join(lines) or "(none)", flush=True)
+    return lines
+
+
+def check_flows(relay: str) -> None:
+    """Show and check a few flows of each kind."""
+    api = ("--to-pod", "shop/api-server")
+    refused = observe(relay, "--verdict", "DROPPED", "--from-pod", "outskirts/intruder", *api)
+    forwarded = observe(relay, "--verdict", "FORWARDED", "--from-pod", "shop/frontend", *api)
+    blocked = observe(relay, "--verdict", "DROPPED", "--to-ip", BLOCKED[0])
+    for lines, words in (
+        (refused, ("outskirts/intruder", "shop/api-server:8080", "DROPPED")),
+        (forwarded, ("shop/frontend", "shop/api-server:8080", "FORWARDED")),
+        (blocked, (BLOCKED[0], "DROPPED")),
+    ):
+        if not any(all(word in line for word in words) for line in lines):
+            raise DemoError(f"no flow shows {' '.join(words)}")
+
+
+def show() -> str:
+    """Play the demo; returns the relay's address."""
+    say("1. Three nodes: etcd, two operators, an agent and a hubble-server each, and a relay")
+    print(run("cilium", "lab", "up", "--name", LAB, "--nodes", "3"), end="")
+    relay = json.loads(run("cilium", "lab", "list", "-o", "json", show=False))
+    address: str = next(lab["relay"] for lab in relay if lab["name"] == LAB)
+
+    say("2. A shop, and an intruder; their network comes from the CNI plugin")
+    listed: list[dict[str, Any]] = json.loads(
+        run("cilium", "lab", "pod", "add", "-f", "pods.yaml", "-o", "json")
+    )
+    addresses = {pod["name"]: pod["addresses"] for pod in listed}
+    for pod in listed:
+        where = f"{pod['namespace']}/{pod['name']}"
+        print(f"  {where:<22} on {pod['node']}   {'   '.join(pod['addresses'])}")
+    server = ["server.py", "http", "the outside world", "80"]
+    with subprocess.Popen(
+        [str(BIN / "cilium"), "lab", "exec", "--lab", LAB, "world", "--", sys.executable, *server],
+        cwd=FOLDER,
+    ) as outside:
+        try:
+            show_policies(addresses)
+            say("5. What the kernel did, seen through the relay")
+            check_flows(address)
+        finally:
+            outside.kill()
+    return address
+
+
+def show_policies(addresses: dict[str, list[str]]) -> None:
+    """Try everything without policies, then with them."""
+    say("3. Without a policy everyone reaches everyone")
+    expect(addresses, None)
+    say("4. With policies the kernel refuses what they do not allow")
+    print(run("cilium", "apply", "-f", "policies.yaml"), end="")
+    expect(addresses, ALLOWED)
+
+
+def main() -> int:
+    """Play the demo, clean up, and say what to try next."""
+    keep = os.environ.get("KEEP", "") not in {"", "0"}
+    run("cilium", "lab", "down", "--name", LAB, show=False)
+    began = time.monotonic()
+    try:
+        relay = show()
+    except DemoError as error:
+        print(f"\nThe demo failed: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if not keep:
+            run("cilium", "lab", "down", "--name", LAB, show=False, check=False)
+    say(f"All of it was as the policies say, in {time.monotonic() - began:.0f} s. Try next:")
+    first = "cilium lab exec outskirts/intruder -- bash" if keep else "make demo KEEP=1"
+    tips = {
+        first: "a shell in a pod's network" if keep else "leaves the cluster running",
+        f"hubble observe --follow --server {relay}": "flows as they happen",
+        "cilium delete -f examples/01-secure-api/policies.yaml": "and everyone gets in again",
+    }
+    for command, meaning in tips.items():
+        print(f"  {command:<66} {meaning}")
+    print(f"Relay, for any Hubble client: {relay}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
