@@ -1,0 +1,164 @@
+"""One call of a client: its request, and messages going back, many to a frame.
+
+`Call` is the only place that reaches into grpclib's streams: grpclib sends one message at a time,
+which is what this package exists to avoid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+MAX_REQUEST_BYTES = 4 << 20
+"""Largest request that is read, as in other gRPC servers."""
+
+_PREFIX_BYTES = 5
+_MOST_UNSENT = 256 << 10
+
+Request = TypeVar("Request", bound=Message)
+
+CallError = GRPCError
+"""Ends a call with a status; takes a Status and the message for the client."""
+
+
+class Call:
+    """A call in progress. Used by the one task that handles it."""
+
+    def __init__(self, stream: Any, deadline: Any) -> None:
+        self._stream = stream
+        self._frames = stream._stream  # noqa: SLF001
+        self._deadline = deadline
+
+    @property
+    def peer(self) -> str:
+        """Address of the client, for logs; empty on a unix socket."""
+        address = self._stream.peer.addr()
+        return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
+
+    async def receive(self, kind: type[Request]) -> Request | None:
+        """Next message of the client, None when there are no more. Raises CallError."""
+        prefix = await self._frames.recv_data(_PREFIX_BYTES)
+        if not prefix:
+            return None
+        if prefix[0]:
+            raise CallError(Status.UNIMPLEMENTED, "compressed requests are not supported")
+        size = int.from_bytes(prefix[1:], "big")
+        if size > MAX_REQUEST_BYTES:
+            raise CallError(
+                Status.RESOURCE_EXHAUSTED,
+                f"the request has {size} bytes, and {MAX_REQUEST_BYTES} is the most",
+            )
+        data = await self._frames.recv_data(size)
+        try:
+            return kind.FromString(data)
+        except DecodeError as error:
+            raise CallError(
+                Status.INTERNAL, f"the request is no {kind.DESCRIPTOR.full_name}: {error}"
+            ) from error
+
+    async def start(self) -> None:
+        """Send the headers now, so that the client knows the stream is open."""
+        if not self._stream._send_initial_metadata_done:  # noqa: SLF001
+            await self._stream.send_initial_metadata()
+
+    async def send(self, message: Message) -> None:
+        """Send one message."""
+        await self.send_many((message.SerializeToString(),))
+
+    async def send_many(self, messages: Sequence[bytes]) -> None:
+        """Send messages that are encoded already.
+
+        Waits while the client's window or the socket is full, so a slow client holds no more
+        memory than these messages. Other tasks get a turn after each call.
+        """
+        await self.start()
+        await self._send(pack(messages))
+        self._stream._send_message_done = True  # noqa: SLF001
+        await asyncio.sleep(0)
+
+    async def _send(self, data: bytes) -> None:
+        """Send bytes in as few frames and writes as windows allow."""
+        frames = self._frames
+        connection = frames.connection
+        h2 = frames._h2_connection  # noqa: SLF001
+        transport = frames._transport  # noqa: SLF001
+        view = memoryview(data)
+        position, unsent = 0, 0
+        while position < len(view):
+            window = h2.local_flow_control_window(frames.id)
+            if window <= 0 or not connection.write_ready.is_set() or unsent >= _MOST_UNSENT:
+                if unsent:
+                    transport.write(h2.data_to_send())
+                    unsent = 0
+                if window <= 0:
+                    frames.window_updated.clear()
+                    await frames.window_updated.wait()
+                await connection.write_ready.wait()
+                continue
+            size = min(window, h2.max_outbound_frame_size, len(view) - position)
+            h2.send_data(frames.id, bytes(view[position : position + size]))
+            position += size
+            unsent += size
+        if unsent:
+            transport.write(h2.data_to_send())
+        frames.data_sent += len(view)
+        connection.data_sent += len(view)
+        connection.data_send_process()
+
+
+def pack(messages: Sequence[bytes]) -> bytes:
+    """Messages with their gRPC prefixes, one after the other."""
+    parts: list[bytes] = []
+    for message in messages:
+        parts.append(len(message).to_bytes(_PREFIX_BYTES, "big"))
+        parts.append(message)
+    return b"".join(parts)
+
+
+class _Handler(Protocol):
+    def __call__(self, call: Call) -> Awaitable[None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How one method of a service is served."""
+
+    handle: _Handler
+
+
+async def _request(call: Call, kind: type[Request]) -> Request:
+    request = await call.receive(kind)
+    if request is None:
+        raise CallError(Status.INTERNAL, "the call ended before its request came")
+    return request
+
+
+def unary(
+    function: Callable[[Request, Call], Awaitable[Message]], request: type[Request]
+) -> Method:
+    """A method with one request and one response."""
+
+    async def handle(call: Call) -> None:
+        await call.send(await function(await _request(call, request), call))
+
+    return Method(handle)
+
+
+def stream(function: Callable[[Request, Call], Awaitable[None]], request: type[Request]) -> Method:
+    """A method with one request, whose function sends any number of responses."""
+
+    async def handle(call: Call) -> None:
+        await function(await _request(call, request), call)
+
+    return Method(handle)
+
+
+def dialogue(function: Callable[[Call], Awaitable[None]]) -> Method:
+    """A method whose function receives and sends as it likes."""
+    return Method(function)

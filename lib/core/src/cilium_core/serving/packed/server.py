@@ -1,0 +1,181 @@
+"""The packed server: services, listeners, error codes, life cycle.
+
+Domain errors become statuses here and nowhere else, by the class of the error. What is not in the
+table is a bug: it is logged with its traceback, and the client sees INTERNAL without details.
+Owned by one event loop. Add services before the first `listen`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grpclib.const import Cardinality, Handler
+from grpclib.encoding.base import CodecBase
+from grpclib.events import SendInitialMetadata, listen
+from grpclib.exceptions import StreamTerminatedError
+from grpclib.server import Server
+from h2.exceptions import ProtocolError
+
+from cilium_core import errors
+from cilium_core.errors import UnavailableError
+from cilium_core.serving.packed import health, reflection
+from cilium_core.serving.packed.calls import Call, CallError, Method, Status
+from cilium_core.serving.sockets import claim_unix_path, file_mode, split_address
+from cilium_core.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping
+
+log = get_logger()
+
+STATUSES: Mapping[type[Exception], Status] = {
+    errors.InvalidError: Status.INVALID_ARGUMENT,
+    errors.NotFoundError: Status.NOT_FOUND,
+    errors.ConflictError: Status.ALREADY_EXISTS,
+    errors.NotReadyError: Status.FAILED_PRECONDITION,
+    errors.ExhaustedError: Status.RESOURCE_EXHAUSTED,
+    errors.UnavailableError: Status.UNAVAILABLE,
+}
+
+
+class _Bytes(CodecBase):
+    """Leaves messages alone: calls encode and decode for themselves."""
+
+    __content_subtype__ = "proto"
+
+    def encode(self, message: Any, message_type: Any) -> bytes:  # noqa: ARG002
+        return bytes(message)
+
+    def decode(self, data: bytes, message_type: Any) -> Any:  # noqa: ARG002
+        return data
+
+
+class _Mapping:
+    """The methods of all services, in the form grpclib asks for."""
+
+    def __init__(self, handlers: dict[str, Handler]) -> None:
+        self._handlers = handlers
+
+    def __mapping__(self) -> dict[str, Handler]:
+        return self._handlers
+
+
+class PackedServer:
+    """Services on any number of listeners.
+
+    `metadata` goes out as initial metadata of every call. `statuses` adds to, or overrides, the
+    codes of domain errors.
+    """
+
+    def __init__(
+        self,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        statuses: Mapping[type[Exception], Status] | None = None,
+    ) -> None:
+        self._metadata = dict(metadata or {})
+        self._statuses = {**STATUSES, **(statuses or {})}
+        self._handlers: dict[str, Handler] = {}
+        self._names: list[str] = []
+        self._servers: list[Server] = []
+        self._sockets: list[Path] = []
+        self._complete = False
+        self.health = health.HealthService()
+
+    def add(self, service: str, methods: Mapping[str, Method]) -> None:
+        """Serve a service, given its full name and its methods by name."""
+        self._names.append(service)
+        for name, method in methods.items():
+            self._handlers[f"/{service}/{name}"] = Handler(
+                self._guarded(f"{service}/{name}", method),
+                Cardinality.STREAM_STREAM,
+                None,
+                None,
+            )
+
+    def _guarded(self, name: str, method: Method) -> Any:
+        """Wrap a handler: errors become statuses."""
+
+        async def handle(stream: Any) -> None:
+            try:
+                await method.handle(Call(stream, stream.deadline))
+            except (CallError, StreamTerminatedError, asyncio.CancelledError, TimeoutError):
+                raise
+            except ProtocolError as error:
+                # The client closed the stream while something was being sent to it.
+                raise CallError(Status.CANCELLED, "the client is gone") from error
+            except Exception as error:
+                for kind in type(error).__mro__:
+                    status = self._statuses.get(kind)
+                    if status is not None:
+                        raise CallError(status, str(error)) from error
+                log.error("grpc handler failed", method=name, exc_info=error)
+                raise CallError(Status.INTERNAL, "internal error; see the server's log") from error
+
+        return handle
+
+    def _complete_services(self) -> None:
+        if self._complete:
+            return
+        self._complete = True
+        self.add(health.NAME, self.health.methods())
+        names = [*self._names, *reflection.NAMES]
+        service = reflection.ReflectionService(names)
+        for name in reflection.NAMES:
+            self.add(name, service.methods())
+
+    def _server(self) -> Server:
+        self._complete_services()
+        server = Server([_Mapping(self._handlers)], codec=_Bytes())
+        listen(server, SendInitialMetadata, self._add_metadata)
+        self._servers.append(server)
+        return server
+
+    async def _add_metadata(self, event: SendInitialMetadata) -> None:
+        event.metadata.update(self._metadata)
+
+    async def listen_unix(self, path: Path, mode: int = 0o660) -> None:
+        """Listen on a unix socket, replacing a stale one. Raises as `claim_unix_path`."""
+        claim_unix_path(path)
+        with file_mode(mode):
+            await self._server().start(path=str(path))
+        self._sockets.append(path)
+
+    async def listen_tcp(self, address: str, tls: ssl.SSLContext | None = None) -> int:
+        """Listen on `host:port`, or `:port` for all addresses, and return the port.
+
+        Raises InvalidError for a bad address, UnavailableError when it cannot be bound.
+        """
+        host, port = split_address(address)
+        server = self._server()
+        try:
+            await server.start(host or None, port, ssl=tls)
+        except OSError as error:
+            self._servers.remove(server)
+            raise UnavailableError(f"cannot listen on {address}: {error}") from error
+        sockets = server._server.sockets  # type: ignore[union-attr]  # noqa: SLF001
+        return int(sockets[0].getsockname()[1])
+
+    async def listen(self, address: str, tls: ssl.SSLContext | None = None) -> None:
+        """Listen on `unix:///path` or on `host:port`, as the address says."""
+        if address.startswith("unix:"):
+            await self.listen_unix(Path("/" + address.removeprefix("unix:").lstrip("/")))
+        else:
+            await self.listen_tcp(address, tls)
+
+    async def stop(self, grace_s: float = 2.0) -> None:
+        """Refuse new calls, end running ones, wait for them up to `grace_s`, remove sockets."""
+        self.health.stop()
+        for server in self._servers:
+            server.close()
+        waiting = [asyncio.ensure_future(server.wait_closed()) for server in self._servers]
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=grace_s)
+            for each in late:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        for path in self._sockets:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,41 @@
+"""TLS of packed listeners: version 1.3, optionally mutual, certificates reloaded while running."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+from cilium_core.errors import InvalidError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def server_context(certificate: Path, key: Path, client_cas: Sequence[Path] = ()) -> ssl.SSLContext:
+    """Context of a listener; `client_cas` make client certificates mandatory.
+
+    Raises InvalidError when a file cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    reload_certificate(context, certificate, key)
+    if client_cas:
+        context.verify_mode = ssl.CERT_REQUIRED
+        for path in client_cas:
+            try:
+                context.load_verify_locations(path)
+            except (OSError, ssl.SSLError) as error:
+                raise InvalidError(f"{path} cannot be used as client CA: {error}") from error
+    return context
+
+
+def reload_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """Show these files in later handshakes. Raises InvalidError, keeping what was loaded."""
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidError(
+            f"certificate {certificate} with key {key} cannot be used: {error}"
+        ) from error
