@@ -7,13 +7,17 @@ which is what this package exists to avoid.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+__all__ = ["Call", "CallError", "Method", "Status", "dialogue", "pack", "stream", "unary"]
 
 MAX_REQUEST_BYTES = 4 << 20
 """Largest request that is read, as in other gRPC servers."""
@@ -30,10 +34,9 @@ CallError = GRPCError
 class Call:
     """A call in progress. Used by the one task that handles it."""
 
-    def __init__(self, stream: Any, deadline: Any) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._frames = stream._stream  # noqa: SLF001
-        self._deadline = deadline
+        self._frames = stream._stream
 
     @property
     def peer(self) -> str:
@@ -64,7 +67,7 @@ class Call:
 
     async def start(self) -> None:
         """Send the headers now, so that the client knows the stream is open."""
-        if not self._stream._send_initial_metadata_done:  # noqa: SLF001
+        if not self._stream._send_initial_metadata_done:
             await self._stream.send_initial_metadata()
 
     async def send(self, message: Message) -> None:
@@ -79,15 +82,15 @@ class Call:
         """
         await self.start()
         await self._send(pack(messages))
-        self._stream._send_message_done = True  # noqa: SLF001
+        self._stream._send_message_done = True
         await asyncio.sleep(0)
 
     async def _send(self, data: bytes) -> None:
         """Send bytes in as few frames and writes as windows allow."""
         frames = self._frames
         connection = frames.connection
-        h2 = frames._h2_connection  # noqa: SLF001
-        transport = frames._transport  # noqa: SLF001
+        h2 = frames._h2_connection
+        transport = frames._transport
         view = memoryview(data)
         position, unsent = 0, 0
         while position < len(view):
@@ -121,15 +124,11 @@ def pack(messages: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
-class _Handler(Protocol):
-    def __call__(self, call: Call) -> Awaitable[None]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Method:
     """How one method of a service is served."""
 
-    handle: _Handler
+    handle: Callable[[Call], Awaitable[None]]
 
 
 async def _request(call: Call, kind: type[Request]) -> Request:

@@ -45,7 +45,7 @@ class HealthService:
             "Watch": stream(self._watch, health_pb2.HealthCheckRequest),
         }
 
-    def _state(self, service: str) -> int:
+    def _state(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
         serving = self._states.get(service)
         if serving is None:
             return _States.SERVICE_UNKNOWN

@@ -46,7 +46,7 @@ class ReflectionService:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = sorted(names)
-        self._pools: tuple[Any, ...] = (descriptor_pool.Default(), _v1_pool())  # type: ignore[no-untyped-call]
+        self._pools: tuple[Any, ...] = (descriptor_pool.Default(), _v1_pool())
 
     def methods(self) -> dict[str, Method]:
         """Methods of the service, in either version."""

@@ -46,10 +46,10 @@ class _Bytes(CodecBase):
 
     __content_subtype__ = "proto"
 
-    def encode(self, message: Any, message_type: Any) -> bytes:  # noqa: ARG002
+    def encode(self, message: Any, message_type: Any) -> bytes:
         return bytes(message)
 
-    def decode(self, data: bytes, message_type: Any) -> Any:  # noqa: ARG002
+    def decode(self, data: bytes, message_type: Any) -> Any:
         return data
 
 
@@ -101,7 +101,7 @@ class PackedServer:
 
         async def handle(stream: Any) -> None:
             try:
-                await method.handle(Call(stream, stream.deadline))
+                await method.handle(Call(stream))
             except (CallError, StreamTerminatedError, asyncio.CancelledError, TimeoutError):
                 raise
             except ProtocolError as error:
@@ -156,7 +156,7 @@ class PackedServer:
         except OSError as error:
             self._servers.remove(server)
             raise UnavailableError(f"cannot listen on {address}: {error}") from error
-        sockets = server._server.sockets  # type: ignore[union-attr]  # noqa: SLF001
+        sockets = server._server.sockets  # type: ignore[union-attr]
         return int(sockets[0].getsockname()[1])
 
     async def listen(self, address: str, tls: ssl.SSLContext | None = None) -> None:
