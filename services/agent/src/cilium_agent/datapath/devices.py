@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 HOST, NET, TUNNEL = "cilium_host", "cilium_net", "cilium_vxlan"
 
+ENDPOINT_PREFIX = "lxc"
+"""How the names of the pods' host-side devices begin."""
 ENDPOINT_HOOKS = ((nl.INGRESS, "cil_from_container"), (nl.EGRESS, "cil_to_container"))
 _HOST_HOOKS = ((nl.EGRESS, "cil_from_host"), (nl.INGRESS, "cil_to_host"))
 _NET_HOOKS = ((nl.INGRESS, "cil_to_host"),)
@@ -182,11 +184,9 @@ def attach_all(
         if devices.tunnel:
             _attach(netlink, devices.tunnel, _TUNNEL_HOOKS, programs)
         for index in endpoint_ifindexes:
-            try:
+            if _is_endpoint(netlink, index):
                 _attach(netlink, index, ENDPOINT_HOOKS, programs)
-            except NetlinkError:
-                if _exists(netlink, index):
-                    raise
+            else:
                 gone.append(index)
         for index in devices.node.values():
             _attach(netlink, index, _NODE_HOOKS, programs)
@@ -206,12 +206,13 @@ def _attach(
         nl.attach(netlink, index, parent, programs[program], program)
 
 
-def _exists(netlink: Any, index: int) -> bool:
+def _is_endpoint(netlink: Any, index: int) -> bool:
+    """Tell whether an index is a pod's device still, and not another that got its number."""
     try:
-        nl.link(netlink, index)
+        name = nl.link(netlink, index).get_attr("IFLA_IFNAME")
     except NetlinkError:
         return False
-    return True
+    return str(name).startswith(ENDPOINT_PREFIX)
 
 
 def remove(node_devices: Iterable[str], endpoint_ifindexes: Iterable[int]) -> None:
@@ -221,7 +222,8 @@ def remove(node_devices: Iterable[str], endpoint_ifindexes: Iterable[int]) -> No
             if (index := nl.index_of(netlink, name)) is not None:
                 nl.detach(netlink, index)
         for index in endpoint_ifindexes:
-            nl.detach(netlink, index)
+            if _is_endpoint(netlink, index):
+                nl.detach(netlink, index)
         for name in (HOST, TUNNEL):
             if (index := nl.index_of(netlink, name)) is not None:
                 with contextlib.suppress(NetlinkError):

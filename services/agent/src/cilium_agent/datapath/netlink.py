@@ -26,8 +26,10 @@ _PARENTS = {INGRESS: 0xFFFFFFF2, EGRESS: 0xFFFFFFF3}
 _HANDLE = 1
 _PRIORITY = 1
 _ALL_PROTOCOLS = 3  # ETH_P_ALL
-GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL, errno.ESRCH)
-XDP_GENERIC, XDP_NATIVE = 2, 4
+_NO_HOOK = (errno.ENOENT, errno.EINVAL)
+"""What a filter request meets on a device without a clsact hook."""
+_XDP_MODES = {"xdp": "native", "xdpgeneric": "generic"}
+XDP_FLAGS = {"generic": 2, "native": 4}
 """XDP_FLAGS_SKB_MODE and XDP_FLAGS_DRV_MODE."""
 
 
@@ -57,7 +59,7 @@ def attach(netlink: Any, index: int, parent: str, fd: int, name: str) -> None:
     try:
         _set_filter(netlink, index, parent, fd, name)
     except NetlinkError as error:
-        if error.code not in GONE:
+        if error.code not in _NO_HOOK:
             raise
         with contextlib.suppress(NetlinkError):  # another has made it meanwhile
             netlink.tc("add", "clsact", index)
@@ -115,15 +117,17 @@ def set_xdp(netlink: Any, index: int, fd: int, flags: int = 0) -> None:
     netlink.link("set", index=index, xdp={"attrs": attributes})
 
 
-def xdp_of(netlink: Any, index: int) -> tuple[int, int]:
-    """Kernel's number of the XDP program on a device and its mode, 0 and 0 without one.
+def xdp_of(netlink: Any, index: int) -> tuple[int, str]:
+    """Kernel's number of the XDP program on a device and its mode, 0 without one.
 
-    The mode is 1 for native and 2 for generic.
+    The mode is `native`, `generic`, or the kernel's word for another.
     """
     xdp = link(netlink, index).get_attr("IFLA_XDP")
-    if xdp is None:
-        return 0, 0
-    return int(xdp.get_attr("IFLA_XDP_PROG_ID") or 0), int(xdp.get_attr("IFLA_XDP_ATTACHED") or 0)
+    number = xdp.get_attr("IFLA_XDP_PROG_ID") if xdp is not None else None
+    if not number:
+        return 0, ""
+    mode = str(xdp.get_attr("IFLA_XDP_ATTACHED"))
+    return int(number), _XDP_MODES.get(mode, mode)
 
 
 def write_sysctl(name: str, value: int) -> None:

@@ -5,15 +5,18 @@ the pod's namespace then gives it addresses and routes. The threads of the calle
 own namespace. Functions are independent of each other and of the rest of the data plane, so they
 may run in parallel.
 
-A pod has /32 and /128 addresses and reaches everything through its router's address, which the
-program at its device answers for (ARP and neighbour discovery). The device keeps the full MTU;
-routes carry the smaller one that leaves room for the tunnel.
+A pod has /32 and /128 addresses and reaches everything through its router's address. The router's
+neighbour entry is permanent, so that no packet ever waits for a resolution; other questions (ARP,
+neighbour discovery) are answered by the program at its device. There is no link-local IPv6 address,
+so that pods do not speak unasked. The device keeps the full MTU; routes carry the smaller one that
+leaves room for the tunnel.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import threading
@@ -23,6 +26,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from cilium_agent.datapath import netlink as nl
+from cilium_agent.datapath.devices import ENDPOINT_PREFIX
 from cilium_agent.datapath.errors import DeviceError, NamespaceError
 from cilium_agent.datapath.models import PodInterface
 
@@ -38,12 +42,13 @@ _SCOPE_LINK = 253
 _NO_DAD = 0x02
 _ADDRGEN_NONE = 1
 _LOOPBACK = 1
+_FAMILIES = {4: 2, 6: 10}
 
 
 def host_name(container_id: str, ifname: str) -> str:
     """Name of the host side of a pod's interface, the same for the same container and name."""
     digest = hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()
-    return f"lxc{digest[:12]}"
+    return f"{ENDPOINT_PREFIX}{digest[:12]}"
 
 
 def create(
@@ -65,22 +70,23 @@ def create(
     """
     name = host_name(container_id, ifname)
     node_mac, mac = _random_mac(), _random_mac()
-    peer = {"ifname": ifname, "address": mac, "mtu": mtu}
     with _opened(netns) as pod, nl.session(f"interface {ifname} of {netns}") as netlink:
-        _in_namespace(pod, lambda: _remove(ifname))
-        _remove(name)
-        netlink.link(
-            "add",
-            ifname=name,
-            kind="veth",
-            address=node_mac,
-            mtu=mtu,
-            peer={**peer, "net_ns_fd": pod},
-        )
+        peer = {"ifname": ifname, "address": mac, "mtu": mtu, "net_ns_fd": pod}
+        pair = {"ifname": name, "kind": "veth", "address": node_mac, "mtu": mtu, "peer": peer}
+        try:
+            netlink.link("add", **pair)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+            _remove(name)
+            _in_namespace(pod, lambda: _remove(ifname))
+            netlink.link("add", **pair)
         try:
             ifindex = _host_side(netlink, name, ipv6 is not None)
             addresses = [(ipv4, router_ipv4), (ipv6, router_ipv6)]
-            peer_ifindex = _in_namespace(pod, lambda: _pod_side(ifname, addresses, route_mtu))
+            peer_ifindex = _in_namespace(
+                pod, lambda: _pod_side(ifname, addresses, node_mac, route_mtu)
+            )
         except BaseException:
             _remove(name)
             raise
@@ -144,6 +150,7 @@ def _host_side(netlink: Any, name: str, with_ipv6: bool) -> int:
 def _pod_side(
     ifname: str,
     addresses: list[tuple[IPv4Address | IPv6Address | None, IPv4Address | IPv6Address | None]],
+    node_mac: str,
     route_mtu: int,
 ) -> int:
     """Configure the pod's end; runs inside its namespace."""
@@ -153,6 +160,7 @@ def _pod_side(
             raise DeviceError(f"interface {ifname} vanished while it was being set up")
         if any(address is not None and address.version == 6 for address, _ in addresses):
             nl.write_sysctl(f"net/ipv6/conf/{ifname}/disable_ipv6", 0)
+            nl.write_sysctl(f"net/ipv6/conf/{ifname}/addr_gen_mode", _ADDRGEN_NONE)
         netlink.link("set", index=_LOOPBACK, state="up")
         netlink.link("set", index=ifindex, state="up")
         for address, router in addresses:
@@ -160,6 +168,14 @@ def _pod_side(
                 _address(netlink, ifindex, address)
                 if router is not None:
                     _default_route(netlink, ifindex, router, route_mtu)
+                    netlink.neigh(
+                        "replace",
+                        dst=str(router),
+                        lladdr=node_mac,
+                        ifindex=ifindex,
+                        state="permanent",
+                        family=_FAMILIES[router.version],
+                    )
         return ifindex
 
 
@@ -173,7 +189,7 @@ def _address(netlink: Any, ifindex: int, address: IPv4Address | IPv6Address) -> 
 def _default_route(
     netlink: Any, ifindex: int, router: IPv4Address | IPv6Address, route_mtu: int
 ) -> None:
-    family = 2 if router.version == 4 else 10
+    family = _FAMILIES[router.version]
     scope = {"scope": _SCOPE_LINK} if router.version == 4 else {}
     netlink.route(
         "replace", family=family, dst=f"{router}/{router.max_prefixlen}", oif=ifindex, **scope

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 PROGRAM = "cil_xdp_entry"
-_MODES = {1: "native", 2: "generic"}
 _KEYS = {
     4: abi.view("cidr_key4", "prefixlen", "addr"),
     6: abi.view("cidr_key6", "prefixlen", "addr"),
@@ -116,7 +115,7 @@ class Prefilter:
                 elif wanted:
                     self._attach(netlink, name, index, mode)
                 elif number:
-                    nl.set_xdp(netlink, index, -1, _flags(mode))
+                    nl.set_xdp(netlink, index, -1, nl.XDP_FLAGS.get(mode, 0))
 
     def detach(self) -> None:
         """Take the program off the devices, whatever is refused."""
@@ -124,19 +123,19 @@ class Prefilter:
             for index in self._devices.values():
                 number, mode = nl.xdp_of(netlink, index)
                 if number and _is_ours(number):
-                    nl.set_xdp(netlink, index, -1, _flags(mode))
+                    nl.set_xdp(netlink, index, -1, nl.XDP_FLAGS.get(mode, 0))
 
-    def _attach(self, netlink: Any, name: str, index: int, mode: int) -> None:
+    def _attach(self, netlink: Any, name: str, index: int, mode: str) -> None:
         """Replace in the mode it is in, or try native and then generic."""
         fd = self._programs[PROGRAM]
         if mode:
-            nl.set_xdp(netlink, index, fd, _flags(mode))
+            nl.set_xdp(netlink, index, fd, nl.XDP_FLAGS.get(mode, 0))
             return
         try:
-            nl.set_xdp(netlink, index, fd, nl.XDP_NATIVE)
+            nl.set_xdp(netlink, index, fd, nl.XDP_FLAGS["native"])
         except NetlinkError as error:
             _log.info("native XDP is not possible, using generic", device=name, error=str(error))
-            nl.set_xdp(netlink, index, fd, nl.XDP_GENERIC)
+            nl.set_xdp(netlink, index, fd, nl.XDP_FLAGS["generic"])
 
     def _attached(self) -> dict[str, str]:
         found = {}
@@ -144,7 +143,7 @@ class Prefilter:
             for name, index in self._devices.items():
                 number, mode = nl.xdp_of(netlink, index)
                 if number and _is_ours(number):
-                    found[name] = _MODES.get(mode, "other")
+                    found[name] = mode
         return found
 
     def _read(self) -> dict[Network, int]:
@@ -155,10 +154,6 @@ class Prefilter:
                 (packets,) = _INFO.unpack(value)
                 found[_prefix(version, bits, address)] = packets
         return found
-
-
-def _flags(mode: int) -> int:
-    return nl.XDP_NATIVE if mode == 1 else nl.XDP_GENERIC
 
 
 def _key(prefix: Network) -> bytes:

@@ -6,6 +6,7 @@ of nodes that left meanwhile.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ PROTOCOL = 109
 """Marks our routes (`ip route show proto 109`)."""
 _SCOPE_LINK = 253
 _MAIN_TABLE = 254
+_FAMILIES = {4: 2, 6: 10}
 
 
 class Routes:
@@ -85,7 +87,7 @@ class Routes:
             more["scope"] = _SCOPE_LINK
         netlink.route(
             "replace",
-            family=2 if prefix.version == 4 else 10,
+            family=_FAMILIES[prefix.version],
             dst=str(prefix),
             oif=self._oif,
             prefsrc=str(source),
@@ -94,21 +96,23 @@ class Routes:
         )
 
     def _delete(self, netlink: Any, prefix: Network) -> None:
+        more = {"scope": _SCOPE_LINK} if prefix.version == 4 else {}
         try:
             netlink.route(
                 "del",
-                family=2 if prefix.version == 4 else 10,
+                family=_FAMILIES[prefix.version],
                 dst=str(prefix),
                 oif=self._oif,
                 proto=PROTOCOL,
+                **more,
             )
         except NetlinkError as error:
-            if error.code not in nl.GONE:
+            if error.code != errno.ESRCH:
                 raise
 
     def _held(self, netlink: Any) -> dict[Network, int]:
         found: dict[Network, int] = {}
-        for family in (2, 10):
+        for family in _FAMILIES.values():
             for entry in netlink.get_routes(family=family, proto=PROTOCOL, table=_MAIN_TABLE):
                 if entry.get_attr("RTA_OIF") != self._oif or entry["proto"] != PROTOCOL:
                     continue
