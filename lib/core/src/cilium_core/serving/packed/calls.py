@@ -7,6 +7,7 @@ which is what this package exists to avoid.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +16,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["Call", "CallError", "Method", "Status", "dialogue", "pack", "stream", "unary"]
 
