@@ -43,7 +43,7 @@ def start(
     wrapper = ["sh", "-c", _JOIN, str(cgroups.create(cgroup)), str(cwd)]
     enter = ["nsenter", f"--net={NETNS_ROOT / netns}", "--"]
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    return os.posix_spawn(
+    pid = os.posix_spawn(
         "/bin/sh",
         [*wrapper, *enter, *command],
         environment,
@@ -54,6 +54,11 @@ def start(
         ],
         setsid=True,
     )
+    # The child joins by itself before it runs the command; doing it here as well makes sure that
+    # whoever kills the group after this call returns hits it.
+    with contextlib.suppress(ProcessLookupError):
+        (cgroup / "cgroup.procs").write_text(str(pid))
+    return pid
 
 
 def start_time(pid: int) -> int | None:
