@@ -16,7 +16,7 @@ from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cilium_core.labels import SOURCE_K8S, Label
-from cilium_core.policy.ports import NamedPort, PortMatch
+from cilium_core.policy.ports import ANY_L4, L4Prefix, NamedPort, PortMatch, PortRange
 from cilium_core.policy.selectors import LabelSelector, PeerSelector
 
 if TYPE_CHECKING:
@@ -118,10 +118,21 @@ class Rule:
     """Whether a named egress port means each peer's own port of that name (as NetworkPolicy has it)
     rather than the one number that the name has in the whole cluster."""
 
-    @property
-    def named_ports(self) -> tuple[NamedPort, ...]:
-        """The ports given by name."""
-        return tuple(port for port in self.ports or () if isinstance(port, NamedPort))
+    prefixes: tuple[L4Prefix, ...] = field(init=False)
+    """The ports given by number, as prefixes."""
+
+    named_ports: tuple[NamedPort, ...] = field(init=False)
+    """The ports given by name."""
+
+    def __post_init__(self) -> None:
+        ports = self.ports or ()
+        prefixes = (
+            prefix for port in ports if isinstance(port, PortRange) for prefix in port.prefixes()
+        )
+        every = (ANY_L4,) if self.ports is None else tuple(dict.fromkeys(prefixes))
+        object.__setattr__(self, "prefixes", every)
+        named = tuple(port for port in ports if isinstance(port, NamedPort))
+        object.__setattr__(self, "named_ports", named)
 
     @property
     def precedence(self) -> int:

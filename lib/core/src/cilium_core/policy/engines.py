@@ -1,0 +1,343 @@
+"""The policy engine: policies, identities and endpoints in; map changes out.
+
+The agent tells it what changes and then calls `flush`, which returns how each affected endpoint's
+policy map has to change. Changes made between two flushes reach an endpoint as one update, so that
+no map ever holds half of a policy. Work is proportional to what a change touches.
+
+Purely computing: no I/O, no clock, no locks. One thread calls it. An update that could not be
+written is not lost: `policy` gives the whole of what an endpoint should have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cilium_core.identities import RESERVED_IDENTITIES, NumericIdentity
+from cilium_core.labels import KEY_NAMESPACE, SOURCE_K8S
+from cilium_core.policy import parsing
+from cilium_core.policy.caching import SelectorCache
+from cilium_core.policy.cookies import CookieTable
+from cilium_core.policy.entries import EndpointPolicy, PolicyDelta, PolicyEntry, PolicyKey
+from cilium_core.policy.named_ports import NamedPorts
+from cilium_core.policy.options import PolicyOptions
+from cilium_core.policy.repositories import Repository, RepositoryChange
+from cilium_core.policy.resolving import (
+    ResolutionKey,
+    ResolvedPolicy,
+    Resources,
+    Subject,
+    resolution_key,
+)
+from cilium_core.policy.rules import Policy, PolicyRef, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cilium_core.identities import Prefix
+    from cilium_core.labels import LabelSet
+    from cilium_core.policy.ports import ContainerPort
+    from cilium_core.policy.selectors import PeerSelector
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointUpdate:
+    """How one endpoint's policy changes.
+
+    Write the entries first, then the enforcement flags. `full` says that the map must hold exactly
+    `delta.add` afterwards, whatever it held before: the endpoint is new to the engine.
+    """
+
+    endpoint: Hashable
+    ingress_enforced: bool
+    egress_enforced: bool
+    delta: PolicyDelta
+    revision: int
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChange:
+    """What a new, changed or deleted policy does: the endpoints whose rules are others now."""
+
+    ref: PolicyRef
+    revision: int
+    affected: frozenset[Hashable]
+    policy: Policy | None
+
+
+@dataclass(slots=True)
+class _Endpoint:
+    subject: Subject
+    rules: frozenset[Rule]
+    resolved: ResolvedPolicy | None = None
+
+
+class PolicyEngine:
+    """Everything that policy needs to know, on one node."""
+
+    def __init__(self, options: PolicyOptions | None = None) -> None:
+        self.options = options or PolicyOptions()
+        self.repository = Repository()
+        self.selectors = SelectorCache()
+        self.named_ports = NamedPorts()
+        self.cookies = CookieTable()
+        self._resources = Resources(self.options, self.selectors, self.named_ports, self.cookies)
+        self._endpoints: dict[Hashable, _Endpoint] = {}
+        self._by_namespace: dict[str, set[Hashable]] = {}
+        self._resolved: dict[ResolutionKey, ResolvedPolicy] = {}
+        self._dirty: set[Hashable] = set()
+        self._changed_identities: set[NumericIdentity] = set()
+        self._changed_names: set[str] = set()
+        for identity in RESERVED_IDENTITIES.values():
+            self.selectors.upsert_identity(identity.id, identity.labels)
+
+    # ---- policies ----
+
+    @property
+    def revision(self) -> int:
+        """The repository's revision; it grows with every accepted change."""
+        return self.repository.revision
+
+    def parse(self, obj: object) -> Policy:
+        """Read a policy object under this engine's options, without taking it in.
+
+        Raises `PolicyError`. The policy's `prefixes` tell which identities it needs.
+        """
+        return parsing.parse(obj, self.options)
+
+    def upsert_policy(self, policy: Policy | object) -> PolicyChange:
+        """Take in a policy, parsed or as an object.
+
+        Raises `PolicyError` for an object that is refused; then nothing has changed, and an earlier
+        accepted version stays in force.
+        """
+        parsed = policy if isinstance(policy, Policy) else self.parse(policy)
+        return self._follow(self.repository.upsert(parsed))
+
+    def delete_policy(self, kind: str, namespace: str, name: str) -> PolicyChange:
+        """Take a policy out; `namespace` is empty for cluster-wide kinds."""
+        return self._follow(self.repository.delete(kind, namespace, name))
+
+    def required_prefixes(self) -> frozenset[Prefix]:
+        """Every address prefix that needs an identity of its own."""
+        return self.repository.required_prefixes()
+
+    def _follow(self, change: RepositoryChange) -> PolicyChange:
+        """Give the endpoints concerned their new rules."""
+        affected = set()
+        if change.effective:
+            old = change.old.rules if change.old else ()
+            new = change.new.rules if change.new else ()
+            namespace = change.ref.namespace
+            candidates = self._by_namespace.get(namespace, set()) if namespace else self._endpoints
+            known: dict[tuple[LabelSet, frozenset[Rule]], frozenset[Rule]] = {}
+            for name in candidates:
+                endpoint = self._endpoints[name]
+                memo = (endpoint.subject.labels, endpoint.rules)
+                if memo not in known:
+                    matching = (rule for rule in new if rule.subject.matches(memo[0]))
+                    known[memo] = endpoint.rules.difference(old).union(matching)
+                if known[memo] != endpoint.rules:
+                    endpoint.rules = known[memo]
+                    affected.add(name)
+            self._dirty |= affected
+        return PolicyChange(change.ref, change.revision, frozenset(affected), change.new)
+
+    # ---- identities and names ----
+
+    def upsert_identity(self, identity: int, labels: LabelSet) -> None:
+        """Make an identity known, or give it other labels; reserved ones are known already."""
+        if self.selectors.upsert_identity(identity, labels):
+            self._changed_identities.add(NumericIdentity(identity))
+
+    def delete_identity(self, identity: int) -> None:
+        """Forget an identity. Reserved ones go back to their own labels instead."""
+        number = NumericIdentity(identity)
+        reserved = RESERVED_IDENTITIES.get(number)
+        if reserved is not None:
+            self.upsert_identity(number, reserved.labels)
+        elif self.selectors.delete_identity(number):
+            self._changed_identities.add(number)
+
+    def set_named_ports(self, pod: Hashable, identity: int, ports: Iterable[ContainerPort]) -> None:
+        """Tell which ports a pod, anywhere in the cluster, serves under a name."""
+        self._changed_names |= self.named_ports.update(pod, identity, ports)
+
+    def remove_named_ports(self, pod: Hashable) -> None:
+        """Forget a pod's ports."""
+        self._changed_names |= self.named_ports.remove(pod)
+
+    # ---- endpoints ----
+
+    def upsert_endpoint(self, endpoint: Hashable, subject: Subject) -> None:
+        """Add an endpoint of this node under any name, or tell its new labels or ports."""
+        known = self._endpoints.get(endpoint)
+        if known is not None and known.subject == subject:
+            return
+        if known is not None:
+            self._namespace(known.subject).discard(endpoint)
+        rules = frozenset(self.repository.rules_for(subject.labels))
+        if known is None:
+            self._endpoints[endpoint] = _Endpoint(subject, rules)
+        else:
+            known.subject, known.rules = subject, rules
+        self._namespace(subject).add(endpoint)
+        self._dirty.add(endpoint)
+
+    def remove_endpoint(self, endpoint: Hashable) -> None:
+        """Forget an endpoint; no update follows."""
+        known = self._endpoints.pop(endpoint, None)
+        if known is None:
+            return
+        self._namespace(known.subject).discard(endpoint)
+        self._dirty.discard(endpoint)
+        self._leave(known.resolved)
+
+    def _namespace(self, subject: Subject) -> set[Hashable]:
+        namespace = subject.labels.value(KEY_NAMESPACE, SOURCE_K8S)
+        return self._by_namespace.setdefault(namespace, set())
+
+    # ---- results ----
+
+    def flush(self) -> list[EndpointUpdate]:
+        """Work off all changes since the last call; one update for each endpoint with changes."""
+        changes = self._follow_identities()
+        self._forget_stale_names()
+        replaced: dict[tuple[ResolvedPolicy, ResolvedPolicy], _Noted] = {}
+        left = []
+        updates = []
+        for name in list(self._endpoints) if changes else list(self._dirty):
+            endpoint = self._endpoints[name]
+            old = endpoint.resolved
+            new = self._resolve(endpoint) if name in self._dirty or old is None else old
+            if old is None:
+                noted = _Noted(new.entries())
+            elif new is old:
+                noted = changes.get(old, _Noted())
+            else:
+                left.append(old)
+                if (old, new) not in replaced:
+                    noted = changes[old].copy() if old in changes else _Noted()
+                    new.changes_from(old, noted.add, noted.remove)
+                    replaced[old, new] = noted
+                noted = replaced[old, new]
+            endpoint.resolved = new
+            if old is None or noted or old.enforced != new.enforced:
+                ingress, egress = new.enforced
+                delta = PolicyDelta(noted.add, frozenset(noted.remove))
+                full = old is None
+                updates.append(EndpointUpdate(name, ingress, egress, delta, self.revision, full))
+        self._dirty.clear()
+        for resolved in left:
+            self._leave(resolved)
+        return updates
+
+    def policy(self, endpoint: Hashable) -> EndpointPolicy | None:
+        """The whole policy of an endpoint as of the last flush; None before its first."""
+        known = self._endpoints.get(endpoint)
+        if known is None or known.resolved is None:
+            return None
+        return known.resolved.snapshot(self.revision)
+
+    def resolve(self, subject: Subject) -> EndpointPolicy:
+        """The policy that a subject would have now, computed from scratch and not kept."""
+        rules = frozenset(self.repository.rules_for(subject.labels))
+        resolved = ResolvedPolicy(self._resources, resolution_key(subject, rules))
+        policy = resolved.snapshot(self.revision)
+        resolved.release()
+        return policy
+
+    def selector_users(self) -> dict[PeerSelector, tuple[frozenset[PolicyRef], frozenset[int]]]:
+        """Every peer selector with the policies that name it and the identities it selects now."""
+        users: dict[PeerSelector, set[PolicyRef]] = {}
+        for policy in self.repository:
+            for rule in policy.rules:
+                for peer in rule.peers or ():
+                    users.setdefault(peer, set()).add(policy.ref)
+        identities = self.selectors.identities.items()
+        return {
+            peer: (
+                frozenset(refs),
+                frozenset(number for number, labels in identities if peer.matches(labels)),
+            )
+            for peer, refs in users.items()
+        }
+
+    def sweep_cookies(self) -> int:
+        """Forget cookies out of use for two sweeps; call it every few minutes."""
+        return self.cookies.sweep(
+            {cookie for resolved in self._resolved.values() for cookie in resolved.cookies()}
+        )
+
+    # ---- inside ----
+
+    def _follow_identities(self) -> dict[ResolvedPolicy, _Noted]:
+        """Bring every resolved policy up to date with the identities that changed."""
+        changes: dict[ResolvedPolicy, _Noted] = {}
+        for identity in self._changed_identities:
+            matching = self.selectors.matching_identity(identity)
+            for resolved in self._resolved.values():
+                noted = changes.setdefault(resolved, _Noted())
+                resolved.refresh(identity, matching, noted.add, noted.remove)
+        self._changed_identities.clear()
+        return {resolved: noted for resolved, noted in changes.items() if noted}
+
+    def _forget_stale_names(self) -> None:
+        """Have policies resolved anew whose port names mean something else now."""
+        names = frozenset(self._changed_names)
+        self._changed_names.clear()
+        if not names:
+            return
+        stale = {resolved for resolved in self._resolved.values() if resolved.uses_names(names)}
+        for resolved in stale:
+            del self._resolved[resolved.key]
+        self._dirty |= {
+            name for name, endpoint in self._endpoints.items() if endpoint.resolved in stale
+        }
+
+    def _resolve(self, endpoint: _Endpoint) -> ResolvedPolicy:
+        """The resolved policy for an endpoint's present subject and rules, shared if possible."""
+        key = resolution_key(endpoint.subject, endpoint.rules)
+        resolved = self._resolved.get(key)
+        if resolved is None:
+            old = endpoint.resolved
+            reusable = (
+                old is not None
+                and self._resolved.get(old.key) is old
+                and old.key.named_ports == key.named_ports
+            )
+            resolved = ResolvedPolicy(self._resources, key, old if reusable else None)
+            self._resolved[key] = resolved
+        if resolved is not endpoint.resolved:
+            resolved.users += 1
+        return resolved
+
+    def _leave(self, resolved: ResolvedPolicy | None) -> None:
+        """Give up one use of a resolved policy."""
+        if resolved is None:
+            return
+        resolved.users -= 1
+        if not resolved.users:
+            if self._resolved.get(resolved.key) is resolved:
+                del self._resolved[resolved.key]
+            resolved.release()
+
+
+class _Noted:
+    """Changes of entries while they are being collected."""
+
+    __slots__ = ("add", "remove")
+
+    def __init__(self, add: dict[PolicyKey, PolicyEntry] | None = None) -> None:
+        self.add: dict[PolicyKey, PolicyEntry] = add if add is not None else {}
+        self.remove: set[PolicyKey] = set()
+
+    def copy(self) -> _Noted:
+        result = _Noted(dict(self.add))
+        result.remove = set(self.remove)
+        return result
+
+    def __bool__(self) -> bool:
+        return bool(self.add or self.remove)

@@ -1,0 +1,228 @@
+"""Entries of an endpoint's policy map, and the look-up that the data plane does over them.
+
+The data plane asks a longest-prefix map twice, for the peer's identity and for identity 0 (any
+peer), and lets the better of the two answers decide. That finds the best of *all* matching entries
+only if no entry is hidden behind a longer one that it outranks. `build_column` sees to that: it
+leaves out every entry that a shorter or equal prefix outranks.
+
+Pure functions of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cilium_core.policy.ports import ANY_L4, L4Prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from cilium_core.policy.cookies import CookieTable
+    from cilium_core.policy.rules import Direction, Origin
+
+_DENY_BYTE: Final = 255
+_PROTOCOL_BITS: Final = 8
+_L4_BITS: Final = 24
+
+
+class PolicyKey(NamedTuple):
+    """Key of a policy map entry.
+
+    `identity` 0 is any peer. `prefixlen` counts the protocol and port bits, 0 to 24; `port` is in
+    host order, and holds the type for ICMP.
+    """
+
+    direction: int
+    identity: int
+    proto: int
+    port: int
+    prefixlen: int
+
+
+class PolicyEntry(NamedTuple):
+    """Value of a policy map entry; see `rules.precedence` for the order of precedences."""
+
+    precedence: int
+    deny: bool
+    proxy_port: int = 0
+    audit: bool = False
+    cookie: int = 0
+
+
+Column = dict[L4Prefix, PolicyEntry]
+"""All entries of one direction and one identity."""
+
+
+class Contribution(NamedTuple):
+    """What one rule adds to a column."""
+
+    prefixes: tuple[L4Prefix, ...]
+    precedence: int
+    origin: Origin
+
+
+def build_column(
+    contributions: Iterable[Contribution],
+    base: Mapping[L4Prefix, PolicyEntry],
+    cookies: CookieTable,
+) -> Column:
+    """Merge contributions into a column that a longest-prefix look-up reads rightly.
+
+    `base` is the column of identity 0, which is looked up beside this one. Left out is what a
+    prefix that covers it, here or in the base, outranks, and a deny that an equal deny covers. On
+    one prefix the highest precedence stays, with the origins of all contributions that have it.
+    """
+    raw: dict[L4Prefix, tuple[int, set[Origin]]] = {}
+    for prefixes, precedence, origin in contributions:
+        for prefix in prefixes:
+            present = raw.get(prefix)
+            if present is None or present[0] < precedence:
+                raw[prefix] = (precedence, {origin})
+            elif present[0] == precedence:
+                present[1].add(origin)
+    lengths = sorted({prefix.length for prefix in raw} | {prefix.length for prefix in base})
+    column: Column = {}
+    for prefix, (precedence, origins) in raw.items():
+        deny = precedence & 0xFF == _DENY_BYTE
+        limit = precedence if deny else precedence + 1
+        covered = any(
+            (other in raw and other != prefix and raw[other][0] >= limit)
+            or (other in base and base[other].precedence >= limit)
+            for other in _covering(prefix, lengths)
+        )
+        if not covered:
+            cookie = cookies.cookie(frozenset(origins))
+            column[prefix] = PolicyEntry(precedence, deny, cookie=cookie)
+    return column
+
+
+def strongest_change(
+    old: Mapping[L4Prefix, PolicyEntry], new: Mapping[L4Prefix, PolicyEntry]
+) -> int:
+    """The highest precedence that one column has and the other has not, -1 when they are alike.
+
+    As the base of other columns, the two leave out the same of every contribution that has a higher
+    precedence, or that allows with the same.
+    """
+    return max(
+        (
+            column[prefix].precedence
+            for prefix in old.keys() | new.keys()
+            for column in (old, new)
+            if prefix in column
+            and (prefix not in old or prefix not in new or old[prefix][:2] != new[prefix][:2])
+        ),
+        default=-1,
+    )
+
+
+def _covering(prefix: L4Prefix, lengths: Iterable[int]) -> Iterator[L4Prefix]:
+    """The prefix itself and all that cover it, as far as their lengths are in use."""
+    for length in lengths:
+        if length > prefix.length:
+            return
+        yield truncate(prefix.protocol, prefix.port, length)
+
+
+def truncate(protocol: int, port: int, length: int) -> L4Prefix:
+    """The prefix with `length` significant bits that a protocol and port fall into."""
+    if length == 0:
+        return ANY_L4
+    shift = _L4_BITS - length
+    return L4Prefix(protocol, port >> shift << shift, length)
+
+
+_LENGTHS: Final = (*range(_L4_BITS, _PROTOCOL_BITS - 1, -1), 0)
+
+
+def look_up(
+    entries: Mapping[PolicyKey, PolicyEntry],
+    direction: Direction,
+    identity: int,
+    protocol: int,
+    port: int,
+) -> tuple[PolicyKey, PolicyEntry] | None:
+    """The entry that decides about a packet, found as the data plane finds it.
+
+    `port` is the destination port (for ICMP: the type), 0 to 65535. None means that nothing
+    matches, so the packet is dropped.
+    """
+    best: tuple[PolicyKey, PolicyEntry] | None = None
+    for peer in (identity, 0):
+        found = _longest(entries, direction, peer, protocol, port)
+        if found is not None and (best is None or _rank(found) > _rank(best)):
+            best = found
+    return best
+
+
+def _rank(found: tuple[PolicyKey, PolicyEntry]) -> tuple[int, int]:
+    return found[1].precedence, found[0].prefixlen
+
+
+def _longest(
+    entries: Mapping[PolicyKey, PolicyEntry], direction: int, peer: int, protocol: int, port: int
+) -> tuple[PolicyKey, PolicyEntry] | None:
+    for length in _LENGTHS:
+        prefix = truncate(protocol, port, length)
+        key = PolicyKey(int(direction), peer, prefix.protocol, prefix.port, length)
+        entry = entries.get(key)
+        if entry is not None:
+            return key, entry
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyDelta:
+    """How a policy map has to change: add (or overwrite) first, then remove."""
+
+    add: Mapping[PolicyKey, PolicyEntry]
+    remove: frozenset[PolicyKey]
+
+    def __bool__(self) -> bool:
+        return bool(self.add or self.remove)
+
+    def then(self, later: PolicyDelta) -> PolicyDelta:
+        """Both changes, one after the other, as one."""
+        if not self:
+            return later
+        if not later:
+            return self
+        add = {key: entry for key, entry in self.add.items() if key not in later.remove}
+        add.update(later.add)
+        return PolicyDelta(add, (self.remove | later.remove) - add.keys())
+
+
+NO_CHANGE: Final = PolicyDelta({}, frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPolicy:
+    """The whole policy of one endpoint in the data plane's form.
+
+    A direction that is not enforced still has one entry that allows everything, so that entries may
+    always be written before the enforcement flags.
+    """
+
+    ingress_enforced: bool
+    egress_enforced: bool
+    entries: Mapping[PolicyKey, PolicyEntry]
+    revision: int = 0
+
+    def diff(self, old: EndpointPolicy | None) -> PolicyDelta:
+        """What turns the old policy's entries into these."""
+        before = {} if old is None else old.entries
+        add = {key: entry for key, entry in self.entries.items() if before.get(key) != entry}
+        return PolicyDelta(add, frozenset(before.keys() - self.entries.keys()))
+
+    def decide(
+        self, direction: Direction, identity: int, protocol: int, port: int
+    ) -> tuple[PolicyKey, PolicyEntry] | None:
+        """The entry that decides about a packet, see `look_up`."""
+        return look_up(self.entries, direction, identity, protocol, port)
+
+    def allows(self, direction: Direction, identity: int, protocol: int, port: int) -> bool:
+        """Whether a packet passes."""
+        found = self.decide(direction, identity, protocol, port)
+        return found is not None and not found[1].deny

@@ -1,0 +1,436 @@
+"""Resolution: from the rules that select a subject to the entries of its policy map.
+
+A resolved policy is a table of *columns*, one for each direction and peer identity, and one for
+"any peer". A column depends on nothing but the rules that match its identity and on the any-peer
+column, so a change is cheap: a new identity adds one column, a changed rule rebuilds the columns of
+the identities that it selects, and identities that the same rules match share one column.
+
+Endpoints that the same rules select share one `ResolvedPolicy`; the engine owns them and calls in
+from one thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cilium_core.identities import NumericIdentity, ReservedIdentity
+from cilium_core.labels import LabelSet
+from cilium_core.policy.entries import (
+    Column,
+    Contribution,
+    EndpointPolicy,
+    PolicyEntry,
+    PolicyKey,
+    build_column,
+    strongest_change,
+)
+from cilium_core.policy.options import EnforcementMode
+from cilium_core.policy.ports import ContainerPort, L4Prefix
+from cilium_core.policy.rules import Direction, Origin, Rule, Verdict
+from cilium_core.policy.selectors import EntitySelector, LabelSelector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, MutableMapping, MutableSet
+
+    from cilium_core.policy.caching import CachedSelector, SelectorCache
+    from cilium_core.policy.cookies import CookieTable
+    from cilium_core.policy.named_ports import NamedPorts
+    from cilium_core.policy.options import PolicyOptions
+
+_PORT_BITS: Final = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An endpoint as policy sees it: who it is and which ports it serves under a name."""
+
+    identity: int
+    labels: LabelSet
+    named_ports: frozenset[ContainerPort] = frozenset()
+
+
+class _Peer(NamedTuple):
+    """The column of one identity and the rules that it was made of."""
+
+    rules: frozenset[Rule]
+    column: Column
+
+
+def _synthetic(direction: Direction, name: str, peers: tuple[EntitySelector, ...] | None) -> Rule:
+    origin = Origin("", "", "", (f"reserved:{name}",))
+    return Rule(
+        direction, LabelSelector(), Verdict.ALLOW, peers, None, default_deny=False, origin=origin
+    )
+
+
+ALLOW_ANY: Final = {
+    Direction.INGRESS: _synthetic(Direction.INGRESS, "allow-any-ingress", None),
+    Direction.EGRESS: _synthetic(Direction.EGRESS, "allow-any-egress", None),
+}
+"""What stands in a direction that is not enforced, or without default deny."""
+
+ALLOW_LOCALHOST: Final = _synthetic(
+    Direction.INGRESS,
+    "allow-localhost-ingress",
+    (EntitySelector("host", frozenset((ReservedIdentity.HOST.label,))),),
+)
+"""The node's own access to its pods; a deny rule still beats it."""
+
+
+class Resources(NamedTuple):
+    """What resolution reads beside the rules."""
+
+    options: PolicyOptions
+    selectors: SelectorCache
+    named_ports: NamedPorts
+    cookies: CookieTable
+
+
+class ResolutionKey(NamedTuple):
+    """Everything that a resolved policy depends on; subjects with equal keys share one."""
+
+    rules: frozenset[Rule]
+    init: bool
+    host: bool
+    named_ports: frozenset[ContainerPort]
+
+
+def resolution_key(subject: Subject, rules: frozenset[Rule]) -> ResolutionKey:
+    """The key of a subject that `rules` select; a node's own endpoint obeys no endpoint rules."""
+    host = subject.identity == ReservedIdentity.HOST
+    if host:
+        rules = frozenset()
+    uses_names = any(rule.named_ports for rule in rules if rule.direction is Direction.INGRESS)
+    init = ReservedIdentity.INIT.label in subject.labels
+    return ResolutionKey(rules, init, host, subject.named_ports if uses_names else frozenset())
+
+
+class ResolvedPolicy:
+    """Both directions of a policy, kept up to date as identities come and go."""
+
+    __slots__ = ("_sides", "key", "users")
+
+    _sides: tuple[_Side, _Side]
+
+    def __init__(
+        self,
+        resources: Resources,
+        key: ResolutionKey,
+        previous: ResolvedPolicy | None = None,
+    ) -> None:
+        """Resolve; what `previous`, a policy of mostly the same rules, already has is taken over.
+
+        The previous policy stays as it is. It must be current in all but its rules, its subject's
+        ports included.
+        """
+        self.key = key
+        self.users = 0
+        ingress, egress = (None, None) if previous is None else previous._sides
+        self._sides = (
+            _Side(resources, Direction.INGRESS, key, ingress),
+            _Side(resources, Direction.EGRESS, key, egress),
+        )
+
+    @property
+    def enforced(self) -> tuple[bool, bool]:
+        """Whether ingress and egress are enforced."""
+        ingress, egress = self._sides
+        return ingress.enforced, egress.enforced
+
+    def uses_names(self, names: frozenset[str]) -> bool:
+        """Whether some egress rule depends on one of these port names."""
+        return any(
+            port.name in names
+            for rule in self.key.rules
+            if rule.direction is Direction.EGRESS
+            for port in rule.named_ports
+        )
+
+    def refresh(
+        self,
+        identity: NumericIdentity,
+        matching: Iterable[CachedSelector],
+        add: MutableMapping[PolicyKey, PolicyEntry],
+        remove: MutableSet[PolicyKey],
+    ) -> None:
+        """Follow a change of one identity, now selected by `matching`; what changes is noted."""
+        for side in self._sides:
+            before, after = side.refresh(identity, matching)
+            _note(side.direction, identity, before, after, add, remove)
+
+    def changes_from(
+        self,
+        old: ResolvedPolicy,
+        add: MutableMapping[PolicyKey, PolicyEntry],
+        remove: MutableSet[PolicyKey],
+    ) -> None:
+        """Note what turns another policy's entries into this one's."""
+        for side, old_side in zip(self._sides, old._sides, strict=True):
+            for identity in side.columns.keys() | old_side.columns.keys():
+                before, after = old_side.columns.get(identity), side.columns.get(identity)
+                if before is not after:
+                    _note(
+                        side.direction,
+                        identity,
+                        before.column if before else {},
+                        after.column if after else {},
+                        add,
+                        remove,
+                    )
+
+    def entries(self) -> dict[PolicyKey, PolicyEntry]:
+        """Every entry of both directions."""
+        return {
+            PolicyKey(int(side.direction), identity, *prefix): entry
+            for side in self._sides
+            for identity, peer in side.columns.items()
+            for prefix, entry in peer.column.items()
+        }
+
+    def snapshot(self, revision: int) -> EndpointPolicy:
+        """The policy as an immutable value."""
+        ingress, egress = self.enforced
+        return EndpointPolicy(ingress, egress, self.entries(), revision)
+
+    def cookies(self) -> Iterator[int]:
+        """The cookies of all entries; some more than once."""
+        return (
+            entry.cookie
+            for side in self._sides
+            for peer in side.columns.values()
+            for entry in peer.column.values()
+        )
+
+    def release(self) -> None:
+        """Give the selectors back; the policy must not be used afterwards."""
+        for side in self._sides:
+            side.release()
+
+
+def _note(
+    direction: Direction,
+    identity: int,
+    before: Column,
+    after: Column,
+    add: MutableMapping[PolicyKey, PolicyEntry],
+    remove: MutableSet[PolicyKey],
+) -> None:
+    """Note the difference between two versions of a column."""
+    for prefix in before.keys() - after.keys():
+        key = PolicyKey(int(direction), identity, *prefix)
+        add.pop(key, None)
+        remove.add(key)
+    for prefix, entry in after.items():
+        if before.get(prefix) != entry:
+            key = PolicyKey(int(direction), identity, *prefix)
+            remove.discard(key)
+            add[key] = entry
+
+
+class _Side:
+    """One direction of a resolved policy. Column 0 is any peer's."""
+
+    __slots__ = (
+        "_memo",
+        "_own_ports",
+        "_resources",
+        "_rules",
+        "_selectors",
+        "columns",
+        "direction",
+        "enforced",
+    )
+
+    def __init__(
+        self,
+        resources: Resources,
+        direction: Direction,
+        key: ResolutionKey,
+        previous: _Side | None,
+    ) -> None:
+        self.direction = direction
+        self._resources = resources
+        self._own_ports = key.named_ports
+        self.enforced, self._rules = _effective_rules(resources.options, direction, key)
+        self._selectors: dict[CachedSelector, frozenset[Rule]] = {}
+        self._memo: dict[tuple[frozenset[Rule], int], _Peer] = {}
+        self.columns: dict[int, _Peer] = {}
+        if previous is None:
+            self._build(self._rules, frozenset())
+        else:
+            self._selectors.update(previous._selectors)
+            self.columns.update(previous.columns)
+            for cached in self._selectors:
+                cached.uses += 1
+            self._build(self._rules - previous._rules, previous._rules - self._rules)
+
+    def _build(self, added: frozenset[Rule], removed: frozenset[Rule]) -> None:
+        """Bring the columns from the rules before to the rules now."""
+        touched: dict[int, set[Rule]] = {}
+        identity: int
+        for rule in removed:
+            for identity in self._identities(rule):
+                touched.setdefault(identity, self._rules_of(identity)).discard(rule)
+            self._drop_selectors(rule)
+        for rule in added:
+            self._add_selectors(rule)
+            for identity in self._identities(rule):
+                touched.setdefault(identity, self._rules_of(identity)).add(rule)
+        old_base = self.columns.get(0)
+        if old_base is None or any(rule.peers is None for rule in added | removed):
+            base = self._base()
+            self.columns[0] = base
+            if old_base is not None:
+                strongest = strongest_change(old_base.column, base.column)
+                for identity in self.columns.keys() - touched.keys() - {0}:
+                    present = self.columns[identity].rules
+                    if any(_may_hide(strongest, rule) for rule in present):
+                        touched[identity] = set(present)
+        for identity, rules in touched.items():
+            self._set_column(identity, frozenset(rules))
+
+    def refresh(
+        self, identity: NumericIdentity, matching: Iterable[CachedSelector]
+    ) -> tuple[Column, Column]:
+        """Give an identity the column that the selectors matching it ask for."""
+        rules: set[Rule] = set()
+        for cached in matching:
+            rules |= self._selectors.get(cached, frozenset())
+        rules.update(rule for rule in self._named_rules() if identity in self._identities(rule))
+        before = self.columns.get(identity)
+        self._set_column(identity, frozenset(rules))
+        after = self.columns.get(identity)
+        return before.column if before else {}, after.column if after else {}
+
+    def release(self) -> None:
+        for cached in self._selectors:
+            self._resources.selectors.release(cached)
+
+    def _rules_of(self, identity: int) -> set[Rule]:
+        peer = self.columns.get(identity)
+        return set(peer.rules) if peer is not None else set()
+
+    def _named_rules(self) -> Iterator[Rule]:
+        """Rules for every peer with ports that each peer numbers for itself."""
+        if self.direction is Direction.INGRESS:
+            return iter(())
+        return (
+            rule
+            for rule in self._rules
+            if rule.peers is None and rule.named_ports_of_peer and rule.named_ports
+        )
+
+    def _identities(self, rule: Rule) -> set[NumericIdentity]:
+        """The identities in whose columns a rule takes part, other than 0."""
+        if rule.peers is not None:
+            found: set[NumericIdentity] = set()
+            for selector in rule.peers:
+                cached = self._resources.selectors.find(selector)
+                if cached is not None:
+                    found |= cached.selections
+            return found
+        if self.direction is Direction.EGRESS and rule.named_ports_of_peer:
+            return {
+                NumericIdentity(peer)
+                for port in rule.named_ports
+                for peer in self._resources.named_ports.peers(port.name, port.protocol)
+            }
+        return set()
+
+    def _add_selectors(self, rule: Rule) -> None:
+        cache = self._resources.selectors
+        for selector in rule.peers or ():
+            cached = cache.find(selector)
+            if cached is None or cached not in self._selectors:
+                cached = cache.acquire(selector)
+            self._selectors[cached] = self._selectors.get(cached, frozenset()) | {rule}
+
+    def _drop_selectors(self, rule: Rule) -> None:
+        cache = self._resources.selectors
+        for selector in rule.peers or ():
+            cached = cache.find(selector)
+            if cached is None or cached not in self._selectors:
+                continue
+            rest = self._selectors[cached] - {rule}
+            if rest:
+                self._selectors[cached] = rest
+            else:
+                del self._selectors[cached]
+                cache.release(cached)
+
+    def _base(self) -> _Peer:
+        rules = frozenset(rule for rule in self._rules if rule.peers is None)
+        contributions = (
+            Contribution(rule.prefixes + self._named(rule, 0), rule.precedence, rule.origin)
+            for rule in rules
+        )
+        return _Peer(rules, build_column(contributions, {}, self._resources.cookies))
+
+    def _set_column(self, identity: int, rules: frozenset[Rule]) -> None:
+        if not rules:
+            self.columns.pop(identity, None)
+            return
+        by_peer = any(rule.named_ports and rule.named_ports_of_peer for rule in rules)
+        memo = (rules, identity if by_peer else 0)
+        peer = self._memo.get(memo)
+        if peer is None:
+            contributions = (
+                Contribution(
+                    (() if rule.peers is None else rule.prefixes) + self._named(rule, identity),
+                    rule.precedence,
+                    rule.origin,
+                )
+                for rule in rules
+            )
+            base = self.columns[0].column
+            peer = _Peer(rules, build_column(contributions, base, self._resources.cookies))
+            self._memo[memo] = peer
+        self.columns[identity] = peer
+
+    def _named(self, rule: Rule, identity: int) -> tuple[L4Prefix, ...]:
+        """The numbers that a rule's port names stand for with one peer (0: with any)."""
+        if not rule.named_ports:
+            return ()
+        table = self._resources.named_ports
+        found: set[tuple[int, int]] = set()
+        for wanted in rule.named_ports:
+            protocol = int(wanted.protocol)
+            if self.direction is Direction.INGRESS:
+                found |= {
+                    (protocol, port.port)
+                    for port in self._own_ports
+                    if port.name == wanted.name and port.protocol == protocol
+                }
+            elif rule.named_ports_of_peer:
+                numbers = table.of_peer(identity, wanted.name, protocol) if identity else ()
+                found |= {(protocol, number) for number in numbers}
+            else:
+                number = table.in_cluster(wanted.name, protocol)
+                found |= {(protocol, number)} if number is not None else set()
+        return tuple(L4Prefix(protocol, port, _PORT_BITS) for protocol, port in sorted(found))
+
+
+def _effective_rules(
+    options: PolicyOptions, direction: Direction, key: ResolutionKey
+) -> tuple[bool, frozenset[Rule]]:
+    """Whether a direction is enforced, and the rules that count, ours included."""
+    unenforced = (False, frozenset((ALLOW_ANY[direction],)))
+    if options.enforcement is EnforcementMode.NEVER or key.host:
+        return unenforced
+    rules = {rule for rule in key.rules if rule.direction is direction}
+    if options.enforcement is not EnforcementMode.ALWAYS and not key.init:
+        if not rules:
+            return unenforced
+        if not any(rule.default_deny for rule in rules):
+            rules.add(ALLOW_ANY[direction])
+    if direction is Direction.INGRESS and options.allow_localhost:
+        rules.add(ALLOW_LOCALHOST)
+    return True, frozenset(rules)
+
+
+def _may_hide(precedence: int, rule: Rule) -> bool:
+    """Whether an any-peer entry of some precedence may hide entries of a rule."""
+    if rule.verdict is Verdict.DENY:
+        return rule.precedence <= precedence
+    return rule.precedence < precedence
