@@ -466,4 +466,12 @@ struct event {
 	__u32 pad2;
 };
 
+/* ---- cilium_scratch: room for what the stack of a program cannot hold ---- */
+
+struct scratch {
+	struct event event;
+	struct ct_entry entry;
+	__u64 packet[32]; /* what is known of the packet at hand; private to the programs */
+};
+
 #endif

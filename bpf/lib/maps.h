@@ -54,6 +54,8 @@ MAP(16, METRICS, "cilium_metrics", PERCPU_HASH, struct metrics_key, struct metri
 MAP(17, EVENTS, "cilium_events", PERF_EVENT_ARRAY, __u32, __u32, 0, 0)
 /* programs of one load, by enum call; never shared between two loads */
 MAP(18, CALLS, "cilium_calls", PROG_ARRAY, __u32, __u32, 32, 0)
+/* where events and connections are put together, the stack being too small; within one packet */
+MAP(19, SCRATCH, "cilium_scratch", PERCPU_ARRAY, __u32, struct scratch, 1, 0)
 };
 /* clang-format on */
 

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/*
+ * The packet as the programs see it: parsed once, then passed along.
+ *
+ * Both families share one form, an IPv4 address sitting in the first four bytes of a zeroed
+ * sixteen. Functions take the family as a constant, so each program compiles for one family only.
+ */
+#ifndef CILIUM_PACKET_H
+#define CILIUM_PACKET_H
+
+#include "common.h"
+
+union address {
+	__u32 v4; /* be */
+	__u32 words[4];
+	__u64 halves[2];
+	__u8 bytes[16];
+};
+
+struct tuple {
+	union address saddr;
+	union address daddr;
+	__u16 sport; /* be; ICMP echo: see struct ct_key4 */
+	__u16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+enum packet_flag {
+	PACKET_L3 = 1, /* addresses were parsed */
+	PACKET_L4 = 2, /* ports or ICMP type were parsed */
+	PACKET_FRAGMENT = 4,
+	PACKET_LATER_FRAGMENT = 8, /* has no layer 4 header */
+	PACKET_ICMP_ERROR = 16,    /* quotes the packet it is about */
+	PACKET_PATH_MTU = 32,      /* fragmentation needed, packet too big */
+	PACKET_TUNNEL = 64,        /* came through the tunnel or goes into it */
+	PACKET_CONTROL = 128,      /* neighbour discovery and group membership */
+};
+
+/* What a connection says about this packet: how to name it and whether to report it. */
+struct sighting {
+	__u8 reason; /* enum trace_reason */
+	__u8 report;
+	__u8 pad[2];
+	__u32 packets; /* since the last report, this one included */
+	__u32 bytes;
+};
+
+union ct_key {
+	struct ct_key4 v4;
+	struct ct_key6 v6;
+};
+
+struct packet {
+	struct tuple tuple;
+	__u16 l4_offset; /* from the Ethernet header */
+	__u16 flags;     /* enum packet_flag */
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 direction; /* enum direction the packet is in, for counters */
+	__u16 endpoint; /* local endpoint that events belong to, 0 is none */
+	__u16 pad;
+	__u32 src_identity;
+	__u32 dst_identity;
+	__u32 peer;    /* be; node at the other end of the tunnel */
+	__s32 verdict; /* see forget() */
+	struct sighting seen;
+	__u8 sender_high; /* the packet comes from the end in the high half of the key */
+	__u8 pad2[3];
+	union ct_key key; /* of the connection; set by the look-up */
+};
+
+enum tcp_flag {
+	TCP_FIN = 1,
+	TCP_SYN = 2,
+	TCP_RST = 4,
+	TCP_PSH = 8,
+	TCP_ACK = 16,
+};
+
+/* The packet at hand, all zero but for its connection key; never NULL where maps exist. */
+static __always_inline struct packet *packet_begin(const __u8 direction)
+{
+	struct scratch *room = scratch();
+	struct packet *p;
+
+	_Static_assert(sizeof(struct packet) <= sizeof(room->packet), "room for a packet");
+	if (!room)
+		return NULL;
+	p = (struct packet *)room->packet;
+	__builtin_memset(p, 0, offsetof(struct packet, key));
+	p->direction = direction;
+	return p;
+}
+
+/*
+ * A verdict by way of memory the verifier does not follow: behind it, all the paths that led here
+ * look the same and are walked once.
+ */
+static __always_inline int forget(struct packet *p, int verdict)
+{
+	p->verdict = verdict;
+	barrier();
+	return p->verdict;
+}
+
+static __always_inline bool same_address(const union address *a, const void *b, const __u8 family)
+{
+	const __u32 *words = b;
+
+	if (family == FAMILY_IPV4)
+		return a->v4 == words[0];
+	return !((a->words[0] ^ words[0]) | (a->words[1] ^ words[1]) | (a->words[2] ^ words[2]) |
+		 (a->words[3] ^ words[3]));
+}
+
+/* Multicast, broadcast, unspecified and loopback: never a peer of a pod's unicast traffic. */
+static __always_inline bool is_unicast(const union address *a, const __u8 family)
+{
+	__u32 first;
+
+	if (family == FAMILY_IPV4) {
+		first = bpf_ntohl(a->v4) >> 24;
+		return first != 0 && first != 127 && first < 224;
+	}
+	if (a->bytes[0] == 0xff)
+		return false;
+	/* unspecified, loopback and the embedded IPv4 forms; link-local */
+	if (!(a->words[0] | a->words[1]))
+		return false;
+	return (a->words[0] & bpf_htonl(0xffc00000)) != bpf_htonl(0xfe800000);
+}
+
+static __always_inline bool is_link_local6(const union address *a)
+{
+	return (a->words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+#endif

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
+/*
+ * The pod's own device, host side: everything a pod sends (tc ingress), and what the node's stack
+ * sends to it (tc egress; traffic between pods never comes that way).
+ *
+ * One set of programs serves all pods. Who the pod is, is looked up by the device.
+ */
+#define SOURCE_FILE FILE_LXC
+
+#include "lib/delivery.h"
+#include "lib/neighbours.h"
+#include "lib/policy.h"
+
+/* What the stack shall know of a packet that leaves through it. */
+static __always_inline __u32 mark_of(const struct packet *p)
+{
+	/* an answer carries the address that was asked */
+	if (p->seen.reason == REASON_REPLY || p->seen.reason == REASON_RELATED)
+		return MARK_SNAT_DONE;
+	return mark_of_identity(p->src_identity);
+}
+
+static __always_inline int send_remote(struct __sk_buff *skb, struct packet *p,
+				       const struct ipcache_info *remote, const __u8 family)
+{
+	if (remote && remote->flags & IPCACHE_HAS_TUNNEL &&
+	    !(remote->flags & IPCACHE_SKIP_TUNNEL) && config_of()->flags & CONFIG_TUNNEL)
+		return deliver_to_node(skb, p, remote->tunnel_ipv4, p->src_identity, family);
+	return deliver_to_world(skb, p, mark_of(p), family);
+}
+
+/* From here on the packet is well-formed and really the pod's. */
+static __always_inline int send(struct __sk_buff *skb, struct packet *p,
+				const struct endpoint_info *pod, const __u8 family)
+{
+	const struct endpoint_info *local = endpoint_of_address(&p->tuple.daddr, family),
+				   *peer = NULL;
+	const struct ipcache_info *remote = NULL;
+	int verdict;
+
+	if (local) {
+		p->dst_identity = local->identity;
+		if (!(local->flags & ENDPOINT_HOST))
+			peer = local;
+	} else {
+		remote = ipcache_of(&p->tuple.daddr, family);
+		p->dst_identity = identity_or_world(remote);
+	}
+	if (peer && unlikely_(peer->flags & ENDPOINT_NOT_READY)) {
+		p->endpoint = peer->id;
+		p->direction = DIR_INGRESS;
+		return DROP(DROP_EP_NOT_READY);
+	}
+	verdict = admit(skb, p, pod, peer, family);
+	if (verdict < 0)
+		return verdict;
+	if (peer)
+		return deliver_to_pod(skb, p, peer, family);
+	if (local)
+		return deliver_to_stack(skb, p, TRACE_TO_STACK, mark_of(p), family);
+	return send_remote(skb, p, remote, family);
+}
+
+static __always_inline int from_container(struct __sk_buff *skb, struct packet *p,
+					  const __u8 family)
+{
+	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
+	const void *address;
+	int verdict;
+
+	if (!pod)
+		return DROP(DROP_EP_NOT_READY);
+	p->endpoint = pod->id;
+	p->src_identity = pod->identity;
+	if (unlikely_(pod->flags & ENDPOINT_NOT_READY))
+		return DROP(DROP_EP_NOT_READY);
+	verdict = parse(skb, p, family);
+	trace_from(skb, p, TRACE_FROM_LXC, family);
+	if (unlikely_(verdict < 0)) {
+		if (family == FAMILY_IPV4 && p->tuple.proto == IPPROTO_IGMP) {
+			count(DROP_IGMP_HANDLED, DIR_EGRESS, SOURCE_FILE, __LINE__, skb->len);
+			return TC_ACT_SHOT;
+		}
+		return verdict;
+	}
+	if (unlikely_(p->flags & PACKET_CONTROL)) {
+		bpf_tail_call_(map_of(CALLS), skb, CALL_FROM_CONTAINER_NDP);
+		return DROP(DROP_MISSED_TAIL_CALL);
+	}
+	address = family == FAMILY_IPV4 ? (const void *)&pod->ipv4 : (const void *)pod->ipv6;
+	if (!same_address(&p->tuple.saddr, address, family) ||
+	    same_address(&p->tuple.daddr, address, family))
+		return DROP(DROP_INVALID_SOURCE_IP);
+	if (!is_unicast(&p->tuple.daddr, family))
+		return DROP(DROP_UNKNOWN_L3_TARGET_ADDRESS);
+	return send(skb, p, pod, family);
+}
+
+int tail_from_container_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_begin(DIR_EGRESS);
+
+	return p ? conclude(skb, p, from_container(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
+}
+
+int tail_from_container_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_begin(DIR_EGRESS);
+
+	return p ? conclude(skb, p, from_container(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
+}
+
+static __always_inline int from_container_arp(struct __sk_buff *skb, struct packet *p)
+{
+	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
+
+	if (!pod)
+		return DROP(DROP_EP_NOT_READY);
+	p->endpoint = pod->id;
+	p->src_identity = pod->identity;
+	return answer_arp(skb, pod);
+}
+
+int tail_from_container_arp(struct __sk_buff *skb)
+{
+	struct packet *p = packet_begin(DIR_EGRESS);
+
+	return p ? conclude(skb, p, from_container_arp(skb, p), FAMILY_IPV4) : TC_ACT_SHOT;
+}
+
+static __always_inline int from_container_ndp(struct __sk_buff *skb, struct packet *p)
+{
+	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
+	int verdict;
+
+	if (!pod)
+		return DROP(DROP_EP_NOT_READY);
+	p->endpoint = pod->id;
+	p->src_identity = pod->identity;
+	verdict = parse(skb, p, FAMILY_IPV6);
+	return verdict ? verdict : answer_ndp(skb, p, pod);
+}
+
+int tail_from_container_ndp(struct __sk_buff *skb)
+{
+	struct packet *p = packet_begin(DIR_EGRESS);
+
+	return p ? conclude(skb, p, from_container_ndp(skb, p), FAMILY_IPV6) : TC_ACT_SHOT;
+}
+
+int cil_from_container(struct __sk_buff *skb)
+{
+	if (skb->vlan_present)
+		return refuse(skb, DROP(DROP_VLAN_FILTERED), DIR_EGRESS);
+	switch (skb->protocol) {
+	case be16(ETH_P_IP):
+		bpf_tail_call_(map_of(CALLS), skb, CALL_FROM_CONTAINER_IPV4);
+		break;
+	case be16(ETH_P_IPV6):
+		bpf_tail_call_(map_of(CALLS), skb, CALL_FROM_CONTAINER_IPV6);
+		break;
+	case be16(ETH_P_ARP):
+		bpf_tail_call_(map_of(CALLS), skb, CALL_FROM_CONTAINER_ARP);
+		break;
+	default:
+		/* below 0x600 the field is a length, and the frame not Ethernet II */
+		return refuse(skb,
+			      bpf_ntohs(skb->protocol) < ETH_P_802_3_MIN ?
+				      DROP(DROP_UNSUPPORTED_L2_PROTOCOL) :
+				      DROP(DROP_UNSUPPORTED_L3_PROTOCOL),
+			      DIR_EGRESS);
+	}
+	return refuse(skb, DROP(DROP_MISSED_TAIL_CALL), DIR_EGRESS);
+}
+
+/* Who sent a packet that the stack hands over: as marked by our own programs, or by its address. */
+static __always_inline __u32 stack_identity(struct __sk_buff *skb, const struct packet *p,
+					    const __u8 family)
+{
+	const struct endpoint_info *local;
+	__u32 mark = skb->mark;
+
+	if ((mark & MARK_MASK) == MARK_HOST)
+		return ID_HOST;
+	if ((mark & MARK_MASK) == MARK_IDENTITY)
+		return identity_of_mark(mark);
+	local = endpoint_of_address(&p->tuple.saddr, family);
+	return local ? local->identity : identity_or_world(ipcache_of(&p->tuple.saddr, family));
+}
+
+static __always_inline int to_container(struct __sk_buff *skb, struct packet *p, const __u8 family)
+{
+	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
+	const void *address;
+	int verdict;
+
+	if (!pod)
+		return DROP(DROP_EP_NOT_READY);
+	p->endpoint = pod->id;
+	p->dst_identity = pod->identity;
+	if (pod->flags & ENDPOINT_NOT_READY)
+		return DROP(DROP_EP_NOT_READY);
+	verdict = parse(skb, p, family);
+	if (verdict < 0) {
+		if (family == FAMILY_IPV4 && p->tuple.proto == IPPROTO_IGMP) {
+			count(DROP_IGMP_HANDLED, DIR_INGRESS, SOURCE_FILE, __LINE__, skb->len);
+			return TC_ACT_SHOT;
+		}
+		return verdict;
+	}
+	/* the node itself looking for the pod's address */
+	if (p->flags & PACKET_CONTROL)
+		return TC_ACT_OK;
+	p->src_identity = stack_identity(skb, p, family);
+	trace_from(skb, p, TRACE_FROM_STACK, family);
+	address = family == FAMILY_IPV4 ? (const void *)&pod->ipv4 : (const void *)pod->ipv6;
+	if (!same_address(&p->tuple.daddr, address, family))
+		return DROP(DROP_UNKNOWN_L3_TARGET_ADDRESS);
+	verdict = admit(skb, p, NULL, pod, family);
+	if (verdict < 0)
+		return verdict;
+	trace_to(skb, p, TRACE_TO_LXC, pod->id, family);
+	count_forward(skb, DIR_INGRESS);
+	return TC_ACT_OK;
+}
+
+int tail_to_container_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_begin(DIR_INGRESS);
+
+	return p ? conclude(skb, p, to_container(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
+}
+
+int tail_to_container_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_begin(DIR_INGRESS);
+
+	return p ? conclude(skb, p, to_container(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
+}
+
+int cil_to_container(struct __sk_buff *skb)
+{
+	switch (skb->protocol) {
+	case be16(ETH_P_IP):
+		bpf_tail_call_(map_of(CALLS), skb, CALL_TO_CONTAINER_IPV4);
+		break;
+	case be16(ETH_P_IPV6):
+		bpf_tail_call_(map_of(CALLS), skb, CALL_TO_CONTAINER_IPV6);
+		break;
+	case be16(ETH_P_ARP):
+		return TC_ACT_OK;
+	default:
+		return refuse(skb, DROP(DROP_UNSUPPORTED_L3_PROTOCOL), DIR_INGRESS);
+	}
+	return refuse(skb, DROP(DROP_MISSED_TAIL_CALL), DIR_INGRESS);
+}
