@@ -48,6 +48,8 @@ _SIZES = {
     "cilium_ipv6_frag_datagrams": 256,
     "cilium_ratelimit": 256,
 }
+_NOT_EMPTIED = {syscalls.MAP_TYPES[kind] for kind in ("PERF_EVENT_ARRAY", "PERCPU_ARRAY")}
+"""Rings are read instead, and scratch room holds nothing from one packet to the next."""
 _CLONE_NEWNET = 0x40000000
 _SKB = {
     "mark": 8,
@@ -244,7 +246,7 @@ class Plane:
         for held in self.maps:
             if held.spec.type == syscalls.MAP_TYPES["ARRAY"]:
                 held.set(bytes(4), bytes(held.value_size))
-            elif held.spec.type != syscalls.MAP_TYPES["PERF_EVENT_ARRAY"]:
+            elif held.spec.type not in _NOT_EMPTIED:
                 held.delete_many([key for key, _ in held.items()])
         self.endpoints = Endpoints(self.maps)
         self.ipcache = Ipcache(self.maps)
