@@ -110,7 +110,7 @@ class BaseStore(ABC):
         """See Store."""
         lease = Lease(self, ttl_s, restore=restore)
         await lease.start()
-        self._leases.append(lease)
+        self._leases = [*(each for each in self._leases if each.kept), lease]
         return lease
 
     async def close(self) -> None:
@@ -167,6 +167,6 @@ class BaseStore(ABC):
             if (holder := self._holders.pop(key, None)) is not None:
                 holder.keys.pop(key, None)
         for operation in operations:
-            if isinstance(operation, Put) and operation.lease is not None:
+            if isinstance(operation, Put) and operation.lease is not None and operation.restore:
                 operation.lease.keys[operation.key] = operation.value
                 self._holders[operation.key] = operation.lease

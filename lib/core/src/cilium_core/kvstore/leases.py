@@ -17,7 +17,7 @@ from cilium_core.kvstore.model import Put, StoreError, StoreUnavailableError, ab
 from cilium_core.telemetry import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cilium_core.kvstore.model import Compare, Delete, KeyValue
 
@@ -65,6 +65,12 @@ class Lease:
         self._lost = False
         self._unrestored: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
+        self._on_renewed: list[Callable[[], None]] = []
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is being kept alive: neither revoked nor lost for good."""
+        return self._keeper is not None and not self._keeper.done()
 
     @property
     def held(self) -> bool:
@@ -99,6 +105,10 @@ class Lease:
                 await self._keeper
             self._keeper = None
 
+    def on_renewed(self, callback: Callable[[], None]) -> None:
+        """Call `callback` on the event loop each time the lost lease was made anew."""
+        self._on_renewed.append(callback)
+
     async def settled(self) -> None:
         """Wait for a renewal in progress, so that changes of keys do not cross it."""
         async with self._renewal:
@@ -118,6 +128,8 @@ class Lease:
                 self.restores += 1
                 self._unrestored = set(self.keys)
                 log.warning("lease was lost, creating its keys again", keys=len(self.keys))
+                for callback in self._on_renewed:
+                    callback()
             await self._restore_keys()
         return True
 
@@ -145,11 +157,12 @@ class Lease:
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(self.ttl_s / 3)
-            await self._refresh()
+            await self.refresh()
             if self._lost:
                 return
 
-    async def _refresh(self) -> None:
+    async def refresh(self) -> None:
+        """Refresh now, waiting until the store answers; makes the lease anew when it is gone."""
         delay_s = 0.1
         while True:
             asked_at, lease_id = time.monotonic(), self.id

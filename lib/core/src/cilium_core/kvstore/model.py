@@ -114,11 +114,16 @@ def value_is(key: str, value: bytes) -> Compare:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Operation: set `key`; with a lease it dies with the lease, and returns with it."""
+    """Operation: set `key`.
+
+    With a lease it dies with the lease, and returns when the lease is restored, unless `restore`
+    is false: then its owner decides in a callback of `Lease.on_renewed`.
+    """
 
     key: str
     value: bytes
     lease: Lease | None = None
+    restore: bool = True
 
 
 @dataclass(frozen=True, slots=True)
