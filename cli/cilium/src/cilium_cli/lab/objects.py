@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from cilium_core.resources.keys import kind_of
+
 from cilium_cli.errors import InputError
-from cilium_cli.lab.layouts import parse_pod
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from cilium_cli.lab.etcd import Gateway
 
 CNI_CONFIG = "05-cilium.conflist"
-_PREFIX = "cilium/resources/v1/core"
+POD = kind_of("Pod")
+NAMESPACE = kind_of("Namespace")
 
 
 def new_uid() -> str:
@@ -75,65 +77,46 @@ def parse_port(text: str) -> dict[str, Any]:
 
 def read_file(name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Read Namespace and Pod documents of a YAML file, `-` for stdin; others are refused."""
-    import sys
-    from pathlib import Path
+    from cilium_cli.files import read
 
-    import yaml
-
-    try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text()
-        documents = [document for document in yaml.safe_load_all(text) if document]
-    except OSError as error:
-        raise InputError(f"{name}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{name}: not YAML: {error}") from error
     found: dict[str, list[dict[str, Any]]] = {"Namespace": [], "Pod": []}
-    for document in documents:
-        kind = document.get("kind") if isinstance(document, dict) else None
+    for document in read([name]):
+        kind = document.object["kind"]
         if kind not in found:
             raise InputError(
-                f"{name}: kind {kind!r} is neither Pod nor Namespace",
+                f"{document.source}:{document.line}: {kind} is neither Pod nor Namespace",
                 "store other objects with: cilium apply -f",
             )
-        metadata = document.setdefault("metadata", {})
         if kind == "Pod":
-            metadata.setdefault("namespace", "default")
-            parse_pod(f"{metadata['namespace']}/{metadata.get('name', '')}")
-            document.setdefault("spec", {}).setdefault("serviceAccountName", "default")
-        found[kind].append(document)
+            spec = document.object.setdefault("spec", {})
+            if not isinstance(spec, dict) or not isinstance(spec.get("containers", []), list):
+                raise InputError(f"{document.source}:{document.line_of('spec')}: spec: not a Pod's")
+            spec.setdefault("serviceAccountName", "default")
+        found[kind].append(document.object)
     return found["Namespace"], found["Pod"]
-
-
-def pod_key(namespace: str, name: str) -> str:
-    """Return the pod's key in etcd."""
-    return f"{_PREFIX}/pods/{namespace}/{name}"
-
-
-def namespace_key(name: str) -> str:
-    """Return the namespace's key in etcd."""
-    return f"{_PREFIX}/namespaces/-/{name}"
 
 
 def put_pod(store: Gateway, pod: dict[str, Any]) -> None:
     """Store the pod."""
     metadata = pod["metadata"]
-    store.put({pod_key(metadata["namespace"], metadata["name"]): json.dumps(pod).encode()})
+    key = POD.key(metadata["namespace"], metadata["name"])
+    store.put({key: json.dumps(pod).encode()})
 
 
 def put_namespace(
     store: Gateway, name: str, labels: dict[str, str], *, replace: bool = False
 ) -> None:
     """Store the namespace with the label Kubernetes gives it; an existing one keeps its labels."""
-    if not replace and store.get(namespace_key(name)) is not None:
+    if not replace and store.get(NAMESPACE.key("", name)) is not None:
         return
     namespace = {
         "apiVersion": "v1",
         "kind": "Namespace",
         "metadata": {"name": name, "labels": labels | {"kubernetes.io/metadata.name": name}},
     }
-    store.put({namespace_key(name): json.dumps(namespace).encode()})
+    store.put({NAMESPACE.key("", name): json.dumps(namespace).encode()})
 
 
 def delete_pod(store: Gateway, namespace: str, name: str) -> None:
     """Remove the pod."""
-    store.delete([pod_key(namespace, name)])
+    store.delete([POD.key(namespace, name)])

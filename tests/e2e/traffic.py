@@ -1,0 +1,212 @@
+"""Traffic of the end-to-end tests; runs as a program inside pods (standard library only).
+
+traffic.py serve PORT             echo over TCP and UDP on both families, until killed
+traffic.py try PROTO:ADDRESS:PORT...          one JSON object: whether each echoed, by target
+traffic.py load SECONDS ADDRESS PORT          steady TCP and UDP echo; JSON: what went wrong
+traffic.py hold ADDRESS PORT      one TCP connection that talks until it is cut; JSON: how
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+import time
+from typing import Any
+
+TRY_LIMIT_S = 1.0
+LOAD_INTERVAL_S = 0.01
+HOLD_SILENCE_S = 1.0
+
+
+class UdpEcho(asyncio.DatagramProtocol):
+    """Sends every datagram back."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        self._transport.sendto(data, addr)
+
+
+async def tcp_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send back what arrives."""
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+async def serve(port: int) -> None:
+    """Serve until killed."""
+    listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    listener.bind(("::", port))
+    listener.listen(128)
+    loop = asyncio.get_running_loop()
+    for address in ("0.0.0.0", "::"):
+        datagrams = socket.socket(
+            socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM
+        )
+        if ":" in address:
+            datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        datagrams.bind((address, port))
+        await loop.create_datagram_endpoint(UdpEcho, sock=datagrams)
+    server = await asyncio.start_server(tcp_echo, sock=listener)
+    await server.serve_forever()
+
+
+class UdpClient(asyncio.DatagramProtocol):
+    """Counts what comes back."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+        self.arrived = asyncio.Event()
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        self.seen.add(int(data))
+        self.arrived.set()
+
+    def error_received(self, exc: Exception) -> None:
+        """A refusal is like silence here: what counts is what comes back."""
+
+
+async def try_tcp(address: str, port: int) -> bool:
+    """Whether a connection echoes."""
+    reader, writer = await asyncio.open_connection(address, port)
+    writer.write(b"hello")
+    answer = await reader.readexactly(5)
+    writer.close()
+    return answer == b"hello"
+
+
+async def try_udp(address: str, port: int) -> bool:
+    """Whether a datagram comes back."""
+    loop = asyncio.get_running_loop()
+    transport, client = await loop.create_datagram_endpoint(UdpClient, remote_addr=(address, port))
+    try:
+        for number in range(3):
+            transport.sendto(str(number).encode())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(client.arrived.wait(), TRY_LIMIT_S / 4)
+                return True
+        return False
+    finally:
+        transport.close()
+
+
+async def try_one(target: str) -> bool:
+    """Try `tcp:ADDRESS:PORT` or `udp:ADDRESS:PORT`."""
+    protocol, rest = target.split(":", 1)
+    address, port = rest.rsplit(":", 1)
+    attempt = {"tcp": try_tcp, "udp": try_udp}[protocol]
+    try:
+        return await asyncio.wait_for(attempt(address, int(port)), TRY_LIMIT_S)
+    except (OSError, TimeoutError, asyncio.IncompleteReadError):
+        return False
+
+
+async def try_all(targets: list[str]) -> dict[str, bool]:
+    """Try all targets at once."""
+    answers = await asyncio.gather(*(try_one(target) for target in targets))
+    return dict(zip(targets, answers, strict=True))
+
+
+async def load_tcp(address: str, port: int, until: float) -> dict[str, Any]:
+    """Echo over one connection at a steady pace, and open a fresh one now and then."""
+    found: dict[str, Any] = {"messages": 0, "connections": 0, "errors": [], "longest_gap_s": 0.0}
+
+    async def steady() -> None:
+        reader, writer = await asyncio.open_connection(address, port)
+        last = time.monotonic()
+        while time.monotonic() < until:
+            writer.write(b"x" * 100)
+            await asyncio.wait_for(reader.readexactly(100), 5)
+            found["messages"] += 1
+            found["longest_gap_s"] = max(found["longest_gap_s"], time.monotonic() - last)
+            last = time.monotonic()
+            await asyncio.sleep(LOAD_INTERVAL_S)
+        writer.close()
+
+    async def fresh() -> None:
+        while time.monotonic() < until:
+            reader, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 5)
+            writer.write(b"y")
+            await asyncio.wait_for(reader.readexactly(1), 5)
+            writer.close()
+            found["connections"] += 1
+            await asyncio.sleep(LOAD_INTERVAL_S * 5)
+
+    for outcome in await asyncio.gather(steady(), fresh(), return_exceptions=True):
+        if outcome is not None:
+            found["errors"].append(f"{type(outcome).__name__}: {outcome}")
+    return found
+
+
+async def load_udp(address: str, port: int, until: float) -> dict[str, Any]:
+    """Send numbered datagrams at a steady pace and count the echoes."""
+    loop = asyncio.get_running_loop()
+    transport, client = await loop.create_datagram_endpoint(UdpClient, remote_addr=(address, port))
+    sent = 0
+    while time.monotonic() < until:
+        transport.sendto(str(sent).encode())
+        sent += 1
+        await asyncio.sleep(LOAD_INTERVAL_S)
+    deadline = time.monotonic() + 2
+    while len(client.seen) < sent and (left := deadline - time.monotonic()) > 0:
+        client.arrived.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(client.arrived.wait(), left)
+    transport.close()
+    lost = sorted(set(range(sent)) - client.seen)
+    return {"sent": sent, "lost": len(lost), "first_lost": lost[:5]}
+
+
+async def load(seconds: float, address: str, port: int) -> dict[str, Any]:
+    """Load one address over TCP and UDP."""
+    until = time.monotonic() + seconds
+    tcp, udp = await asyncio.gather(load_tcp(address, port, until), load_udp(address, port, until))
+    return {"tcp": tcp, "udp": udp}
+
+
+async def hold(address: str, port: int) -> dict[str, Any]:
+    """Talk over one connection until it falls silent or breaks; told on the way by a line."""
+    reader, writer = await asyncio.open_connection(address, port)
+    messages = 0
+    try:
+        while True:
+            writer.write(b"z")
+            await asyncio.wait_for(reader.readexactly(1), HOLD_SILENCE_S)
+            messages += 1
+            if messages == 1:
+                print("talking", flush=True)
+            await asyncio.sleep(LOAD_INTERVAL_S)
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        end = time.time()
+        if isinstance(error, TimeoutError):
+            end -= HOLD_SILENCE_S
+        return {"messages": messages, "ended_by": type(error).__name__, "last_talk": end}
+
+
+def main() -> None:
+    """Run one of the programs."""
+    program, *arguments = sys.argv[1:]
+    if program == "serve":
+        asyncio.run(serve(int(arguments[0])))
+    elif program == "try":
+        print(json.dumps(asyncio.run(try_all(arguments))))
+    elif program == "load":
+        seconds, address, port = arguments
+        print(json.dumps(asyncio.run(load(float(seconds), address, int(port)))))
+    elif program == "hold":
+        address, port = arguments
+        print(json.dumps(asyncio.run(hold(address, int(port)))))
+
+
+if __name__ == "__main__":
+    main()
