@@ -11,6 +11,8 @@ The public face; everything else in this package is private to it.
 Importing it does not import BCC, which only a load of changed programs needs.
 """
 
+from cilium_core.policy import PolicyEntry, PolicyKey
+
 from cilium_agent.datapath import netns
 from cilium_agent.datapath.errors import (
     BpfError,
@@ -35,8 +37,6 @@ from cilium_agent.datapath.models import (
     NodeConfig,
     PodInterface,
     PolicyChange,
-    PolicyEntry,
-    PolicyKey,
     PrefilterState,
     RemoteNode,
 )

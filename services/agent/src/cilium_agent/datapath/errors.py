@@ -14,6 +14,7 @@ DatapathError
 from __future__ import annotations
 
 import os
+from errno import E2BIG
 
 
 class DatapathError(Exception):
@@ -63,6 +64,8 @@ class LoadError(DatapathError):
 
     def __init__(self, program: str, errno: int, log: str) -> None:
         tail = "\n".join(log.strip().splitlines()[-40:])
+        if errno == E2BIG and not tail:
+            tail = "the verifier gave up on it: a million instructions were not enough to follow it"
         super().__init__(f"program {program} does not load: {os.strerror(errno)}\n{tail}")
         self.program = program
         self.errno = errno

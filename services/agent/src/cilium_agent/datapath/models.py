@@ -10,9 +10,9 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from cilium_core import abi
+from cilium_core.policy import PolicyEntry, PolicyKey
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -111,82 +111,12 @@ class IpcacheEntry:
     skip_tunnel: bool = False
 
 
-class PolicyKeyLike(Protocol):
-    """A policy key, e.g. cilium_core.policy.PolicyKey."""
-
-    @property
-    def direction(self) -> int:
-        """Abi enum direction."""
-
-    @property
-    def identity(self) -> int:
-        """Of the peer, 0 is any."""
-
-    @property
-    def proto(self) -> int:
-        """IP protocol."""
-
-    @property
-    def port(self) -> int:
-        """Host byte order; the ICMP type for ICMP."""
-
-    @property
-    def prefixlen(self) -> int:
-        """Leading bits of protocol and port that count, 0 to 24."""
-
-
-class PolicyEntryLike(Protocol):
-    """A policy decision, e.g. cilium_core.policy.PolicyEntry."""
-
-    @property
-    def precedence(self) -> int:
-        """Higher wins."""
-
-    @property
-    def deny(self) -> bool:
-        """Denies instead of allowing."""
-
-    @property
-    def proxy_port(self) -> int:
-        """Host byte order, 0 is no redirect."""
-
-    @property
-    def audit(self) -> bool:
-        """Denials are reported and passed."""
-
-    @property
-    def cookie(self) -> int:
-        """Names the rules behind the entry."""
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyKey:
-    """A policy key as a map has it."""
-
-    direction: int
-    identity: int
-    proto: int
-    port: int
-    prefixlen: int
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyEntry:
-    """A policy decision as a map has it."""
-
-    precedence: int
-    deny: bool = False
-    proxy_port: int = 0
-    audit: bool = False
-    cookie: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class PolicyChange:
     """New contents of a policy map, or what to add and remove."""
 
-    add: Mapping[PolicyKeyLike, PolicyEntryLike] = field(default_factory=dict)
-    remove: Iterable[PolicyKeyLike] = ()
+    add: Mapping[PolicyKey, PolicyEntry] = field(default_factory=dict)
+    remove: Iterable[PolicyKey] = ()
     replace: bool = False
     """`add` is everything the map shall hold."""
 

@@ -16,18 +16,18 @@ import socket
 from typing import TYPE_CHECKING
 
 from cilium_core import abi
+from cilium_core.policy import PolicyEntry, PolicyKey
 
 from cilium_agent.datapath import syscalls
 from cilium_agent.datapath.errors import PolicyMapOverflow
 from cilium_agent.datapath.maps import Map
-from cilium_agent.datapath.models import PolicyChange, PolicyEntry, PolicyKey
+from cilium_agent.datapath.models import PolicyChange
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from cilium_agent.datapath.endpoints import Endpoints
     from cilium_agent.datapath.maps import Maps
-    from cilium_agent.datapath.models import PolicyEntryLike, PolicyKeyLike
 
 _KEY = abi.view("policy_key", "prefixlen", "identity", "direction", "proto", "port")
 _ENTRY = abi.view("policy_entry", "precedence", "cookie", "proxy_port", "flags", "prefixlen")
@@ -35,7 +35,7 @@ _IN_PLACE = 256
 """Changes up to this size are made in place where that is safe."""
 
 
-def encode_key(key: PolicyKeyLike) -> bytes:
+def encode_key(key: PolicyKey) -> bytes:
     """Key of the map; the prefix length is its first field."""
     return _KEY.pack(
         abi.POLICY_STATIC_BITS + key.prefixlen,
@@ -46,7 +46,7 @@ def encode_key(key: PolicyKeyLike) -> bytes:
     )
 
 
-def encode_entry(key: PolicyKeyLike, entry: PolicyEntryLike) -> bytes:
+def encode_entry(key: PolicyKey, entry: PolicyEntry) -> bytes:
     """Value of the map."""
     flags = abi.POLICY_DENY if entry.deny else 0
     flags |= abi.POLICY_AUDIT if entry.audit else 0
@@ -112,15 +112,15 @@ class Policies:
         inner = self._outer.spec.inner
         return 0 if inner is None else inner.max_entries
 
-    def replace(self, endpoint_id: int, entries: Mapping[PolicyKeyLike, PolicyEntryLike]) -> None:
+    def replace(self, endpoint_id: int, entries: Mapping[PolicyKey, PolicyEntry]) -> None:
         """Make these entries the whole policy of an endpoint; see `apply`."""
         self.apply({endpoint_id: PolicyChange(add=entries, replace=True)})
 
     def update(
         self,
         endpoint_id: int,
-        add: Mapping[PolicyKeyLike, PolicyEntryLike],
-        remove: Iterable[PolicyKeyLike] = (),
+        add: Mapping[PolicyKey, PolicyEntry],
+        remove: Iterable[PolicyKey] = (),
     ) -> None:
         """Add or change some entries and remove others of an endpoint; see `apply`."""
         self.apply({endpoint_id: PolicyChange(add=add, remove=remove)})
