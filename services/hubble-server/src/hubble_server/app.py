@@ -1,0 +1,273 @@
+"""Wiring and life cycle of hubble-server: the one place that knows everything.
+
+Threads: the ingest thread writes the store and the directory; the event loop serves. Start-up needs
+neither the agent nor its events map: both are waited for while serving what is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cilium.metadata.v1 import metadata_pb2
+from cilium_core.errors import InvalidError
+from cilium_core.serving.observability import observability_server
+from cilium_core.serving.packed import PackedServer, server_context
+from cilium_core.serving.packed.tls import reload_certificate
+from cilium_core.serving.sockets import split_address, stop_signal
+from cilium_core.telemetry import REGISTRY, Health, get_logger
+
+from hubble_server.errors import STATUSES
+from hubble_server.facts import VERSION, NodeFacts
+from hubble_server.flows.store import FlowStore
+from hubble_server.ingest import Ingest, Snapshot
+from hubble_server.metadata.client import MetadataClient
+from hubble_server.metadata.directory import Directory
+from hubble_server.peers import PeerBook, PeerSettings
+from hubble_server.ring.maps import EVENTS_MAP
+from hubble_server.ring.reading import EventReader
+from hubble_server.servicers.flows import FLOWS_SERVICE, FlowStreams
+from hubble_server.servicers.observer import OBSERVER, ObserverService
+from hubble_server.servicers.peers import PEER, PeerService
+from hubble_server.servicers.streaming import NewEvents
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Coroutine, Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from hubble_server.ingest import Source
+    from hubble_server.settings import ServerSettings
+
+_log = get_logger()
+
+VERSION_HEADER = "hubble-server-version"
+HEALTH_NAME = "hubble.server.Observer"
+RING_HEALTH_NAME = "hubble.server.Ring"
+"""Health name that serves once the kernel writes into our buffers."""
+
+_SOCKET_GROUP = "cilium"
+_CHECK_INTERVAL_S = 0.5
+_CERTIFICATE_INTERVAL_S = 10.0
+
+
+class App:
+    """A hubble-server. `source` replaces the kernel's ring in tests."""
+
+    def __init__(self, settings: ServerSettings, source: Source | None = None) -> None:
+        self._settings = settings
+        self._reader: EventReader | None = None
+        if source is None:
+            source = self._reader = EventReader(
+                settings.bpf_root / EVENTS_MAP,
+                pages=settings.hubble_perf_ring_pages,
+                interval_s=settings.hubble_poll_interval,
+            )
+        self.node = NodeFacts(settings.node_name, settings.cluster_name)
+        self.store = FlowStore(settings.hubble_event_buffer_capacity)
+        self.directory = Directory()
+        self.ingest = Ingest(
+            source,
+            self.store,
+            self.directory,
+            lambda: self.node,
+            lost_interval_s=settings.hubble_lost_event_send_interval,
+        )
+        self.peers = PeerBook(
+            PeerSettings(
+                port=_port(settings.hubble_listen_address),
+                prefer_ipv6=settings.hubble_prefer_ipv6,
+                tls=not settings.hubble_disable_tls,
+            )
+        )
+        self.peers.upsert(self._own_node(()))
+        self.metadata = MetadataClient(settings.metadata_path, self)
+        self.tcp_port = 0
+        """Port of the TCP listener once it listens, 0 without one."""
+
+    # ---- what the agent says, on the event loop ----
+
+    def replace(self, updates: Sequence[metadata_pb2.Update]) -> None:
+        """Take a snapshot of the agent."""
+        nodes = [update.node for update in updates if update.HasField("node")]
+        for update in updates:
+            if update.HasField("local_node"):
+                self._set_local_node(update.local_node)
+        if not any(self._is_own(node) for node in nodes):
+            nodes.append(self._own_node(self.node.addresses))
+        self.peers.replace(nodes)
+        self.ingest.tell(Snapshot(updates))
+
+    def update(self, update: metadata_pb2.Update) -> None:
+        """Take one change of the agent."""
+        match update.WhichOneof("update"):
+            case "local_node":
+                self._set_local_node(update.local_node)
+                self.peers.upsert(self._own_node(self.node.addresses))
+            case "node":
+                self.peers.upsert(update.node)
+            case "node_deleted":
+                self.peers.delete(update.node_deleted)
+            case _:
+                self.ingest.tell(update)
+
+    def _set_local_node(self, node: metadata_pb2.LocalNode) -> None:
+        self.node = replace(
+            self.node,
+            name=node.name or self.node.name,
+            cluster=node.cluster or self.node.cluster,
+            labels=tuple(sorted(node.labels)),
+            addresses=tuple(node.addresses),
+        )
+
+    def _is_own(self, node: metadata_pb2.Node) -> bool:
+        return node.name == self.node.name and node.cluster in ("", self.node.cluster)
+
+    def _own_node(self, addresses: Sequence[str]) -> metadata_pb2.Node:
+        return metadata_pb2.Node(
+            name=self.node.name, cluster=self.node.cluster, addresses=addresses
+        )
+
+    # ---- life cycle ----
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        stop = stop_signal()
+        async with self:
+            await stop.wait()
+            _log.info("stopping")
+
+    async def __aenter__(self) -> App:
+        self._stack = AsyncExitStack()
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        stack = self._stack
+        if self._reader is not None:
+            stack.callback(self._reader.close)
+        self.ingest.start()
+        stack.push_async_callback(asyncio.to_thread, self.ingest.stop)
+        new_events = NewEvents(self.store)
+        stack.callback(new_events.stop)
+        server = self._server(new_events)
+        stack.push_async_callback(server.stop)
+        await self._listen(server)
+        self._keep(self.metadata.run())
+        self._keep(self._watch_ring(server))
+        if self._settings.hubble_observability_address:
+            await self._observe()
+        _log.info(
+            "serving flows",
+            socket=str(self._settings.socket_path),
+            address=self._settings.hubble_listen_address or None,
+            capacity=self.store.capacity,
+            version=VERSION,
+        )
+
+    def _server(self, new_events: NewEvents) -> PackedServer:
+        server = PackedServer(metadata={VERSION_HEADER: VERSION}, statuses=STATUSES)
+        streams = FlowStreams(
+            self.store,
+            self.directory,
+            self.ingest,
+            lambda: self.node,
+            new_events,
+            lost_interval_s=self._settings.hubble_lost_event_send_interval,
+        )
+        observer = ObserverService(
+            streams, self.store, self.directory, self.ingest, lambda: self.node, new_events
+        )
+        server.add(OBSERVER, observer.methods())
+        server.add(FLOWS_SERVICE, streams.methods())
+        server.add(PEER, PeerService(self.peers).methods())
+        server.health.set(HEALTH_NAME, serving=True)
+        server.health.set(RING_HEALTH_NAME, serving=self._reader is None)
+        return server
+
+    async def _listen(self, server: PackedServer) -> None:
+        settings = self._settings
+        await server.listen_unix(settings.socket_path)
+        _give_to_group(settings.socket_path)
+        if settings.hubble_listen_address:
+            self.tcp_port = await server.listen_tcp(
+                settings.hubble_listen_address, self._tls_context()
+            )
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        settings = self._settings
+        if settings.hubble_disable_tls:
+            return None
+        certificate, key = settings.hubble_tls_cert_file, settings.hubble_tls_key_file
+        if certificate is None or key is None:
+            raise InvalidError("TLS needs hubble-tls-cert-file and hubble-tls-key-file")
+        context = server_context(certificate, key, settings.hubble_tls_client_ca_files)
+
+        async def watch() -> None:
+            """Load the certificate again when its files change."""
+            seen = (certificate.stat().st_mtime_ns, key.stat().st_mtime_ns)
+            while True:
+                await asyncio.sleep(_CERTIFICATE_INTERVAL_S)
+                try:
+                    now = (certificate.stat().st_mtime_ns, key.stat().st_mtime_ns)
+                    if now != seen:
+                        reload_certificate(context, certificate, key)
+                        seen = now
+                        _log.info("certificate loaded again", file=str(certificate))
+                except (OSError, InvalidError) as error:
+                    _log.error("certificate cannot be loaded again", reason=str(error))
+
+        self._keep(watch())
+        return context
+
+    async def _watch_ring(self, server: PackedServer) -> None:
+        """Tell through health whether the kernel writes into our buffers."""
+        told = self._reader is None
+        while self._reader is not None:
+            if self._reader.attached != told:
+                told = self._reader.attached
+                server.health.set(RING_HEALTH_NAME, serving=told)
+            await asyncio.sleep(_CHECK_INTERVAL_S if told else _CHECK_INTERVAL_S / 10)
+
+    async def _observe(self) -> None:
+        health = Health()
+        if (reader := self._reader) is not None:
+            health.add("ring", lambda: "" if reader.attached else "no events map to read from")
+        http = observability_server(health, registry=REGISTRY)
+        await http.listen_tcp(self._settings.hubble_observability_address)
+        self._stack.push_async_callback(http.stop)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task until the server ends."""
+        task = asyncio.ensure_future(work)
+
+        async def end() -> None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+        self._stack.push_async_callback(end)
+
+
+def _port(address: str) -> int | None:
+    return split_address(address)[1] if address else None
+
+
+def _give_to_group(path: Path) -> None:
+    """Let members of the group cilium use the socket, where there is such a group."""
+    if os.geteuid() != 0:
+        return
+    with suppress(KeyError):
+        os.chown(path, 0, grp.getgrnam(_SOCKET_GROUP).gr_gid)

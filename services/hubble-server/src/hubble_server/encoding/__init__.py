@@ -1,0 +1,1 @@
+"""Protobuf bytes of flows, put together from cached pieces; and the texts in them."""

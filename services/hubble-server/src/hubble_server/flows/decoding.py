@@ -1,0 +1,263 @@
+"""From kernel events to flows: a pure function of a batch of events and the names known now.
+
+Runs on the ingest thread, on whole columns; the rules are those of Hubble for each kind of event.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from cilium_core import abi
+from flow import flow_pb2
+
+from hubble_server.flows.columns import (
+    KIND_FLOW,
+    REPLY_NO,
+    REPLY_UNKNOWN,
+    REPLY_YES,
+    TYPE_CAPTURE,
+    TYPE_DROP,
+    TYPE_SOCK,
+    TYPE_TRACE,
+    TYPE_VERDICT,
+)
+from hubble_server.ring.records import EVENT_DTYPE, Events
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from hubble_server.metadata.directory import Directory
+
+CHUNK: Final = 4096
+"""Events decoded at once: small enough to stay in the processor's cache."""
+
+EXPLICIT_DENY: Final = flow_pb2.POLICY_DENY
+"""The one drop reason for which the deciding rules are told."""
+
+_FLAGS = abi.enum("event_flag").__members__
+_IPV6 = int(_FLAGS["EVENT_IPV6"])
+_L3 = int(_FLAGS["EVENT_L3"])
+_AUDITED = int(_FLAGS["EVENT_AUDITED"])
+_INGRESS = int(_FLAGS["EVENT_INGRESS"])
+_EGRESS = int(_FLAGS["EVENT_EGRESS"])
+_TO_PROXY = abi.constants["TRACE_TO_PROXY"]
+_REASON_REPLY = abi.constants["REASON_REPLY"]
+_REASON_UNKNOWN = abi.constants["REASON_UNKNOWN"]
+_FIRST_SRV6_REASON = _REASON_UNKNOWN + 1
+_ENCRYPTED_BIT = 0x80
+
+_WORDS = EVENT_DTYPE.itemsize // 8
+_SOURCE = EVENT_DTYPE.fields["saddr"][1] // 8  # type: ignore[index]
+_DESTINATION = EVENT_DTYPE.fields["daddr"][1] // 8  # type: ignore[index]
+_ORIGINAL = EVENT_DTYPE.fields["orig_saddr"][1] // 8  # type: ignore[index]
+
+_VERDICTS = np.zeros(256, dtype=np.uint8)
+_VERDICTS[TYPE_TRACE] = flow_pb2.FORWARDED
+_VERDICTS[TYPE_DROP] = flow_pb2.DROPPED
+_VERDICTS[TYPE_SOCK] = flow_pb2.TRACED
+
+_IS_FLOW = np.zeros(256, dtype=np.bool_)
+_IS_FLOW[[TYPE_DROP, TYPE_CAPTURE, TYPE_TRACE, TYPE_VERDICT, TYPE_SOCK]] = True
+
+# Datapath reasons 0-4 are one less than flow.TraceReason, 5 is unknown, the rest is equal.
+_TRACE_REASONS = np.arange(128, dtype=np.uint8)
+_TRACE_REASONS[:5] += 1
+_TRACE_REASONS[_REASON_UNKNOWN] = 0
+
+
+def are_flows(events: Events) -> NDArray[np.bool_]:
+    """Which of the events become flows."""
+    return _IS_FLOW.take(events["type"])
+
+
+def decode(
+    events: Events,
+    times_ns: NDArray[np.int64],
+    directory: Directory,
+    random: np.random.Generator,
+) -> dict[str, NDArray[Any]]:
+    """Columns of the flows that events (all of kinds that become flows) are.
+
+    `times_ns` are their times since the epoch.
+    """
+    count = len(events)
+    events = np.ascontiguousarray(events)
+    words = events.view("<u8").reshape(count, _WORDS)
+    types = np.ascontiguousarray(events["type"])
+    subtypes = np.ascontiguousarray(events["subtype"])
+    flags = np.ascontiguousarray(events["flags"])
+    endpoints = np.ascontiguousarray(events["endpoint"])
+    is_ipv6 = (flags & _IPV6) != 0
+    is_trace = types == TYPE_TRACE
+    is_drop = types == TYPE_DROP
+    is_verdict = types == TYPE_VERDICT
+
+    source = _address(words, _SOURCE)
+    destination = _address(words, _DESTINATION)
+    original = _address(words, _ORIGINAL)
+    translated = (np.zeros(count, dtype=np.uint64), np.zeros(count, dtype=np.uint64))
+    has_original = is_trace & ((original[0] | original[1]) != 0)
+    if has_original.any():
+        differs = (original[0] != source[0]) | (original[1] != source[1])
+        swap = has_original & differs
+        translated = (np.where(swap, source[0], 0), np.where(swap, source[1], 0))
+        source = (
+            np.where(swap, original[0], source[0]),
+            np.where(swap, original[1], source[1]),
+        )
+
+    source_rows = directory.endpoint_rows(
+        *source, is_ipv6, np.ascontiguousarray(events["src_identity"])
+    )
+    destination_rows = directory.endpoint_rows(
+        *destination, is_ipv6, np.ascontiguousarray(events["dst_identity"])
+    )
+    directory.seen(source_rows)
+    directory.seen(destination_rows)
+
+    reasons = events["reason"] & 0x7F
+    is_reply = is_trace & (reasons == _REASON_REPLY)
+    known = is_trace & (reasons != _REASON_UNKNOWN) & (reasons < _FIRST_SRV6_REASON)
+    from_source = endpoints == directory.endpoint_ids(source_rows)
+    verdicts = _VERDICTS.take(types)
+    drop_reasons = np.where(is_drop, subtypes, 0).astype(np.uint8)
+    reply = np.where(known, is_reply * np.uint8(REPLY_YES), REPLY_UNKNOWN).astype(np.uint8)
+    outward = np.where(is_trace, (from_source != is_reply) | has_original, from_source)
+    told = (endpoints != 0) & (known | is_drop)
+    direction = np.where(told, np.where(outward, flow_pb2.EGRESS, flow_pb2.INGRESS), 0).astype(
+        np.uint8
+    )
+    rules = np.zeros(count, dtype=np.uint32)
+    at = np.flatnonzero(is_verdict)
+    if len(at):
+        subtypes[at] = 0
+        _verdicts(events[at], at, directory, verdicts, drop_reasons, reply, direction, rules)
+    is_sock = types == TYPE_SOCK
+    if is_sock.any():
+        after = is_sock & ((subtypes & 1) == 0)
+        verdicts[after] = flow_pb2.TRANSLATED
+
+    source_ports = events["sport"].byteswap()
+    destination_ports = events["dport"].byteswap()
+    protocols = np.ascontiguousarray(events["proto"])
+    services = _services(
+        directory, source, destination, is_ipv6, source_ports, destination_ports, protocols
+    )
+    to_proxy = is_trace & (subtypes == _TO_PROXY)
+    on_device = is_trace | (types == TYPE_CAPTURE)
+    uuids = random_uuids(random, count)
+    return {
+        "time_ns": times_ns,
+        "uuid_high": uuids[:, 0],
+        "uuid_low": uuids[:, 1],
+        "source_high": source[0],
+        "source_low": source[1],
+        "destination_high": destination[0],
+        "destination_low": destination[1],
+        "translated_high": translated[0],
+        "translated_low": translated[1],
+        "source_row": source_rows,
+        "destination_row": destination_rows,
+        "source_service": services[0],
+        "destination_service": services[1],
+        "rules": rules,
+        "interface": _interfaces(directory, events["ifindex"], on_device),
+        "tunnel_peer": events["tunnel_peer"],
+        "bytes": events["bytes"],
+        "packets": events["packets"],
+        "flags": flags,
+        "endpoint": endpoints,
+        "source_port": source_ports,
+        "destination_port": destination_ports,
+        "line": events["line"],
+        "ethertype": events["ethertype"].byteswap(),
+        "proxy_port": np.where(to_proxy, events["dst_id"], 0).astype(np.uint16),
+        "kind": np.full(count, KIND_FLOW, dtype=np.uint8),
+        "type": types,
+        "subtype": subtypes,
+        "trace_reason": np.where(is_trace, _TRACE_REASONS.take(reasons), 0).astype(np.uint8),
+        "protocol": protocols,
+        "verdict": verdicts,
+        "direction": direction,
+        "reply": reply,
+        "drop_reason": drop_reasons,
+        "tcp_flags": events["tcp_flags"],
+        "match": np.where(is_verdict, events["match"], 0).astype(np.uint8),
+        "file": events["file"],
+        "source_mac": _mac(events, "smac"),
+        "destination_mac": _mac(events, "dmac"),
+    }
+
+
+def _address(words: NDArray[np.uint64], at: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    return np.ascontiguousarray(words[:, at]), np.ascontiguousarray(words[:, at + 1])
+
+
+def _mac(events: Events, name: str) -> NDArray[Any]:
+    return np.ascontiguousarray(events[name]).view("V6").ravel()
+
+
+def _verdicts(
+    events: Events,
+    at: NDArray[np.intp],
+    directory: Directory,
+    verdicts: NDArray[np.uint8],
+    drop_reasons: NDArray[np.uint8],
+    reply: NDArray[np.uint8],
+    direction: NDArray[np.uint8],
+    rules: NDArray[np.uint32],
+) -> None:
+    """Fill what is special to policy verdicts, the events at positions `at`."""
+    numbers = events["verdict"]
+    flags = events["flags"]
+    denied = numbers < 0
+    audited = (flags & _AUDITED) != 0
+    verdicts[at] = np.select(
+        [denied, numbers > 0, audited],
+        [flow_pb2.DROPPED, flow_pb2.REDIRECTED, flow_pb2.AUDIT],
+        flow_pb2.FORWARDED,
+    )
+    codes = np.where(denied, -numbers, 0)
+    drop_reasons[at] = codes
+    reply[at] = np.where(denied, REPLY_UNKNOWN, REPLY_NO)
+    direction[at] = np.select(
+        [(flags & _INGRESS) != 0, (flags & _EGRESS) != 0], [flow_pb2.INGRESS, flow_pb2.EGRESS], 0
+    )
+    explained = np.where(denied, codes == EXPLICIT_DENY, (numbers > 0) | ~audited)
+    rules[at] = np.where(explained, directory.rules_rows(events["cookie"]), 0)
+
+
+def _services(
+    directory: Directory,
+    source: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+    destination: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+    is_ipv6: NDArray[np.bool_],
+    source_ports: NDArray[np.uint16],
+    destination_ports: NDArray[np.uint16],
+    protocols: NDArray[np.uint8],
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    at_source = directory.service_rows(*source, is_ipv6, source_ports, protocols)
+    at_destination = directory.service_rows(*destination, is_ipv6, destination_ports, protocols)
+    none = np.zeros(len(protocols), dtype=np.uint32)
+    return (
+        none if at_source is None else at_source,
+        none if at_destination is None else at_destination,
+    )
+
+
+def _interfaces(
+    directory: Directory, indexes: NDArray[np.uint32], on_device: NDArray[np.bool_]
+) -> NDArray[np.uint32]:
+    shown = np.where(on_device, indexes, 0).astype(np.uint32)
+    return directory.interface_rows(shown)
+
+
+def random_uuids(random: np.random.Generator, count: int) -> NDArray[np.uint64]:
+    """Random version 4 UUIDs, each as two little-endian numbers."""
+    words = np.frombuffer(random.bytes(16 * count), dtype="<u8").reshape(count, 2).copy()
+    words[:, 0] &= np.uint64(~(0xF0 << 48) & 0xFFFFFFFFFFFFFFFF)
+    words[:, 0] |= np.uint64(0x40 << 48)
+    words[:, 1] &= np.uint64(~0xC0 & 0xFFFFFFFFFFFFFFFF)
+    words[:, 1] |= np.uint64(0x80)
+    return words

@@ -1,0 +1,257 @@
+"""Where a query starts in the ring, what it finds, and when it ends: the rules of GetFlows.
+
+Pure but for the store it reads; the servicers add waiting, encoding and sending. A `Cursor` belongs
+to one call and is used on the event loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flow import flow_pb2
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+
+from hubble_server.filters import Filters
+from hubble_server.filters.columns import Columns, Mask
+from hubble_server.flows.columns import (
+    KIND_AGENT,
+    KIND_DEBUG,
+    KIND_FLOW,
+    KIND_LOST,
+    KIND_RECORD,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hubble_server.flows.store import Block, FlowStore
+
+SCAN = 8192
+"""Events looked at in one step, so that other clients get their turn."""
+
+MOST_FOUND = 1024
+"""Most events found in one step."""
+
+FLOWS = frozenset({KIND_FLOW, KIND_RECORD})
+AGENT_EVENTS = frozenset({KIND_AGENT})
+DEBUG_EVENTS = frozenset({KIND_DEBUG})
+
+_NO_FILTERS = Filters((), (), lambda _: True)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a client asked for. Times are nanoseconds since the epoch, both ends inclusive."""
+
+    number: int = 0
+    """0 is no limit."""
+    first: bool = False
+    follow: bool = False
+    since_ns: int | None = None
+    until_ns: int | None = None
+    filters: Filters = _NO_FILTERS
+    kinds: frozenset[int] = FLOWS
+
+
+@dataclass(slots=True)
+class Found:
+    """One step's result: runs of flows as columns, and single events as messages, in order."""
+
+    runs: list[dict[str, NDArray[Any]] | tuple[int, int, Message]] = field(default_factory=list)
+    """Columns, or (kind, time in nanoseconds, message)."""
+    lost: int = 0
+    """Events overwritten before this reader got to them."""
+
+    def __bool__(self) -> bool:
+        return bool(self.runs)
+
+
+def start_of(store: FlowStore, query: Query) -> int:
+    """Number of the event a query starts with."""
+    head, oldest = store.head, store.oldest
+    if query.since_ns is not None:
+        return _first_since(store, query.since_ns, oldest, head)
+    if query.first:
+        return oldest
+    if not query.number:
+        return max(oldest, head - 1) if query.follow else oldest
+    return _last(store, query, oldest, head)
+
+
+def _first_since(store: FlowStore, since_ns: int, oldest: int, head: int) -> int:
+    start = head
+    for block in store.blocks_backwards(oldest, head, store.slots):
+        at = int(np.searchsorted(block["time_ns"], since_ns))
+        start = block.first + at
+        if at:
+            break
+    return start
+
+
+def _last(store: FlowStore, query: Query, oldest: int, head: int) -> int:
+    """Walk back until `number` events that pass were seen."""
+    wanted = query.number
+    for block in store.blocks_backwards(oldest, head, SCAN):
+        hits = np.flatnonzero(_counted(store, block, query))
+        if len(hits) >= wanted:
+            return block.first + int(hits[len(hits) - wanted])
+        wanted -= len(hits)
+    return oldest
+
+
+def _counted(store: FlowStore, block: Block, query: Query) -> Mask:
+    """Events that count towards "the last N": all but losses when there is no filter."""
+    kinds = block["kind"]
+    if query.filters.pass_all:
+        counted: Mask = kinds != KIND_LOST
+        return counted
+    mask = query.filters.mask(Columns(block, len(block)))
+    mask &= kinds == KIND_FLOW
+    for row in np.flatnonzero(kinds == KIND_RECORD).tolist():
+        message = store.object(block.first + row)
+        mask[row] = isinstance(message, flow_pb2.Flow) and query.filters.matches(message)
+    return mask
+
+
+class Cursor:
+    """Reads a query's events step by step, from its start position to its end."""
+
+    def __init__(self, store: FlowStore, query: Query) -> None:
+        self._store = store
+        self._query = query
+        self.position = start_of(store, query)
+        self._stop = None if query.follow else store.head
+        self._remaining = query.number if query.number and not query.follow else None
+        self.ended = False
+
+    @property
+    def at_end(self) -> bool:
+        """Whether there is nothing more to read now."""
+        return self.position >= (self._store.head if self._stop is None else self._stop)
+
+    def read(self) -> Found:
+        """Take one step. Finding nothing means nothing unless `at_end` or `ended` is set."""
+        store, query, found = self._store, self._query, Found()
+        self._skip_lost(found)
+        if self.at_end:
+            self.ended = self._stop is not None
+            return found
+        stop = store.head if self._stop is None else self._stop
+        block = store.block(self.position, min(stop, self.position + SCAN))
+        count = len(block)
+        kinds = block["kind"].copy()
+        times = block["time_ns"].copy()
+        if query.until_ns is not None:
+            late = np.flatnonzero((times > query.until_ns) & (kinds != KIND_LOST))
+            if len(late):
+                count = int(late[0])
+                self.ended = True
+        rows = np.flatnonzero(self._mask(block, kinds, times)[:count])
+        rows, count = self._limit(rows, kinds, count)
+        first = block.first
+        self.position = first + count
+        is_flow = kinds[rows] == KIND_FLOW
+        columns = block.take(rows[is_flow])
+        valid_from = store.valid_from
+        if valid_from > first:
+            torn = min(valid_from - first, count)
+            found.lost += torn
+            self._return(int(((rows < torn) & (kinds[rows] != KIND_LOST)).sum()))
+            columns = {name: column[(rows >= torn)[is_flow]] for name, column in columns.items()}
+            is_flow = is_flow[rows >= torn]
+            rows = rows[rows >= torn]
+        self._assemble(found, first, rows, is_flow, columns)
+        if not self.ended and self._stop is not None and self.at_end:
+            self.ended = True
+        return found
+
+    def _skip_lost(self, found: Found) -> None:
+        valid_from = self._store.valid_from
+        if self.position < valid_from:
+            found.lost += valid_from - self.position
+            self.position = valid_from
+            if self._stop is not None:
+                self._stop = max(self._stop, valid_from)
+
+    def _mask(self, block: Block, kinds: NDArray[np.uint8], times: NDArray[np.int64]) -> Mask:
+        """Events to hand out: those asked for that pass, and losses, which bypass everything."""
+        query = self._query
+        mask: Mask = np.zeros(len(block), dtype=np.bool_)
+        if KIND_FLOW in query.kinds:
+            mask = kinds == KIND_FLOW
+            if not query.filters.pass_all and mask.any():
+                mask &= query.filters.mask(Columns(block, len(block)))
+        for row in np.flatnonzero(kinds != KIND_FLOW).tolist():
+            mask[row] = self._wanted(int(kinds[row]), self._store.object(block.first + row))
+        if query.since_ns is not None:
+            mask &= times >= query.since_ns
+        if query.kinds == FLOWS:
+            mask |= kinds == KIND_LOST
+        return mask
+
+    def _wanted(self, kind: int, message: Message | None) -> bool:
+        if message is None or kind not in self._query.kinds:
+            return False
+        return not isinstance(message, flow_pb2.Flow) or self._query.filters.matches(message)
+
+    def _limit(
+        self, rows: NDArray[np.intp], kinds: NDArray[np.uint8], count: int
+    ) -> tuple[NDArray[np.intp], int]:
+        """Cut what was found to what may still be handed out, and the step to where that ends."""
+        if len(rows) > MOST_FOUND:
+            rows = rows[:MOST_FOUND]
+            count = int(rows[-1]) + 1
+            self.ended = False
+        if self._remaining is not None:
+            counts = np.cumsum(kinds[rows] != KIND_LOST)
+            if len(counts) and counts[-1] >= self._remaining:
+                rows = rows[: int(np.searchsorted(counts, self._remaining)) + 1]
+                count = int(rows[-1]) + 1
+                self._remaining = 0
+                self.ended = True
+            elif len(counts):
+                self._remaining -= int(counts[-1])
+        return rows, count
+
+    def _return(self, count: int) -> None:
+        """Give back what was counted as handed out but got lost."""
+        if self._remaining is not None and count:
+            self._remaining += count
+            self.ended = False
+
+    def _assemble(
+        self,
+        found: Found,
+        first: int,
+        rows: NDArray[np.intp],
+        is_flow: Mask,
+        columns: dict[str, NDArray[Any]],
+    ) -> None:
+        if is_flow.all():
+            if len(rows):
+                found.runs.append(columns)
+            return
+        taken = 0
+        for stretch in _stretches(is_flow):
+            length = stretch.stop - stretch.start
+            if is_flow[stretch.start]:
+                part = slice(taken, taken + length)
+                found.runs.append({name: column[part] for name, column in columns.items()})
+                taken += length
+                continue
+            for row in rows[stretch.start : stretch.stop].tolist():
+                message = self._store.object(first + row)
+                if message is not None:
+                    block = self._store.block(first + row, first + row + 1)
+                    found.runs.append((int(block["kind"][0]), int(block["time_ns"][0]), message))
+
+
+def _stretches(flags: Mask) -> Iterable[range]:
+    """Ranges of equal neighbours."""
+    edges = np.flatnonzero(flags[1:] != flags[:-1]) + 1
+    bounds = [0, *edges.tolist(), len(flags)]
+    return [range(start, stop) for start, stop in pairwise(bounds)]

@@ -1,0 +1,280 @@
+"""The ingest thread: kernel events and the agent's messages in, flows out into the ring.
+
+One loop: wait for the ring, take what the agent told, read the events, decode and store them, tell
+the readers. It is the only writer of the store and of the directory. What the agent adds is applied
+before the events that were waiting, what it replaces or deletes after them, as those events are
+older; so a pod that is just gone still has its name in its last flows.
+
+A failure in one round is logged and the loop goes on; `stop` ends it within one interval.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from cilium.metadata.v1 import metadata_pb2
+from cilium_core.telemetry import counter, get_logger
+from flow import flow_pb2
+
+from hubble_server.encoding.wire import uuids
+from hubble_server.facts import EMITTER_NAME, VERSION, NodeFacts
+from hubble_server.flows import decoding
+from hubble_server.flows.columns import (
+    KIND_AGENT,
+    KIND_DEBUG,
+    KIND_LOST,
+    KIND_RECORD,
+    TYPE_AGENT,
+    TYPE_DEBUG,
+    TYPE_L7,
+)
+from hubble_server.ring.reading import Clock, Reading
+
+if TYPE_CHECKING:
+    from hubble_server.flows.store import FlowStore
+    from hubble_server.metadata.directory import Directory
+    from hubble_server.ring.records import Events
+
+_log = get_logger()
+
+_LOST = counter(
+    "hubble_lost_events_total", "Events that were lost, by where they were lost.", "source"
+)
+_RING = "perf_event_ring_buffer"
+_FLOWS = counter("hubble_server_flows_total", "Flows decoded.")
+_UNDECODED = counter("hubble_server_undecoded_events_total", "Events of a kind that is not known.")
+
+
+class Source(Protocol):
+    """Where events come from; `ring.reading.EventReader` in life."""
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Sleep until there is something to read, or for a while."""
+
+    def read(self) -> Reading:
+        """Everything written so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole state of the agent, in place of what was known."""
+
+    updates: Sequence[metadata_pb2.Update]
+
+
+Change = metadata_pb2.Update | Snapshot
+Tap = Callable[["Events", dict[int, int], int], None]
+"""Called on the ingest thread with raw events, losses by processor, and the clock offset."""
+
+
+@dataclass(slots=True)
+class _Loss:
+    count: int
+    first_ns: int
+    last_ns: int
+
+
+class Ingest:
+    """Feeds one store from one source. `node` tells the present facts about the node."""
+
+    def __init__(
+        self,
+        source: Source,
+        store: FlowStore,
+        directory: Directory,
+        node: Callable[[], NodeFacts],
+        *,
+        lost_interval_s: float = 1.0,
+    ) -> None:
+        self._source = source
+        self._store = store
+        self._directory = directory
+        self._node = node
+        self._lost_interval_ns = int(lost_interval_s * 1e9)
+        self._changes: deque[Change] = deque()
+        self._taps: set[Tap] = set()
+        self._losses: dict[int, _Loss] = {}
+        self._random = np.random.default_rng()
+        self.clock = Clock()
+        self.flows_seen = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
+
+    # ---- called from other threads ----
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for it."""
+        self._stopping.set()
+        self._thread.join()
+
+    def tell(self, change: Change) -> None:
+        """Hand over something the agent said; applied within one interval, in order."""
+        self._changes.append(change)
+
+    def tap(self, tap: Tap) -> Callable[[], None]:
+        """Have raw events passed on; returns what ends that."""
+        self._taps = self._taps | {tap}
+
+        def stop() -> None:
+            self._taps = self._taps - {tap}
+
+        return stop
+
+    # ---- the thread ----
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._source.wait()
+            try:
+                self.step()
+            except Exception as error:
+                _log.error("a round of reading events failed", exc_info=error)
+                self._stopping.wait(0.1)
+
+    def step(self) -> None:
+        """Do one round: everything that is waiting now."""
+        before = self._store.head
+        later = self._apply_additions()
+        self.process(self._source.read())
+        for change in later:
+            self._apply(change)
+        self._report_losses()
+        self._directory.tidy(self._store.head, self._store.slots)
+        if self._store.head != before:
+            self._store.notify()
+
+    def _apply_additions(self) -> list[Change]:
+        """Apply what adds to the directory; return, in order, what has to wait."""
+        later: list[Change] = []
+        for _ in range(len(self._changes)):
+            change = self._changes.popleft()
+            waits = bool(later) or isinstance(change, Snapshot)
+            if not waits and isinstance(change, metadata_pb2.Update):
+                waits = not self._directory.is_addition(change)
+            if waits:
+                later.append(change)
+            else:
+                self._apply(change)
+        return later
+
+    def _apply(self, change: Change) -> None:
+        if isinstance(change, Snapshot):
+            self._directory.replace(change.updates)
+            return
+        match change.WhichOneof("update"):
+            case "agent_event":
+                event = change.agent_event.event
+                self._store.append_object(
+                    KIND_AGENT,
+                    self.clock.now_ns(),
+                    event,
+                    type=TYPE_AGENT,
+                    subtype=event.type,
+                )
+            case "l7":
+                self._append_record(change.l7.flow)
+            case _:
+                self._directory.apply(change)
+
+    def _append_record(self, flow: flow_pb2.Flow) -> None:
+        """Store an application record as a flow of this node, observed now."""
+        node, time_ns = self._node(), self.clock.now_ns()
+        record = flow_pb2.Flow()
+        record.CopyFrom(flow)
+        record.time.FromNanoseconds(time_ns)
+        record.node_name = node.qualified_name
+        record.node_labels[:] = node.labels
+        record.emitter.name, record.emitter.version = EMITTER_NAME, VERSION
+        if not record.uuid:
+            record.uuid = self._uuid_text()
+        self.flows_seen += 1
+        _FLOWS.add()
+        self._store.append_object(
+            KIND_RECORD, time_ns, record, type=TYPE_L7, verdict=record.verdict
+        )
+
+    def _uuid_text(self) -> str:
+        words = decoding.random_uuids(self._random, 1)
+        return uuids(words[:, 0], words[:, 1], b"")[0][1:].decode()
+
+    def process(self, reading: Reading) -> None:
+        """Turn events into flows, and note losses."""
+        self.clock.refresh()
+        events = reading.events
+        for tap in self._taps:
+            if len(events) or reading.lost:
+                tap(events, reading.lost, self.clock.offset_ns)
+        for start in range(0, len(events), decoding.CHUNK):
+            self._store_flows(events[start : start + decoding.CHUNK])
+        if reading.lost:
+            self._note_losses(reading.lost)
+
+    def _store_flows(self, events: Events) -> None:
+        are_flows = decoding.are_flows(events)
+        if not are_flows.all():
+            self._store_others(events[~are_flows])
+            events = events[are_flows]
+        count = len(events)
+        if not count:
+            return
+        times = self.clock.stamp(events["time_ns"])
+        self._store.append(decoding.decode(events, times, self._directory, self._random), count)
+        self.flows_seen += count
+        _FLOWS.add(count)
+
+    def _store_others(self, events: Events) -> None:
+        """Keep debug events as messages; count what is of no known kind."""
+        for event in events:
+            if event["type"] != TYPE_DEBUG:
+                _UNDECODED.add()
+                continue
+            message = flow_pb2.DebugEvent()
+            message.type = int(event["subtype"])  # type: ignore[assignment]
+            if event["endpoint"]:
+                message.source.ID = int(event["endpoint"])
+            message.hash.value = int(event["ifindex"])
+            message.arg1.value = int(event["src_identity"])
+            message.arg2.value = int(event["dst_identity"])
+            message.arg3.value = int(event["dst_id"])
+            self._store.append_object(
+                KIND_DEBUG,
+                self.clock.now_ns(),
+                message,
+                type=TYPE_DEBUG,
+                subtype=int(event["subtype"]),
+            )
+
+    def _note_losses(self, lost: dict[int, int]) -> None:
+        now = time.time_ns()
+        for cpu, count in lost.items():
+            _LOST.add(count, _RING)
+            loss = self._losses.setdefault(cpu, _Loss(0, now, now))
+            loss.count += count
+            loss.last_ns = now
+
+    def _report_losses(self) -> None:
+        """Put losses into the ring, at most one report for each processor and interval."""
+        if not self._losses:
+            return
+        now = time.time_ns()
+        for cpu, loss in list(self._losses.items()):
+            if now - loss.first_ns < self._lost_interval_ns:
+                continue
+            del self._losses[cpu]
+            message = flow_pb2.LostEvent(
+                source=flow_pb2.PERF_EVENT_RING_BUFFER, num_events_lost=loss.count
+            )
+            message.cpu.value = cpu
+            message.first.FromNanoseconds(loss.first_ns)
+            message.last.FromNanoseconds(loss.last_ns)
+            self._store.append_object(KIND_LOST, self.clock.now_ns(), message)

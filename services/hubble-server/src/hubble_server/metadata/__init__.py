@@ -1,0 +1,1 @@
+"""What the agent tells about addresses, identities, rules and nodes, as of now and as of then."""

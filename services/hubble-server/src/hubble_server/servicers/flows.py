@@ -1,0 +1,216 @@
+"""Flows: GetFlows of observer.Observer, and GetFlowBatches and StreamEvents of our own service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from cilium.flows.v1 import flows_pb2
+from cilium_core.serving.packed import Call, Method, stream
+from cilium_core.telemetry import counter
+from observer import observer_pb2
+
+from hubble_server.encoding.encoder import Encoder
+from hubble_server.encoding.masks import Mask, freeze, parse_mask
+from hubble_server.errors import ContradictionError, RequestError
+from hubble_server.filters import FilterContext, compile_filters
+from hubble_server.flows.querying import Query
+from hubble_server.servicers.streaming import Encoding, NewEvents, chunks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from flow import flow_pb2
+    from google.protobuf.message import Message
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from hubble_server.facts import NodeFacts
+    from hubble_server.flows.store import FlowStore
+    from hubble_server.ingest import Ingest
+    from hubble_server.metadata.directory import Directory
+    from hubble_server.ring.records import Events
+    from hubble_server.servicers.streaming import Chunk
+
+FLOWS_SERVICE = "cilium.flows.v1.FlowsService"
+
+_ENCODERS = 32
+"""Encoders kept, one for each field mask in use."""
+
+_TAP_LIMIT = 64
+"""Batches of raw events held for one slow reader."""
+
+_SENT = counter("hubble_server_flows_sent_total", "Responses of flow streams handed to clients.")
+_OVERTAKEN = counter(
+    "hubble_server_overtaken_events_total",
+    "Events that were overwritten before a slow client had read them.",
+)
+
+
+def nanoseconds(timestamp: Timestamp, name: str) -> int:
+    """Nanoseconds since the epoch. Raises RequestError for a timestamp out of range."""
+    if not 0 <= timestamp.nanos < 1_000_000_000 or not 0 <= timestamp.seconds < 1 << 33:
+        raise RequestError(
+            f"{name}: {timestamp.seconds} s and {timestamp.nanos} ns is no valid timestamp"
+        )
+    return timestamp.seconds * 1_000_000_000 + timestamp.nanos
+
+
+def time_range(request: Any) -> tuple[int | None, int | None]:
+    """The since and until of a request."""
+    since = nanoseconds(request.since, "since") if request.HasField("since") else None
+    until = nanoseconds(request.until, "until") if request.HasField("until") else None
+    return since, until
+
+
+def check_direction(request: Any) -> None:
+    """Refuse what can be neither first nor live."""
+    if request.first and request.follow:
+        raise ContradictionError("first cannot be specified with follow")
+
+
+class FlowStreams:
+    """Streams of flows out of one store. Used on the event loop."""
+
+    def __init__(
+        self,
+        store: FlowStore,
+        directory: Directory,
+        ingest: Ingest,
+        node: Callable[[], NodeFacts],
+        new_events: NewEvents,
+        *,
+        lost_interval_s: float,
+    ) -> None:
+        self._store = store
+        self._directory = directory
+        self._ingest = ingest
+        self._node = node
+        self._new_events = new_events
+        self._lost_interval_s = lost_interval_s
+        self._encoders: dict[Any, Encoder] = {}
+
+    def methods(self) -> dict[str, Method]:
+        """Methods of our own service."""
+        return {
+            "GetFlowBatches": stream(self.get_flow_batches, observer_pb2.GetFlowsRequest),
+            "StreamEvents": stream(self.stream_events, flows_pb2.StreamEventsRequest),
+        }
+
+    async def get_flows(self, request: observer_pb2.GetFlowsRequest, call: Call) -> None:
+        """Send one response for each flow."""
+        async with aclosing(self._chunks(request)) as found:
+            await call.start()
+            async for chunk in found:
+                await call.send_many(chunk.responses)
+                _SENT.add(len(chunk.responses))
+
+    async def get_flow_batches(self, request: observer_pb2.GetFlowsRequest, call: Call) -> None:
+        """Send the same responses, many to a message."""
+        async with aclosing(self._chunks(request)) as found:
+            await call.start()
+            async for chunk in found:
+                batch = flows_pb2.FlowBatch(responses=chunk.responses, times_ns=chunk.times_ns)
+                await call.send(batch)
+                _SENT.add(len(chunk.responses))
+
+    def _chunks(self, request: observer_pb2.GetFlowsRequest) -> AsyncGenerator[Chunk, None]:
+        """Check a request, all of it before anything is sent, and start its stream."""
+        check_direction(request)
+        node = self._node()
+        filters = compile_filters(
+            FilterContext(self._directory, node), request.whitelist, request.blacklist
+        )
+        since_ns, until_ns = time_range(request)
+        encoder = self._encoder(node, parse_mask(request.field_mask.paths))
+        query = Query(
+            number=request.number,
+            first=request.first,
+            follow=request.follow,
+            since_ns=since_ns,
+            until_ns=until_ns,
+            filters=filters,
+        )
+
+        def encode(_kind: int, _time_ns: int, message: Message) -> bytes:
+            return encoder.record(cast("flow_pb2.Flow", message))
+
+        def encode_lost(event: flow_pb2.LostEvent, time_ns: int) -> bytes:
+            response = observer_pb2.GetFlowsResponse(
+                lost_events=event, node_name=node.qualified_name
+            )
+            response.time.FromNanoseconds(time_ns)
+            return response.SerializeToString()
+
+        return chunks(
+            self._store,
+            query,
+            Encoding(encoder.responses, encode, encode_lost),
+            self._new_events,
+            _OVERTAKEN.add,
+            lost_interval_s=self._lost_interval_s,
+        )
+
+    def _encoder(self, node: NodeFacts, mask: Mask | None) -> Encoder:
+        """Encoder of a mask; clients with the same mask share what is encoded already."""
+        key = (node, freeze(mask))
+        encoder = self._encoders.pop(key, None) or Encoder(node, self._directory, mask)
+        self._encoders[key] = encoder
+        if len(self._encoders) > _ENCODERS:
+            del self._encoders[next(iter(self._encoders))]
+        return encoder
+
+    async def stream_events(self, request: flows_pb2.StreamEventsRequest, call: Call) -> None:
+        """Send events as the kernel wrote them, from now on."""
+        loop = asyncio.get_running_loop()
+        waiting: deque[flows_pb2.EventBatch] = deque()
+        arrival = asyncio.Event()
+        dropped: dict[int, int] = {}
+
+        def add(batch: flows_pb2.EventBatch) -> None:
+            if len(waiting) >= _TAP_LIMIT:
+                for cpu, count in batch.lost.items():
+                    dropped[cpu] = dropped.get(cpu, 0) + count
+                return
+            for cpu, count in dropped.items():
+                batch.lost[cpu] += count
+            dropped.clear()
+            waiting.append(batch)
+            arrival.set()
+
+        def tap(events: Events, lost: dict[int, int], offset_ns: int) -> None:
+            chosen = events[_wanted(events, request)]
+            if len(chosen) or lost:
+                batch = flows_pb2.EventBatch(
+                    records=chosen.tobytes(), lost=lost, clock_offset_ns=offset_ns
+                )
+                loop.call_soon_threadsafe(add, batch)
+
+        stop = self._ingest.tap(tap)
+        try:
+            await call.start()
+            while True:
+                await arrival.wait()
+                arrival.clear()
+                while waiting:
+                    await call.send(waiting.popleft())
+        finally:
+            stop()
+
+
+def _wanted(events: Events, request: flows_pb2.StreamEventsRequest) -> np.typing.NDArray[np.bool_]:
+    """Events that a stream of raw events asked for."""
+    wanted = np.ones(len(events), dtype=np.bool_)
+    if request.types:
+        wanted &= np.isin(events["type"], list(request.types))
+    sources, targets = events["endpoint"], events["dst_id"]
+    if getattr(request, "from"):
+        wanted &= np.isin(sources, list(getattr(request, "from")))
+    if request.to:
+        wanted &= np.isin(targets, list(request.to))
+    if request.related_to:
+        related = list(request.related_to)
+        wanted &= np.isin(sources, related) | np.isin(targets, related)
+    return wanted

@@ -1,0 +1,165 @@
+"""From a query to a stream of encoded responses: reading, waiting, encoding, telling of losses.
+
+Shared by the public GetFlows, the batches between our own services, and the agent and debug event
+streams, which differ in how they encode and send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from flow import flow_pb2
+from google.protobuf.message import Message
+
+from hubble_server.flows.columns import KIND_LOST, Batch
+from hubble_server.flows.querying import Cursor, Found, Query
+
+if TYPE_CHECKING:
+    from hubble_server.flows.store import FlowStore
+
+
+class NewEvents:
+    """Lets calls on the event loop wait for the ingest thread to write."""
+
+    def __init__(self, store: FlowStore) -> None:
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._arrival = asyncio.Event()
+        self.stop = store.listen(self._written)
+
+    def _written(self) -> None:
+        """Called on the ingest thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:
+            self.stop()  # the loop is closed
+
+    def _wake(self) -> None:
+        self._arrival.set()
+        self._arrival = asyncio.Event()
+
+    async def wait(self, head: int, timeout_s: float | None = None) -> None:
+        """Wait until the store has more than `head` events ever written, or for a while."""
+        arrival = self._arrival
+        if self._store.head > head:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await arrival.wait()
+        except TimeoutError:
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How one stream's responses are made."""
+
+    columns: Callable[[Batch], list[bytes]]
+    message: Callable[[int, int, Message], bytes]
+    """From kind, time in nanoseconds and message."""
+    lost: Callable[[flow_pb2.LostEvent, int], bytes] | None
+    """From a loss and the time now; None when losses are not told."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Responses to send together, with their times."""
+
+    responses: list[bytes]
+    times_ns: list[int]
+
+    def __bool__(self) -> bool:
+        return bool(self.responses)
+
+
+class _Overtaken:
+    """Events that this reader was too slow for, to be told once an interval."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_ns = int(interval_s * 1e9)
+        self._count = 0
+        self._first_ns = self._last_ns = 0
+
+    def add(self, count: int) -> None:
+        if count:
+            self._last_ns = time.time_ns()
+            self._first_ns = self._first_ns if self._count else self._last_ns
+            self._count += count
+
+    def take(self, *, at_once: bool = False) -> flow_pb2.LostEvent | None:
+        """Report what is due."""
+        due = at_once or time.time_ns() - self._first_ns >= self._interval_ns
+        if not self._count or not due:
+            return None
+        event = flow_pb2.LostEvent(source=flow_pb2.HUBBLE_RING_BUFFER, num_events_lost=self._count)
+        event.first.FromNanoseconds(self._first_ns)
+        event.last.FromNanoseconds(self._last_ns)
+        self._count = 0
+        return event
+
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds until something is due, None when nothing will be."""
+        if not self._count:
+            return None
+        return max(0.0, (self._first_ns + self._interval_ns - time.time_ns()) / 1e9)
+
+
+async def chunks(
+    store: FlowStore,
+    query: Query,
+    encoding: Encoding,
+    new_events: NewEvents,
+    on_lost: Callable[[int], None],
+    *,
+    lost_interval_s: float = 1.0,
+) -> AsyncGenerator[Chunk, None]:
+    """Encoded responses of a query until it ends. Other calls get a turn after each step."""
+    cursor = Cursor(store, query)
+    overtaken = _Overtaken(lost_interval_s)
+    while True:
+        chunk = Chunk([], [])
+        _tell(chunk, encoding, overtaken.take())
+        head = store.head
+        found = cursor.read()
+        if found.lost:
+            overtaken.add(found.lost)
+            on_lost(found.lost)
+        _encode(chunk, encoding, found)
+        if cursor.ended:
+            _tell(chunk, encoding, overtaken.take(at_once=True))
+        if chunk:
+            yield chunk
+        if cursor.ended:
+            return
+        if cursor.at_end:
+            await new_events.wait(head, overtaken.wait_s)
+        else:
+            await asyncio.sleep(0)
+
+
+def _tell(chunk: Chunk, encoding: Encoding, event: flow_pb2.LostEvent | None) -> None:
+    if event is not None and encoding.lost is not None:
+        now = time.time_ns()
+        chunk.responses.append(encoding.lost(event, now))
+        chunk.times_ns.append(now)
+
+
+def _encode(chunk: Chunk, encoding: Encoding, found: Found) -> None:
+    for run in found.runs:
+        if isinstance(run, dict):
+            chunk.responses += encoding.columns(run)
+            chunk.times_ns += run["time_ns"].tolist()
+            continue
+        kind, time_ns, message = run
+        if kind == KIND_LOST:
+            if encoding.lost is None:
+                continue
+            chunk.responses.append(encoding.lost(cast("flow_pb2.LostEvent", message), time_ns))
+        else:
+            chunk.responses.append(encoding.message(kind, time_ns, message))
+        chunk.times_ns.append(time_ns)

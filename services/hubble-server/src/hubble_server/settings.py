@@ -1,0 +1,108 @@
+"""Settings of hubble-server; keys are those of Hubble where it has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cilium_core.settings import (
+    ClusterSettings,
+    LoggingSettings,
+    NodeSettings,
+    Problem,
+    Seconds,
+    setting,
+)
+
+from hubble_server.errors import CapacityError
+from hubble_server.flows.store import DEFAULT_CAPACITY, check_capacity
+from hubble_server.ring.reading import DEFAULT_PAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_RING = "Ring"
+_SERVING = "Serving"
+_TLS = "TLS of the TCP listener"
+
+
+@dataclass(frozen=True)
+class ServerSettings(LoggingSettings, NodeSettings, ClusterSettings):
+    """What can be set."""
+
+    hubble_event_buffer_capacity: int = setting(
+        DEFAULT_CAPACITY,
+        "Flows and events kept: one less than a power of two. More reach further back in time.",
+        group=_RING,
+    )
+    hubble_perf_ring_pages: int = setting(
+        DEFAULT_PAGES,
+        "Memory pages of each processor's kernel buffer, a power of two. More bridge longer "
+        "bursts; lost events show up in `hubble observe` and in metrics.",
+        group=_RING,
+        low=2,
+        high=1 << 16,
+    )
+    hubble_poll_interval: Seconds = setting(
+        0.025,
+        "How often the kernel buffers are looked at when they do not fill up.",
+        group=_RING,
+        low=0.001,
+        high=1,
+    )
+    hubble_lost_event_send_interval: Seconds = setting(
+        1.0, "Shortest time between two reports of lost events.", group=_RING
+    )
+    hubble_socket_path: Path | None = setting(
+        None, "Unix socket to serve on; hubble.sock in state-dir when empty.", group=_SERVING
+    )
+    hubble_listen_address: str = setting(
+        "",
+        "Address to serve other nodes on, such as :4244; none when empty. Peers are told its port.",
+        group=_SERVING,
+    )
+    hubble_prefer_ipv6: bool = setting(
+        False, "Tell peers the IPv6 addresses of nodes that have both.", group=_SERVING
+    )
+    hubble_observability_address: str = setting(
+        "",
+        "Address of /healthz and /metrics, such as 127.0.0.1:9965; none when empty.",
+        group=_SERVING,
+    )
+    hubble_disable_tls: bool = setting(True, "Serve TCP in plain text.", group=_TLS)
+    hubble_tls_cert_file: Path | None = setting(None, "Certificate of the server.", group=_TLS)
+    hubble_tls_key_file: Path | None = setting(None, "Private key of the server.", group=_TLS)
+    hubble_tls_client_ca_files: tuple[Path, ...] = setting(
+        (), "CAs of client certificates; with any, clients must show one.", group=_TLS
+    )
+
+    @property
+    def socket_path(self) -> Path:
+        """Unix socket to serve on."""
+        return self.hubble_socket_path or self.state_dir / "hubble.sock"
+
+    @property
+    def metadata_path(self) -> Path:
+        """Unix socket of the agent's metadata service."""
+        return self.state_dir / "metadata.sock"
+
+    def check(self) -> Iterator[Problem]:
+        """Rules across fields, and the ring's capacity."""
+        try:
+            check_capacity(self.hubble_event_buffer_capacity)
+        except CapacityError as error:
+            yield Problem("hubble-event-buffer-capacity", str(error))
+        pages = self.hubble_perf_ring_pages
+        if pages & (pages - 1):
+            yield Problem(
+                "hubble-perf-ring-pages",
+                f"{pages} is no power of two; {DEFAULT_PAGES} is the default",
+            )
+        if not self.hubble_disable_tls and self.hubble_listen_address:
+            for key, value in (
+                ("hubble-tls-cert-file", self.hubble_tls_cert_file),
+                ("hubble-tls-key-file", self.hubble_tls_key_file),
+            ):
+                if value is None:
+                    yield Problem(key, "is needed while hubble-disable-tls is false")
