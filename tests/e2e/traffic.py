@@ -2,6 +2,7 @@
 
 traffic.py serve PORT             echo over TCP and UDP on both families, until killed
 traffic.py try PROTO:ADDRESS:PORT...          one JSON object: whether each echoed, by target
+traffic.py bulk ADDRESS PORT BYTES            send and get back that much; JSON: seconds
 traffic.py load SECONDS ADDRESS PORT          steady TCP and UDP echo; JSON: what went wrong
 traffic.py hold ADDRESS PORT      one TCP connection that talks until it is cut; JSON: how
 """
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
 import sys
 import time
 from typing import Any
@@ -100,11 +102,38 @@ async def try_udp(address: str, port: int) -> bool:
         transport.close()
 
 
+async def try_icmp(address: str, port: int) -> bool:
+    """Whether an echo request is answered; the port serves as its identifier."""
+    loop = asyncio.get_running_loop()
+    version6 = ":" in address
+    family = socket.AF_INET6 if version6 else socket.AF_INET
+    protocol = socket.getprotobyname("ipv6-icmp" if version6 else "icmp")
+    with socket.socket(family, socket.SOCK_RAW, protocol) as raw:
+        raw.setblocking(False)
+        header = struct.pack("!BBHHH", 128 if version6 else 8, 0, 0, port, 1)
+        checksum = 0 if version6 else internet_checksum(header + b"ping")
+        packet = header[:2] + struct.pack("!H", checksum) + header[4:] + b"ping"
+        await loop.sock_sendto(raw, packet, (address, 0))
+        while True:
+            data = await loop.sock_recv(raw, 2000)
+            reply = data if version6 else data[(data[0] & 15) * 4 :]
+            if reply[0] == (129 if version6 else 0) and reply[4:6] == port.to_bytes(2, "big"):
+                return True
+
+
+def internet_checksum(data: bytes) -> int:
+    """RFC 1071."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
 async def try_one(target: str) -> bool:
-    """Try `tcp:ADDRESS:PORT` or `udp:ADDRESS:PORT`."""
+    """Try `tcp:ADDRESS:PORT`, `udp:ADDRESS:PORT` or `icmp:ADDRESS:IDENTIFIER`."""
     protocol, rest = target.split(":", 1)
     address, port = rest.rsplit(":", 1)
-    attempt = {"tcp": try_tcp, "udp": try_udp}[protocol]
+    attempt = {"tcp": try_tcp, "udp": try_udp, "icmp": try_icmp}[protocol]
     try:
         return await asyncio.wait_for(attempt(address, int(port)), TRY_LIMIT_S)
     except (OSError, TimeoutError, asyncio.IncompleteReadError):
@@ -174,6 +203,28 @@ async def load(seconds: float, address: str, port: int) -> dict[str, Any]:
     return {"tcp": tcp, "udp": udp}
 
 
+async def bulk(address: str, port: int, size: int) -> dict[str, Any]:
+    """Send `size` bytes to an echo server and read them back."""
+    reader, writer = await asyncio.open_connection(address, port)
+    began = time.monotonic()
+    block = bytes(range(256)) * 256
+
+    async def send() -> None:
+        for _ in range(size // len(block)):
+            writer.write(block)
+            await writer.drain()
+
+    async def receive() -> bool:
+        whole = True
+        for _ in range(size // len(block)):
+            whole &= await reader.readexactly(len(block)) == block
+        return whole
+
+    _, whole = await asyncio.wait_for(asyncio.gather(send(), receive()), 20)
+    writer.close()
+    return {"whole": whole, "seconds": time.monotonic() - began}
+
+
 async def hold(address: str, port: int) -> dict[str, Any]:
     """Talk over one connection until it falls silent or breaks; told on the way by a line."""
     reader, writer = await asyncio.open_connection(address, port)
@@ -200,6 +251,9 @@ def main() -> None:
         asyncio.run(serve(int(arguments[0])))
     elif program == "try":
         print(json.dumps(asyncio.run(try_all(arguments))))
+    elif program == "bulk":
+        address, port, size = arguments
+        print(json.dumps(asyncio.run(bulk(address, int(port), int(size)))))
     elif program == "load":
         seconds, address, port = arguments
         print(json.dumps(asyncio.run(load(float(seconds), address, int(port)))))

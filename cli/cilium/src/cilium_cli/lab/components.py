@@ -190,6 +190,7 @@ def write_configs(lab: Layout, nodes: list[NodeLayout]) -> None:
                 "cluster-pool-ipv6-cidr": POD_CIDR_IPV6,
                 "cluster-pool-ipv6-mask-size": 64,
                 "operator-api-serve-addr": f"127.0.0.1:{_OPERATOR_API_PORT + number - 1}",
+                "operator-socket": lab.folder / f"operator{number}.sock",
             },
         )
     for node in nodes:
@@ -222,7 +223,7 @@ def write_configs(lab: Layout, nodes: list[NodeLayout]) -> None:
         lab.folder / "relay",
         logs
         | {
-            "peer-service": f"unix://{nodes[0].hubble_socket}",
+            "peer-service": ",".join(f"unix://{node.hubble_socket}" for node in nodes),
             "listen-address": f"{lab.relay_address},{FABRIC_IPV4}:{RELAY_PORT}",
             "disable-server-tls": True,
             "disable-client-tls": True,
