@@ -122,6 +122,10 @@ class Datapath:
         configuration.patch(**fields(config))
         self.config = config
 
+    def live_config(self) -> dict[str, Any]:
+        """Return the fields of struct config as the programs read them now."""
+        return self._running().read()
+
     def attach_endpoint(self, ifindex: int) -> None:
         """Put the programs on the host side of a pod. Raises DeviceError when it is gone."""
         self._running()
