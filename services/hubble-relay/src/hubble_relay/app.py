@@ -1,0 +1,167 @@
+"""Wiring and life cycle of the relay; the only module that knows all others."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from cilium_core.errors import InvalidError
+from cilium_core.serving.packed import PackedServer, Status, server_context
+from cilium_core.serving.sockets import stop_signal
+from cilium_core.telemetry import REGISTRY, Health, get_logger
+
+from hubble_relay.collecting import CollectingOptions
+from hubble_relay.connections import ClientTls, Pool, dial
+from hubble_relay.errors import NotImplementedByRelay
+from hubble_relay.peers import Directory, PeerWatcher
+from hubble_relay.servicers.flows import FlowsServicer
+from hubble_relay.servicers.observer import ObserverServicer
+
+if TYPE_CHECKING:
+    import ssl
+
+    import grpc.aio
+
+    from hubble_relay.settings import RelaySettings
+
+log = get_logger()
+
+OBSERVER_HEALTH = "hubble.server.Observer"
+"""The name under which Hubble clients ask for health."""
+
+_STOP_GRACE_S = 2.0
+
+
+def own_version() -> str:
+    """The version of this package."""
+    try:
+        return version("hubble-relay")
+    except PackageNotFoundError:
+        return "0"
+
+
+class Relay:
+    """A running relay. Use `start`, then `stop`, within one event loop."""
+
+    def __init__(self, settings: RelaySettings) -> None:
+        self._settings = settings
+        self._tls = self._client_tls()
+        self.directory = Directory()
+        self.pool = Pool(self._tls)
+        self._watchers: list[asyncio.Task[None]] = []
+        self._servers: list[PackedServer] = []
+        self._metrics: object | None = None
+        self._health = Health()
+
+    def _client_tls(self) -> ClientTls | None:
+        settings = self._settings
+        if settings.disable_client_tls:
+            return None
+        try:
+            return ClientTls.read(
+                settings.tls_hubble_server_ca_files,
+                settings.tls_hubble_client_cert_file,
+                settings.tls_hubble_client_key_file,
+            )
+        except OSError as error:
+            raise InvalidError(f"TLS file {error.filename}: {error.strerror}") from error
+
+    def _server_tls(self) -> ssl.SSLContext | None:
+        settings = self._settings
+        certificate = settings.tls_relay_server_cert_file
+        key = settings.tls_relay_server_key_file
+        if settings.disable_server_tls or certificate is None or key is None:
+            return None
+        return server_context(certificate, key, settings.tls_relay_client_ca_files)
+
+    async def start(self) -> None:
+        """Begin to serve, whatever the peers do. Raises CiliumError when an address is not free."""
+        main = self._main_server()
+        self._servers.append(main)
+        if self._settings.health_listen_address:
+            self._servers.append(PackedServer())
+        self.pool.on_change(self._tell_health)
+        self.directory.on_change(self.pool.replace)
+        tls = self._server_tls()
+        for address in self._settings.listen_address:
+            await main.listen(address, tls)
+            log.info("listening", address=address, tls=tls is not None)
+        if self._settings.health_listen_address:
+            await self._servers[1].listen(self._settings.health_listen_address)
+        if self._settings.metrics_listen_address:
+            await self._serve_metrics()
+        for source in self._settings.peer_service:
+            watcher = PeerWatcher(
+                source, self.directory, self._dial_service, float(self._settings.retry_timeout)
+            )
+            self._watchers.append(asyncio.create_task(watcher.run()))
+
+    def _main_server(self) -> PackedServer:
+        settings = self._settings
+        relay_version = own_version()
+        options = CollectingOptions(
+            own_name=socket.gethostname(),
+            sort_buffer_len_max=settings.sort_buffer_len_max,
+            drain_timeout_s=float(settings.sort_buffer_drain_timeout),
+        )
+        flows = FlowsServicer(self.pool, options)
+        observer = ObserverServicer(self.pool, relay_version)
+        server = PackedServer(
+            metadata={"hubble-relay-version": relay_version},
+            statuses={NotImplementedByRelay: Status.UNIMPLEMENTED},
+        )
+        server.add("observer.Observer", observer.methods() | flows.public_methods())
+        server.add("cilium.flows.v1.FlowsService", flows.batch_methods())
+        return server
+
+    async def _serve_metrics(self) -> None:
+        from cilium_core.serving.observability import observability_server
+
+        self._health.add("peers", lambda: "" if self.ready else "no peer can be reached")
+        server = observability_server(self._health, registry=REGISTRY)
+        self._metrics = server
+        await server.listen_tcp(self._settings.metrics_listen_address)
+
+    def _dial_service(self, target: str) -> grpc.aio.Channel:
+        if self._tls is None or target.startswith("unix:"):
+            return dial(target, None, None)
+        cluster = self._settings.cluster_name.replace(".", "-")
+        return dial(target, self._tls, f"hubble-peer.{cluster}.hubble-grpc.cilium.io")
+
+    @property
+    def ready(self) -> bool:
+        """Whether some peer service and some peer can be reached."""
+        return bool(self.directory.connected) and any(
+            connection.available for connection in self.pool.connections
+        )
+
+    def _tell_health(self) -> None:
+        for server in self._servers:
+            for name in ("", OBSERVER_HEALTH):
+                server.health.set(name, serving=self.ready)
+
+    async def run(self) -> None:
+        """Serve until the process is asked to stop."""
+        stop = stop_signal()
+        await self.start()
+        # Streams of peer services come and go without any connection changing.
+        while not stop.is_set():
+            self._tell_health()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await stop.wait()
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End all streams and close all connections."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        await asyncio.gather(*(server.stop(_STOP_GRACE_S) for server in self._servers))
+        if self._metrics is not None:
+            await self._metrics.stop()  # type: ignore[attr-defined]
+        await self.pool.close()
+        log.info("stopped")

@@ -1,0 +1,245 @@
+"""One request for flows, put to all nodes and answered as one stream.
+
+Every node gets the request as it came, so its `number` counts per node. A node is asked for batches
+first, and for single flows once it said that it has no batches. A node that fails is told of in the
+stream, which goes on with the others. When following, nodes that are new, failed or came back are
+asked every two seconds; one that told flows already is asked for later ones only, so that nothing
+comes twice.
+
+One task per node reads, one task merges and sends; a client that does not read holds back the
+merging, that the readers, and flow control the nodes. All tasks end with the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from cilium.flows.v1 import flows_pb2
+from cilium_core.telemetry import get_logger
+from observer import observer_pb2
+from relay import relay_pb2
+
+from hubble_relay.merging import Merger
+from hubble_relay.statuses import ErrorGathering, error_text, node_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from hubble_relay.connections import Connection, Pool
+
+    Send = Callable[[list[int], list[bytes]], Awaitable[None]]
+
+log = get_logger()
+
+_GET_FLOWS = "/observer.Observer/GetFlows"
+_GET_BATCHES = "/cilium.flows.v1.FlowsService/GetFlowBatches"
+_REFRESH_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class CollectingOptions:
+    """What is the same for all requests."""
+
+    own_name: str
+    """Name of the relay, the sender of its own messages."""
+    sort_buffer_len_max: int = 100
+    drain_timeout_s: float = 1.0
+    refresh_s: float = _REFRESH_S
+
+
+class Collector:
+    """Answers one request."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        request: observer_pb2.GetFlowsRequest,
+        metadata: Sequence[tuple[str, str]],
+        options: CollectingOptions,
+    ) -> None:
+        self._pool = pool
+        self._request = request
+        self._metadata = tuple(metadata)
+        self._options = options
+        self._merger: Merger[bytes] = Merger(
+            limit=options.sort_buffer_len_max,
+            drain_timeout_s=options.drain_timeout_s,
+            follow=request.follow,
+            start_ns=time.time_ns(),
+        )
+        self._errors = ErrorGathering()
+        self._messages: list[bytes] = []
+        self._readers: dict[str, asyncio.Task[None]] = {}
+        self._last_ns: dict[str, int] = {}
+        self._finished: set[str] = set()
+        self._news = asyncio.Event()
+        self._taken = asyncio.Event()
+
+    async def run(self, send: Send) -> None:
+        """Send times and encoded answers until the nodes have no more, or for ever if following."""
+        try:
+            self._announce()
+            refresh_at = time.monotonic() + self._options.refresh_s
+            while True:
+                now_s = time.monotonic()
+                if self._request.follow and now_s >= refresh_at:
+                    self._ask_available()
+                    refresh_at = now_s + self._options.refresh_s
+                await self._send_ready(send, now_s)
+                if not self._goes_on():
+                    break
+                await self._wait(refresh_at)
+            self._gather(self._errors.flush())
+            await self._send_ready(send, time.monotonic())
+        finally:
+            for reader in self._readers.values():
+                reader.cancel()
+            await asyncio.gather(*self._readers.values(), return_exceptions=True)
+
+    def _announce(self) -> None:
+        """Tell which nodes are covered, and begin to read from them."""
+        connections = self._pool.connections
+        for state, names in (
+            (relay_pb2.NODE_CONNECTED, [one.name for one in connections if one.available]),
+            (relay_pb2.NODE_UNAVAILABLE, [one.name for one in connections if not one.available]),
+        ):
+            if names:
+                self._messages.append(
+                    node_status(state, names, self._options.own_name, time.time_ns())
+                )
+        self._ask_available()
+
+    def _ask_available(self) -> None:
+        for connection in self._pool.connections:
+            name = connection.name
+            reader = self._readers.get(name)
+            busy = reader is not None and not reader.done()
+            if connection.available and not busy and name not in self._finished:
+                self._merger.add(name, time.monotonic())
+                self._readers[name] = asyncio.create_task(self._read(connection))
+
+    def _goes_on(self) -> bool:
+        if self._merger.held or any(not reader.done() for reader in self._readers.values()):
+            return True
+        if not self._request.follow:
+            return False
+        # Following ends by itself only when every node has passed the end of the time range.
+        return not self._finished or not self._finished.issuperset(
+            one.name for one in self._pool.connections
+        )
+
+    async def _send_ready(self, send: Send, now_s: float) -> None:
+        if self._errors.wait_s(now_s) == 0:
+            self._gather(self._errors.flush())
+        if self._messages:
+            messages, self._messages = self._messages, []
+            await send([0] * len(messages), messages)
+        times, payloads = self._merger.take(now_s)
+        if payloads:
+            await send(times, payloads)
+            self._taken.set()
+            self._news.set()  # look again: sending may have taken a while
+
+    async def _wait(self, refresh_at: float) -> None:
+        now_s = time.monotonic()
+        waits = [self._merger.wait_s(now_s), self._errors.wait_s(now_s)]
+        if self._request.follow:
+            waits.append(max(refresh_at - now_s, 0.0))
+        timeout_s = min((one for one in waits if one is not None), default=None)
+        if not self._news.is_set():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._news.wait()
+            except TimeoutError:
+                return
+        self._news.clear()
+
+    def _gather(self, found: tuple[str, list[str]] | None) -> None:
+        if found is not None:
+            text, nodes = found
+            self._messages.append(
+                node_status(
+                    relay_pb2.NODE_ERROR, nodes, self._options.own_name, time.time_ns(), text
+                )
+            )
+
+    async def _read(self, connection: Connection) -> None:
+        """Read what one node tells, until it ends or fails."""
+        name = connection.name
+        try:
+            async for times, payloads in self._answers(connection):
+                while not self._merger.room(name):
+                    self._taken.clear()
+                    await self._taken.wait()
+                self._last_ns[name] = max(self._last_ns.get(name, 0), *times)
+                self._merger.push(name, times, payloads, time.monotonic())
+                self._news.set()
+            if not self._request.follow or self._request.HasField("until"):
+                self._finished.add(name)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.CANCELLED:
+                self._gather(self._errors.add(error_text(error), name, time.monotonic()))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not this task was cancelled but the call, since the connection was closed.
+        finally:
+            self._merger.end(name)
+            self._news.set()
+
+    async def _answers(
+        self, connection: Connection
+    ) -> AsyncIterator[tuple[Sequence[int], Sequence[bytes]]]:
+        """Times and encoded answers of a node. Raises AioRpcError."""
+        request = self._request_for(connection.name).SerializeToString()
+        if connection.batches:
+            try:
+                async for encoded in self._stream(connection, _GET_BATCHES, request):
+                    batch = flows_pb2.FlowBatch.FromString(encoded)
+                    if batch.responses:
+                        yield _times_of(batch), batch.responses
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                    raise
+                log.info("peer has no batches, taking single flows", peer=connection.name)
+                connection.batches = False
+            else:
+                return
+        async for encoded in self._stream(connection, _GET_FLOWS, request):
+            response = observer_pb2.GetFlowsResponse.FromString(encoded)
+            yield (response.time.ToNanoseconds(),), (encoded,)
+
+    async def _stream(
+        self, connection: Connection, method: str, request: bytes
+    ) -> AsyncIterator[bytes]:
+        assert connection.channel is not None  # noqa: S101  only available ones are asked
+        start: Any = connection.channel.unary_stream(method)
+        call = start(request, metadata=self._metadata)
+        try:
+            async for encoded in call:
+                yield encoded
+        finally:
+            call.cancel()
+
+    def _request_for(self, name: str) -> observer_pb2.GetFlowsRequest:
+        """The request, or what is left of it for a node that told something already."""
+        last_ns = self._last_ns.get(name)
+        if last_ns is None:
+            return self._request
+        rest = observer_pb2.GetFlowsRequest()
+        rest.CopyFrom(self._request)
+        rest.number = 0
+        rest.since.FromNanoseconds(last_ns + 1)
+        return rest
+
+
+def _times_of(batch: flows_pb2.FlowBatch) -> Sequence[int]:
+    """Times of a batch; a foreign server that sends too few gets zeros, which sort first."""
+    missing = len(batch.responses) - len(batch.times_ns)
+    return [*batch.times_ns, *([0] * missing)] if missing > 0 else batch.times_ns

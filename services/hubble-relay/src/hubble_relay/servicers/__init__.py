@@ -1,0 +1,1 @@
+"""What the relay's clients can call: gRPC to domain and back, nothing else."""
