@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from hubble_cli import times
 from hubble_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 Value = bool | int | str | list[str]
 
@@ -30,7 +31,7 @@ _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: `kind` is bool, string, uint, duration (ns), list (split at commas), array or filter.
+    """One flag: `kind` is bool, string, uint, duration (ns), list (with commas), array or filter.
 
     `implied` is the value of a flag written without one; None means that a value must follow.
     """

@@ -18,15 +18,14 @@ from hubble_cli.errors import HubbleError, RemoteError
 from hubble_cli.settings import SERVER_TLS_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     import ssl
+    from collections.abc import Callable, Iterator
 
     import grpc
     from google.protobuf.message import Message
+    from observer import observer_pb2
 
     from hubble_cli.settings import Settings
-    from observer import observer_pb2
 
 API_VERSION = (1, 19)
 """The version of Hubble's API that this program speaks."""
@@ -67,7 +66,7 @@ class Connection:
         self.target = settings.text("server").removeprefix(SERVER_TLS_PREFIX)
         self._timeout_s = settings.duration_ns("request-timeout") / 1e9
         self._debug = settings.enabled("debug")
-        self._metadata: list[tuple[str, str]] = []
+        self._metadata: tuple[tuple[str, str | bytes], ...] = ()
         options: list[tuple[str, Any]] = [
             ("grpc.max_receive_message_length", _MAX_MESSAGE),
             ("grpc.enable_http_proxy", 0),
@@ -77,7 +76,7 @@ class Connection:
                 raise HubbleError("basic authentication needs an encrypted connection: set --tls")
             pair = f"{username}:{settings.text('basic-auth-password')}".encode()
             header = f"Basic {base64.b64encode(pair).decode()}"
-            self._metadata.append(("authorization", header))
+            self._metadata = (("authorization", header),)
         if settings.tls:
             credentials, tls_options = _tls(settings, self.target)
             self._channel = grpc.secure_channel(
@@ -177,7 +176,6 @@ class Connection:
         self, request: observer_pb2.GetFlowsRequest
     ) -> Iterator[list[observer_pb2.GetFlowsResponse]]:
         import grpc
-
         from cilium.flows.v1 import flows_pb2
         from observer import observer_pb2
 
@@ -196,7 +194,7 @@ class Connection:
 
     def _check_version(self, call: Any) -> None:
         """Tell the user when the other side is newer."""
-        headers = {key: value for key, value in call.initial_metadata() or ()}
+        headers = dict(call.initial_metadata() or ())
         for header, title in _VERSION_HEADERS.items():
             found = re.match(r"v?(\d+)\.(\d+)", str(headers.get(header, "")))
             if found is None:

@@ -12,11 +12,12 @@ import re
 from typing import TYPE_CHECKING
 
 from flow import flow_pb2
+
 from hubble_cli import names
 from hubble_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     Add = Callable[[flow_pb2.FlowFilter], None]
 
@@ -220,7 +221,9 @@ def _identity(value: str) -> int:
     except ValueError:
         pass
     # 11 is reserved as well but has no name to show.
-    known = " ".join([*(name for number, name in names.RESERVED_IDENTITIES.items() if number), "11"])
+    known = " ".join(
+        [*(name for number, name in names.RESERVED_IDENTITIES.items() if number), "11"]
+    )
     raise UsageError(f"invalid security identity, expected one of [{known}] or a numeric value")
 
 
@@ -258,7 +261,7 @@ def _ip_trace_id(value: str) -> Add:
 
 
 def _verdict(value: str) -> Add:
-    if value not in flow_pb2.Verdict.keys():
+    if value not in flow_pb2.Verdict.DESCRIPTOR.values_by_name:
         raise UsageError(f"invalid --verdict value: {value}")
     return _adder("verdict", flow_pb2.Verdict.Value(value))
 
@@ -266,7 +269,7 @@ def _verdict(value: str) -> Add:
 def _drop_reason(value: str) -> Add:
     if not value:
         raise UsageError("empty --drop-reason-desc value")
-    if value not in flow_pb2.DropReason.keys():
+    if value not in flow_pb2.DropReason.DESCRIPTOR.values_by_name:
         raise UsageError(f"invalid --drop-reason-desc value: {value}")
     return _adder("drop_reason_desc", flow_pb2.DropReason.Value(value))
 
@@ -387,7 +390,7 @@ def _namespace_of(name: str) -> str:
     return namespace if slash else ""
 
 
-def _conflict(namespaces: list[str], given: list[str]) -> list[str]:
+def _conflict(namespaces: Iterable[str], given: Iterable[str]) -> list[str]:
     for namespace in namespaces:
         for name in given:
             found = _namespace_of(name)
@@ -396,7 +399,7 @@ def _conflict(namespaces: list[str], given: list[str]) -> list[str]:
     return []
 
 
-def _mixed(pods: list[str], services: list[str]) -> list[str]:
+def _mixed(pods: Iterable[str], services: Iterable[str]) -> list[str]:
     for pod in pods:
         namespace = _namespace_of(pod)
         for service in services:

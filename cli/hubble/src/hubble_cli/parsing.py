@@ -21,9 +21,10 @@ from hubble_cli.jsonlines import WRAPPERS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
 
+    # Descriptors come from C, and the published types of the two kinds do not fit together.
+    Descriptor = Any
     Convert = Callable[[Any], Any]
 
 M = TypeVar("M", bound="Message")
@@ -85,7 +86,7 @@ class Parser(Generic[M]):
         self._converters[descriptor.full_name] = fields
         return fields
 
-    def _converter(self, field: FieldDescriptor) -> Convert | None:
+    def _converter(self, field: Any) -> Convert | None:
         if field.cpp_type in _INTEGERS:
             return _integer
         if field.type == FieldDescriptor.TYPE_BYTES:

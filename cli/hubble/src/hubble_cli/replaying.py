@@ -13,9 +13,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from cilium_core.flow_filters import FilterError, compile_filters
-from hubble_cli.errors import HubbleError
-from hubble_cli.parsing import Parser, ParseError
 from observer import observer_pb2
+
+from hubble_cli.errors import HubbleError
+from hubble_cli.parsing import ParseError, Parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -81,6 +82,6 @@ def open_lines(name: str) -> Iterable[str]:
     if name == "-":
         return sys.stdin
     try:
-        return open(name, encoding="utf-8", errors="replace")  # noqa: SIM115, PTH123  read to its end
+        return open(name, encoding="utf-8", errors="replace")  # noqa: PTH123  read to its end
     except OSError as error:
         raise HubbleError(f"open {name}: {(error.strerror or '').lower()}") from error

@@ -6,19 +6,20 @@ Pure: the clock and the flags come in as values, a request or a UsageError comes
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
-
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
+from typing import TYPE_CHECKING, Any
 
 from flow import flow_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+from observer import observer_pb2
+
 from hubble_cli import jsonlines, times
 from hubble_cli.errors import UsageError
 from hubble_cli.parsing import ParseError, Parser
-from observer import observer_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from google.protobuf.message import Message
 
     from hubble_cli.arguments import Parsed
 
@@ -136,7 +137,7 @@ def events_number(selection: Selection) -> int:
 
 
 def _check_path(path: str) -> None:
-    descriptor = flow_pb2.Flow.DESCRIPTOR
+    descriptor: Any = flow_pb2.Flow.DESCRIPTOR
     for step in path.split("."):
         field = descriptor.fields_by_name.get(step) if descriptor is not None else None
         if field is None:

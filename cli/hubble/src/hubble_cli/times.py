@@ -126,8 +126,8 @@ def _parse_point(text: str) -> tuple[int, int]:
         minutes = int(offset[1:3]) * 60 + int(offset[4:6])
         zone = timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes))
     year, month, day = map(int, point["date"].split("-"))
-    clock = (int(point[part] or 0) for part in ("hour", "minute", "second"))
-    moment = datetime(year, month, day, *clock, tzinfo=zone)
+    hour, minute, second = (int(point[part] or 0) for part in ("hour", "minute", "second"))
+    moment = datetime(year, month, day, hour, minute, second, tzinfo=zone)
     fraction = (point["fraction"] or "")[:9].ljust(9, "0")
     return (moment - _EPOCH) // timedelta(seconds=1), int(fraction)
 

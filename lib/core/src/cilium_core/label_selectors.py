@@ -1,8 +1,8 @@
 """Label selectors in text, as flow filters and command lines write them: `k8s:app in (a,b),!x`.
 
-The grammar is that of Kubernetes selectors, with a source before a key (`k8s:app`, `reserved:host`);
-a bare key means any source. `a!=b` and `a notin (b)` also match when there is no such label. Values
-are compared with the first label that has the key.
+The grammar is that of Kubernetes selectors, with a source before a key (`k8s:app`,
+`reserved:host`); a bare key means any source. `a!=b` and `a notin (b)` also match when there is no
+such label. Values are compared with the first label that has the key.
 
 Pure; bad input raises SelectorError.
 """
@@ -144,17 +144,17 @@ def _values(tokens: list[str], position: int) -> tuple[frozenset[str], int]:
     values = set()
     value = ""
     for end in range(position + 1, len(tokens)):
-        token = tokens[end]
-        if token in (",", ")"):
+        word = tokens[end]
+        if word in (",", ")"):
             _check_value("", value)
             values.add(value)
             value = ""
-            if token == ")":
+            if word == ")":
                 return frozenset(values), end + 1
-        elif value or not re.match(r"[^=!(<>]", token):
-            raise SelectorError(f"found '{token}', expected: ',' or ')'")
+        elif value or not re.match(r"[^=!(<>]", word):
+            raise SelectorError(f"found '{word}', expected: ',' or ')'")
         else:
-            value = token
+            value = word
     raise SelectorError("found '', expected: ',' or ')'")
 
 

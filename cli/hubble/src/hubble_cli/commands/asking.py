@@ -30,11 +30,11 @@ def _settings(parsed: Parsed) -> Settings:
 def status(parsed: Parsed) -> None:
     """Tell whether the server is well, and how full it is."""
     from grpc_health.v1 import health_pb2
+    from observer import observer_pb2
 
     from hubble_cli.connecting import Connection
     from hubble_cli.printing.outputs import Format, choose
     from hubble_cli.printing.states import server_status
-    from observer import observer_pb2
 
     name = str(parsed.values.get("output", "compact"))
     with Connection(_settings(parsed)) as connection:
@@ -84,8 +84,9 @@ def _escape(text: str) -> str:
 
 def list_nodes(parsed: Parsed) -> None:
     """List the nodes behind a relay."""
-    from hubble_cli.printing.states import nodes
     from observer import observer_pb2
+
+    from hubble_cli.printing.states import nodes
 
     answer = _list(
         parsed,
@@ -98,8 +99,9 @@ def list_nodes(parsed: Parsed) -> None:
 
 def list_namespaces(parsed: Parsed) -> None:
     """List the namespaces that flows were seen in."""
-    from hubble_cli.printing.states import namespaces
     from observer import observer_pb2
+
+    from hubble_cli.printing.states import namespaces
 
     answer = _list(
         parsed,
@@ -122,9 +124,10 @@ def _list(parsed: Parsed, method: str, request: Any, answer: type[Any]) -> Any:
 
 def watch_peers(parsed: Parsed) -> None:
     """Print changes of the peers that a node server knows."""
+    from peer import peer_pb2
+
     from hubble_cli.connecting import Connection
     from hubble_cli.printing.states import peer_change
-    from peer import peer_pb2
 
     with Connection(_settings(parsed)) as connection:
         try:

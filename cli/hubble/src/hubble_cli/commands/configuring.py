@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubble_cli import arguments, times
@@ -17,6 +16,8 @@ from hubble_cli.errors import HubbleError, UsageError
 from hubble_cli.settings import KEYS, Settings, read_file
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hubble_cli.arguments import Parsed, Value
 
 
@@ -86,7 +87,8 @@ def _write(parsed: Parsed, key: str, text: str) -> None:
         _replace(path, yaml.safe_dump(content, indent=4, sort_keys=True))
     except OSError as error:
         raise HubbleError(
-            f"cannot write configuration file {path}: {error.strerror}; choose another with --config"
+            f"cannot write configuration file {path}: {error.strerror};"
+            " choose another with --config"
         ) from error
 
 

@@ -15,9 +15,10 @@ from hubble_cli.settings import RAW_FILTERS, SERVER, Settings
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from observer import observer_pb2
+
     from hubble_cli.arguments import Parsed
     from hubble_cli.printing.outputs import Options
-    from observer import observer_pb2
 
 
 def _filter(
@@ -224,7 +225,7 @@ def observe_flows(parsed: Parsed) -> None:
     allowed, denied = flags.finish()
     options = _options(parsed, settings)
     mask = parsed.values.get("field-mask") or []
-    if options.output not in (Format.JSON,):
+    if options.output is not Format.JSON:
         if mask:
             name = parsed.values.get("output", "compact")
             raise UsageError(f"{name} output format is not compatible with custom field mask")
@@ -293,10 +294,11 @@ def _print_flows(
 
 
 def _observe_events(parsed: Parsed, kind: str) -> None:
+    from observer import observer_pb2
+
     from hubble_cli import requesting
     from hubble_cli.connecting import Connection
     from hubble_cli.printing.events import EventPrinter
-    from observer import observer_pb2
 
     settings = Settings(parsed)
     settings.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flow import flow_pb2
+
 from hubble_cli import jsonlines, times
 from hubble_cli.printing.outputs import DICT_SEPARATOR, Format, Options, Sink, Streams
 from hubble_cli.printing.outputs import enum_name as _name
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from google.protobuf.timestamp_pb2 import Timestamp
-
     from observer import observer_pb2
 
     Show = Callable[[Timestamp, bool], str]

@@ -9,11 +9,19 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from flow import flow_pb2
-from hubble_cli import jsonlines, names, times
-from hubble_cli.printing.outputs import DICT_SEPARATOR, Format, Options, Sink, Streams
-from hubble_cli.printing.outputs import enum_name as _name
-from hubble_cli.printing.outputs import join_cut, quote
 from relay import relay_pb2
+
+from hubble_cli import jsonlines, names, times
+from hubble_cli.printing.outputs import (
+    DICT_SEPARATOR,
+    Format,
+    Options,
+    Sink,
+    Streams,
+    join_cut,
+    quote,
+)
+from hubble_cli.printing.outputs import enum_name as _name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from peer import peer_pb2
+from relay import relay_pb2
+
 from hubble_cli import jsonlines, times
 from hubble_cli.errors import UsageError
 from hubble_cli.printing.outputs import Format, enum_name
 from hubble_cli.tables import align
-from peer import peer_pb2
-from relay import relay_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from google.protobuf.message import Message
-
     from observer import observer_pb2
 
 _NODE_STATES = {
