@@ -120,7 +120,7 @@ class Election:
             log.info("no longer leading", candidate=self._candidate)
 
     async def _lease_lost(self) -> None:
-        while self._lease is not None and self._lease.held:
+        while self._lease is not None and self._lease.held:  # noqa: ASYNC110 - a time, no event
             await asyncio.sleep(max(0.01, self._lease.held_until - time.monotonic()))
 
     async def _key_lost(self) -> None:

@@ -13,7 +13,9 @@ _INDENT = 6
 
 def describe(model: type[Any], *, program: str, about: str, prefix: str) -> str:
     """A page that teaches: what the program is, how settings are read, then each by topic."""
-    example = fields_of(model)[0]
+    # What is special to the program comes before what it shares with others.
+    fields = sorted(fields_of(model), key=lambda field: field.name not in model.__annotations__)
+    example = fields[0]
     variable = prefix + example.key.upper().replace("-", "_")
     lines = [
         f"{program}: {about}",
@@ -33,7 +35,7 @@ def describe(model: type[Any], *, program: str, about: str, prefix: str) -> str:
         "  --version, --help",
     ]
     groups: dict[str, list[Field]] = {}
-    for field in fields_of(model):
+    for field in fields:
         groups.setdefault(field.group, []).append(field)
     for group, members in groups.items():
         lines += ["", f"{group}:"]
