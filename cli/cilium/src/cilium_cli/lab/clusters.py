@@ -137,7 +137,9 @@ def _checks(lab: Layout, layouts: list[NodeLayout], store: Gateway) -> dict[str,
     """What ready means, by component."""
     checks: dict[str, Callable[[], str]] = {"etcd": partial(readiness.etcd_ready, store)}
     for number in range(1, components.OPERATORS + 1):
-        checks[f"operator{number}"] = partial(readiness.operator_leads, store)
+        checks[f"operator{number}"] = partial(
+            readiness.operator_ready, lab.operator_socket(number), store, f"operator{number}"
+        )
     for node in layouts:
         checks[f"{node.name}/agent"] = partial(readiness.agent_ready, node)
         checks[f"{node.name}/hubble-server"] = partial(

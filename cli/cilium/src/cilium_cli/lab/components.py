@@ -190,7 +190,7 @@ def write_configs(lab: Layout, nodes: list[NodeLayout]) -> None:
                 "cluster-pool-ipv6-cidr": POD_CIDR_IPV6,
                 "cluster-pool-ipv6-mask-size": 64,
                 "operator-api-serve-addr": f"127.0.0.1:{_OPERATOR_API_PORT + number - 1}",
-                "operator-socket": lab.folder / f"operator{number}.sock",
+                "operator-socket": lab.operator_socket(number),
             },
         )
     for node in nodes:

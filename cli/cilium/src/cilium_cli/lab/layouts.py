@@ -94,6 +94,10 @@ class Layout:
         """Reachable inside the fabric namespace."""
         return f"{FABRIC_IPV4}:{ETCD_PORT}"
 
+    def operator_socket(self, number: int) -> Path:
+        """Where an operator, numbered from 1, serves."""
+        return self.folder / f"operator{number}.sock"
+
     def exists(self) -> bool:
         """Whether `lab up` got as far as leaving its record."""
         return self.record.exists()

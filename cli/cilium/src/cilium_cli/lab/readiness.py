@@ -12,7 +12,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from cilium_cli.errors import DeadlineError
+from cilium_cli.errors import DeadlineError, UnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,12 +32,15 @@ def etcd_ready(store: Gateway) -> str:
     return "" if store.healthy() else "etcd does not answer yet"
 
 
-def operator_leads(store: Gateway) -> str:
-    """Whether some operator holds the lead."""
+def operator_ready(path: Path, store: Gateway, name: str) -> str:
+    """Whether this operator serves, and some operator holds the lead."""
+    trouble = grpc_serving(path, name)
+    if trouble:
+        return trouble
     try:
         return "" if store.get(LEADER_KEY) else "no operator leads yet"
-    except Exception as error:
-        return str(error)
+    except UnreachableError as error:
+        return error.message
 
 
 def agent_ready(node: NodeLayout) -> str:
