@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from cilium_core.resources.keys import kind_of
@@ -22,9 +23,7 @@ NAMESPACE = kind_of("Namespace")
 
 def new_uid() -> str:
     """Return a random uid as Kubernetes gives them."""
-    import secrets
-
-    text = secrets.token_hex(16)
+    text = os.urandom(16).hex()
     return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}"
 
 

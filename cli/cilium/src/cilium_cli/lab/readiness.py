@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cilium_cli.lab.layouts import Layout, NodeLayout
 
 LEADER_KEY = "cilium/state/leader/v1/operator"
-_POLL_S = 0.03
+_POLL_S = 0.05
 _ANSWER_S = 1.0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +133,7 @@ def add(
             "namespace": namespace,
             "name": name,
             "node": chosen,
-            "containerID": secrets.token_hex(32),
+            "containerID": os.urandom(32).hex(),
             "uid": objects.new_uid(),
         },
     )
