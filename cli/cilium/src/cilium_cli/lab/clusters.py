@@ -42,20 +42,42 @@ def locked(lab: Layout) -> Iterator[None]:
     """Keep other commands from changing the same lab; raises CommandError after a while."""
     RUN_ROOT.mkdir(parents=True, exist_ok=True)
     path = RUN_ROOT / f".{lab.name}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + _LOCK_LIMIT_S
+    while (descriptor := _try_lock(path)) is None:
+        if time.monotonic() > deadline:
+            raise CommandError(f"another command is changing lab {lab.name}")
+        time.sleep(0.05)
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise CommandError(f"another command is changing lab {lab.name}") from None
-                time.sleep(0.05)
         yield
     finally:
         os.close(descriptor)
+
+
+def _try_lock(path: Path) -> int | None:
+    """Lock the file; None when someone else has it, or removed it under our hands."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_ino == path.stat().st_ino:
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM clean up as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def nodes(lab: Layout) -> list[NodeLayout]:
@@ -75,7 +97,7 @@ def up(lab: Layout, count: int, progress: Callable[[str], None]) -> None:
         raise InputError(f"nodes: {count} is out of range", f"1 to {MAX_NODES}")
     if os.geteuid() != 0:
         raise CommandError("a lab needs root", "run as root: it makes namespaces and loads eBPF")
-    with locked(lab):
+    with locked(lab), _interruptible():
         if lab.exists():
             raise CommandError(
                 f"lab {lab.name} exists already",
@@ -174,8 +196,8 @@ def down(lab: Layout) -> bool:
         raise CommandError("removing a lab needs root")
     with locked(lab):
         found = _sweep(lab)
-    with contextlib.suppress(OSError):
         (RUN_ROOT / f".{lab.name}.lock").unlink()
+    with contextlib.suppress(OSError):
         RUN_ROOT.rmdir()
     return found
 
