@@ -40,7 +40,6 @@ _KILL_LIMIT_S = 10.0
 @contextlib.contextmanager
 def locked(lab: Layout) -> Iterator[None]:
     """Keep other commands from changing the same lab; raises CommandError after a while."""
-    RUN_ROOT.mkdir(parents=True, exist_ok=True)
     path = RUN_ROOT / f".{lab.name}.lock"
     deadline = time.monotonic() + _LOCK_LIMIT_S
     while (descriptor := _try_lock(path)) is None:
@@ -50,12 +49,20 @@ def locked(lab: Layout) -> Iterator[None]:
     try:
         yield
     finally:
+        if not lab.folder.exists():
+            path.unlink()
+            with contextlib.suppress(OSError):
+                RUN_ROOT.rmdir()
         os.close(descriptor)
 
 
 def _try_lock(path: Path) -> int | None:
     """Lock the file; None when someone else has it, or removed it under our hands."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_ino == path.stat().st_ino:
@@ -195,11 +202,7 @@ def down(lab: Layout) -> bool:
     if os.geteuid() != 0:
         raise CommandError("removing a lab needs root")
     with locked(lab):
-        found = _sweep(lab)
-        (RUN_ROOT / f".{lab.name}.lock").unlink()
-    with contextlib.suppress(OSError):
-        RUN_ROOT.rmdir()
-    return found
+        return _sweep(lab)
 
 
 def _sweep(lab: Layout) -> bool:
