@@ -305,8 +305,7 @@ class Directory:
             )
         )
         self._row_endpoints.set(number, known.endpoint_id)
-        if not self._row_seen_s.get(number):
-            self._row_seen_s.set(number, 0)
+        self._row_seen_s.reserve(number)
         self._pairs.set(address << 32 | identity, 0, number)
         self._pairs_of_identity.setdefault(identity, []).append(address)
 

@@ -140,14 +140,18 @@ class RowFacts:
         self._base = 0
         self._array: NDArray[np.generic] = np.zeros(256, dtype=dtype)
 
-    def set(self, number: int, value: int) -> None:
-        """Set the fact of row `number`."""
+    def reserve(self, number: int) -> None:
+        """Make room for row `number`, whose fact is 0 unless it was set."""
         at = number - self._base
         if at >= len(self._array):
             grown = np.zeros(max(2 * len(self._array), at + 1), dtype=self._array.dtype)
             grown[: len(self._array)] = self._array
             self._array = grown
-        self._array[at] = value
+
+    def set(self, number: int, value: int) -> None:
+        """Set the fact of row `number`."""
+        self.reserve(number)
+        self._array[number - self._base] = value
 
     def take(self, numbers: NDArray[np.uint32]) -> NDArray[np.generic]:
         """Facts of many rows."""

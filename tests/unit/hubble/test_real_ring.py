@@ -1,0 +1,158 @@
+"""Events written by the kernel arrive: all of them, or counted as lost."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hubble_server.errors import EventsMapMissingError
+from hubble_server.flows.columns import KIND_FLOW
+from hubble_server.flows.store import FlowStore
+from hubble_server.ingest import Ingest, Snapshot
+from hubble_server.metadata.directory import Directory
+from hubble_server.ring.maps import EventsMap
+from hubble_server.ring.reading import EventReader
+from tests.unit.hubble.loads import Emitter, emitter, snapshot
+from tests.unit.hubble.pipelines import NODE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def kernel() -> Iterator[Emitter]:
+    try:
+        context = emitter("tE-ring")
+        made = context.__enter__()
+    except (ImportError, OSError) as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"needs root, bcc and a bpffs: {error}")
+    try:
+        yield made
+    finally:
+        context.__exit__(None, None, None)
+
+
+def drain(reader: EventReader) -> tuple[int, int]:
+    reading = reader.read()
+    return len(reading.events), sum(reading.lost.values())
+
+
+def test_all_events_arrive_in_order(kernel: Emitter) -> None:
+    reader = EventReader(kernel.path, pages=64)
+    try:
+        reader.read()
+        kernel.emit(1000)
+        events = reader.read().events
+    finally:
+        reader.close()
+    assert 1000 == len(events)
+    assert (events["time_ns"][1:] >= events["time_ns"][:-1]).all()
+    assert (events["src_identity"] == 1000).all()
+    assert 0 == reader.malformed
+
+
+def test_what_does_not_fit_is_counted_to_the_event(kernel: Emitter) -> None:
+    reader = EventReader(kernel.path, pages=4)
+    try:
+        reader.read()
+        seen = lost = 0
+        # The buffer holds 113 events; positions wrap around at every round.
+        for count in (10, 100, 500, 3, 5000, 113, 114):
+            kernel.emit(count)
+            fresh = drain(reader)
+            seen, lost = seen + fresh[0], lost + fresh[1]
+    finally:
+        reader.close()
+    assert lost > 0
+    assert 10 + 100 + 500 + 3 + 5000 + 113 + 114 == seen + lost
+
+
+def test_a_reader_that_keeps_up_loses_nothing(kernel: Emitter) -> None:
+    reader = EventReader(kernel.path, interval_s=0.005)
+    writer = threading.Thread(target=lambda: [kernel.emit(2000) for _ in range(50)])
+    seen = lost = 0
+    try:
+        reader.read()
+        writer.start()
+        while writer.is_alive():
+            reader.wait()
+            fresh = drain(reader)
+            seen, lost = seen + fresh[0], lost + fresh[1]
+        writer.join()
+        fresh = drain(reader)
+    finally:
+        reader.close()
+    assert (100_000, 0) == (seen + fresh[0], lost + fresh[1])
+
+
+def test_a_map_that_the_agent_makes_anew_is_followed(kernel: Emitter) -> None:
+    reader = EventReader(kernel.path, pages=64)
+    try:
+        reader.read()
+        kernel.emit(5)
+        assert (5, 0) == drain(reader)
+        kernel.replace_map()
+        seen, deadline = 0, time.monotonic() + 5
+        while not seen and time.monotonic() < deadline:
+            reader.wait()
+            kernel.emit(1)
+            seen, _ = drain(reader)
+    finally:
+        reader.close()
+    assert seen
+
+
+def test_a_server_that_starts_before_the_agent_attaches_when_the_map_appears(
+    kernel: Emitter,
+) -> None:
+    hidden = kernel.path.with_name("elsewhere")
+    kernel.path.rename(hidden)
+    reader = EventReader(kernel.path, pages=64, interval_s=0.01)
+    try:
+        reader.read()
+        assert not reader.attached
+        hidden.rename(kernel.path)
+        deadline = time.monotonic() + 5
+        while not reader.attached and time.monotonic() < deadline:
+            reader.wait()
+            reader.read()
+        assert reader.attached
+    finally:
+        reader.close()
+
+
+def test_a_missing_map_is_told_with_its_path() -> None:
+    with pytest.raises(EventsMapMissingError, match="is the agent running"):
+        EventsMap(Path("/sys/fs/bpf/tE-no-such-map"))
+
+
+def test_the_whole_pipeline_loses_no_event_without_telling(kernel: Emitter) -> None:
+    reader = EventReader(kernel.path, pages=32)
+    store, directory = FlowStore(65535), Directory()
+    ingest = Ingest(reader, store, directory, lambda: NODE, lost_interval_s=0)
+    try:
+        ingest.tell(Snapshot(snapshot(40)))
+        ingest.step()
+        for _ in range(4):
+            kernel.emit(2000)
+            ingest.step()
+    finally:
+        reader.close()
+    lost = 0
+    for number in range(store.oldest, store.head):
+        message = store.object(number)
+        lost += getattr(message, "num_events_lost", 0)
+    block = store.block(0, store.head)
+    flows = int((block["kind"] == KIND_FLOW).sum())
+    assert lost > 0
+    assert 8000 == flows + lost
+    assert flows == ingest.flows_seen
+    rows = set(block["source_row"][block["kind"] == KIND_FLOW].tolist())
+    assert {"pod-0"} == {directory.rows[row].pod_name for row in rows}
