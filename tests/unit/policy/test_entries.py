@@ -1,0 +1,169 @@
+"""Entries: two longest-prefix look-ups over pruned columns give the exact verdict."""
+
+from __future__ import annotations
+
+from cilium_core.policy import CookieTable, Direction, Origin, PolicyEntry, PolicyKey, look_up
+from cilium_core.policy.entries import (
+    Contribution,
+    EndpointPolicy,
+    PolicyDelta,
+    build_column,
+    strongest_change,
+)
+from cilium_core.policy.ports import ANY_L4, L4Prefix
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ALLOW, DENY, WEAK_ALLOW, WEAK_DENY = 0xFFFFFF01, 0xFFFFFFFF, 0xFFFFFE01, 0xFFFFFEFF
+REDIRECT = 0xFFFFFF02
+
+prefixes = st.sampled_from(
+    [
+        ANY_L4,
+        L4Prefix(6, 0, 8),
+        L4Prefix(17, 0, 8),
+        L4Prefix(6, 0, 17),
+        L4Prefix(6, 64, 18),
+        L4Prefix(6, 80, 20),
+        L4Prefix(6, 80, 24),
+        L4Prefix(6, 81, 24),
+        L4Prefix(17, 80, 24),
+        L4Prefix(1, 0, 24),
+        L4Prefix(1, 8, 24),
+    ]
+)
+precedences = st.sampled_from([ALLOW, DENY, WEAK_ALLOW, WEAK_DENY, REDIRECT])
+contributions = st.lists(
+    st.builds(
+        lambda prefix, precedence, name: Contribution(
+            (prefix,), precedence, Origin("NetworkPolicy", "x", name)
+        ),
+        prefixes,
+        precedences,
+        st.sampled_from("abcd"),
+    ),
+    max_size=6,
+)
+packets = [
+    (6, 80),
+    (6, 81),
+    (6, 90),
+    (6, 100),
+    (6, 443),
+    (17, 80),
+    (17, 53),
+    (1, 0),
+    (1, 8),
+    (47, 0),
+]
+
+
+def flat_best(own, anyone, protocol, port):
+    """The best entry by the exact rule: precedence, then prefix length, then the exact identity."""
+    ranks = [
+        (one.precedence, prefix.length, exact)
+        for exact, many in ((1, own), (0, anyone))
+        for one in many
+        for prefix in one.prefixes
+        if prefix.covers(protocol, port)
+    ]
+    return max(ranks, default=None)
+
+
+def as_map(own, anyone):
+    return {
+        PolicyKey(1, identity, *prefix): entry
+        for identity, column in ((7, own), (0, anyone))
+        for prefix, entry in column.items()
+    }
+
+
+@settings(max_examples=400, deadline=None)
+@given(contributions, contributions)
+def test_the_kernels_look_up_finds_the_verdict_of_all_entries(own, anyone):
+    cookies = CookieTable()
+    base = build_column(anyone, {}, cookies)
+    entries = as_map(build_column(own, base, cookies), base)
+
+    for protocol, port in packets:
+        best = flat_best(own, anyone, protocol, port)
+        found = look_up(entries, Direction.INGRESS, 7, protocol, port)
+        assert (found is None) == (best is None)
+        if found is not None and best is not None:
+            assert found[1].precedence == best[0]
+            assert found[1].deny == (best[0] & 0xFF == 0xFF)
+            if not found[1].deny:
+                # Denies that an equal deny covers are left out, so only allows keep their length.
+                assert (found[0].prefixlen, int(found[0].identity == 7)) == best[1:]
+
+
+@settings(max_examples=300, deadline=None)
+@given(contributions, contributions, contributions)
+def test_a_base_that_changes_below_a_contribution_leaves_its_column_alone(own, before, after):
+    cookies = CookieTable()
+    old, new = build_column(before, {}, cookies), build_column(after, {}, cookies)
+    strongest = strongest_change(old, new)
+
+    safe = [
+        one
+        for one in own
+        if one.precedence > strongest
+        or (one.precedence == strongest != DENY and strongest & 0xFF != 0xFF)
+    ]
+
+    assert build_column(safe, old, cookies) == build_column(safe, new, cookies)
+
+
+def test_a_deny_hides_every_allow_that_it_covers():
+    deny = Contribution((ANY_L4,), DENY, Origin("K", "", "deny"))
+    allow = Contribution((L4Prefix(6, 80, 24),), ALLOW, Origin("K", "", "allow"))
+
+    assert list(build_column([deny, allow], {}, CookieTable())) == [ANY_L4]
+
+
+def test_an_allow_for_anyone_does_not_replace_a_peers_own_entry():
+    cookies = CookieTable()
+    base = build_column([Contribution((ANY_L4,), ALLOW, Origin("K", "", "any"))], {}, cookies)
+
+    column = build_column([Contribution((ANY_L4,), ALLOW, Origin("K", "", "own"))], base, cookies)
+
+    assert cookies.origins(column[ANY_L4].cookie) == {Origin("K", "", "own")}
+
+
+def test_rules_that_agree_on_an_entry_share_its_cookie():
+    cookies = CookieTable()
+    one, other = Origin("K", "x", "one"), Origin("K", "x", "other")
+
+    column = build_column(
+        [Contribution((ANY_L4,), ALLOW, one), Contribution((ANY_L4,), ALLOW, other)], {}, cookies
+    )
+
+    assert cookies.origins(column[ANY_L4].cookie) == {one, other}
+
+
+keys = st.builds(
+    PolicyKey, st.just(1), st.integers(1, 3), st.just(6), st.integers(80, 81), st.just(24)
+)
+maps = st.dictionaries(keys, st.builds(PolicyEntry, precedences, st.booleans()), max_size=5)
+
+
+@given(maps, maps, maps)
+def test_deltas_one_after_the_other_lead_from_the_first_map_to_the_last(first, second, third):
+    def policy(entries):
+        return EndpointPolicy(True, True, entries)
+
+    delta = policy(second).diff(policy(first)).then(policy(third).diff(policy(second)))
+
+    result = {**first, **delta.add}
+    for key in delta.remove:
+        result.pop(key, None)
+    assert result == third
+    assert delta.add.keys().isdisjoint(delta.remove)
+
+
+def test_a_first_policy_differs_from_nothing_in_all_its_entries():
+    key = PolicyKey(1, 0, 0, 0, 0)
+    policy = EndpointPolicy(False, False, {key: PolicyEntry(ALLOW, False)})
+
+    assert policy.diff(None) == PolicyDelta({key: PolicyEntry(ALLOW, False)}, frozenset())
+    assert not policy.diff(policy)
