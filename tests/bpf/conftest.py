@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.bpf.harness import Plane
+    from tests.bpf.scenes import Scene
 
-_CACHE = Path(__file__).parents[2] / "build" / "templates"
+CACHE = Path(__file__).parents[2] / "build" / "templates"
 
 
-def _why_not() -> str:
+def why_not() -> str:
     """Tell why programs cannot be loaded here, empty when they can."""
     if os.geteuid():
         return "loading programs needs root"
@@ -30,13 +31,13 @@ def _why_not() -> str:
 
 @pytest.fixture(scope="session")
 def loaded_plane() -> Iterator[Plane]:
-    if reason := _why_not():
+    if reason := why_not():
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
     from tests.bpf.harness import Plane
 
-    plane = Plane(_CACHE)
+    plane = Plane(CACHE)
     yield plane
     plane.close()
 
@@ -46,3 +47,27 @@ def plane(loaded_plane: Plane) -> Plane:
     """The data plane with every map empty and the default configuration."""
     loaded_plane.reset()
     return loaded_plane
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def scene(plane: Plane, request: pytest.FixtureRequest) -> Scene:
+    """The cluster of scenes.py, in each address family."""
+    from tests.bpf.scenes import Scene
+
+    return Scene(plane, request.param).build()
+
+
+@pytest.fixture
+def scene4(plane: Plane) -> Scene:
+    """The cluster, for what only IPv4 has."""
+    from tests.bpf.scenes import Scene
+
+    return Scene(plane, 4).build()
+
+
+@pytest.fixture
+def scene6(plane: Plane) -> Scene:
+    """The cluster, for what only IPv6 has."""
+    from tests.bpf.scenes import Scene
+
+    return Scene(plane, 6).build()

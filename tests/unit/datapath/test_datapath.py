@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import ipaddress
-import os
 import statistics
-import threading
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,94 +14,21 @@ from cilium_agent import datapath
 from cilium_agent.datapath import netlink as nl
 from cilium_agent.datapath import specs
 from cilium_core import abi
-from pyroute2 import IPRoute
 
 from tests.bpf.harness import Namespace
+from tests.bpf.nodes import CONFIG, V4, V6, Node, path_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-V4, V6 = ipaddress.IPv4Address, ipaddress.IPv6Address
-CONFIG = datapath.NodeConfig(
-    node_ipv4=V4("172.30.0.11"),
-    node_ipv6=V6("fd00:30::11"),
-    router_ipv4=V4("10.244.0.1"),
-    router_ipv6=V6("fd00:244::1"),
-    pod_cidrs=(ipaddress.ip_network("10.244.0.0/24"), ipaddress.ip_network("fd00:244::/64")),
-    devices=("eth0",),
-)
-
-
-@dataclass
-class Node:
-    """A node: its namespace, and the data plane to be started there."""
-
-    namespace: Namespace
-    plane: datapath.Datapath
-    pod: Path
-    root: Path
-
-    def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Run inside the node's namespace."""
-        return self.namespace.call(function, *arguments, **named)
-
-    def start(self, config: datapath.NodeConfig = CONFIG) -> None:
-        self.call(self.plane.start_sync, config)
-
-    def netlink(self, function: Callable[[Any], Any]) -> Any:
-        """Run with a netlink socket inside."""
-
-        def inside() -> Any:
-            with IPRoute() as netlink:
-                return function(netlink)
-
-        return self.call(inside)
-
-    def add_pod(self, number: int) -> datapath.EndpointInfo:
-        """Make an endpoint with an interface of its own in the pod's namespace."""
-        ipv4, ipv6 = V4(f"10.244.0.{number}"), V6(f"fd00:244::{number}")
-        made = self.call(
-            datapath.netns.create,
-            self.pod,
-            f"eth{number}",
-            "container",
-            ipv4=ipv4,
-            ipv6=ipv6,
-            router_ipv4=CONFIG.router_ipv4,
-            router_ipv6=CONFIG.router_ipv6,
-        )
-        info = datapath.EndpointInfo(
-            id=number,
-            identity=1000,
-            ifindex=made.ifindex,
-            mac=made.mac,
-            node_mac=made.node_mac,
-            ipv4=ipv4,
-            ipv6=ipv6,
-        )
-        self.call(self.plane.endpoints.upsert, info)
-        self.call(self.plane.attach_endpoint, made.ifindex)
-        return info
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
-def pod_namespace(root: None) -> Iterator[Path]:
-    """The path of a network namespace that lives as long as the test."""
-    ready, done = threading.Event(), threading.Event()
-    found: list[Path] = []
-
-    def live() -> None:
-        ctypes.CDLL(None).unshare(0x40000000)
-        found.append(Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"))
-        ready.set()
-        done.wait()
-
-    thread = threading.Thread(target=live)
-    thread.start()
-    ready.wait(10)
-    yield found[0]
-    done.set()
-    thread.join()
+def pod(root: None) -> Iterator[Namespace]:
+    """A network namespace for pods' interfaces."""
+    made = Namespace()
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -114,18 +37,13 @@ def node(
     template_cache: Path,
     bpf_root: Path,
     namespace: Namespace,
-    pod_namespace: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Node]:
     monkeypatch.setattr(specs, "bpf_folder", lambda: sources)
     paths = datapath.DatapathPaths(bpf_root, template_cache)
-    made = Node(namespace, datapath.Datapath(paths, {"cilium_policy": 64}), pod_namespace, bpf_root)
+    made = Node(namespace, datapath.Datapath(paths, {"cilium_policy": 64}), bpf_root)
 
-    def device(netlink: Any) -> None:
-        netlink.link("add", ifname="eth0", kind="veth", peer={"ifname": "wire"})
-        netlink.link("set", index=nl.index_of(netlink, "eth0"), state="up")
-
-    made.netlink(device)
+    made.add_device()
     yield made
     made.call(made.plane.teardown)
 
@@ -198,9 +116,9 @@ def test_a_node_may_change_its_pod_cidr(node: Node) -> None:
     assert set(node.call(node.plane.routes.dump)) == set(CONFIG.pod_cidrs)
 
 
-def test_a_restart_changes_nothing_in_a_living_data_plane(node: Node) -> None:
+def test_a_restart_changes_nothing_in_a_living_data_plane(node: Node, pod: Namespace) -> None:
     node.start()
-    endpoint = node.add_pod(10)
+    endpoint = node.add_pod(pod, 10)
     node.plane.policy.replace(10, {})
     before = (_identities(node), _hooks(node), node.plane.endpoints.dump())
 
@@ -273,35 +191,37 @@ def test_an_unknown_device_of_a_pod_is_refused(node: Node) -> None:
         node.call(node.plane.attach_endpoint, 4242)
 
 
-def test_a_pods_interface_is_complete(node: Node) -> None:
+def test_a_pods_interface_is_complete(node: Node, pod: Namespace) -> None:
     node.start()
-    node.add_pod(10)
+    node.add_pod(pod, 10)
 
     node.call(
-        datapath.netns.check, node.pod, "eth10", ipv4=V4("10.244.0.10"), ipv6=V6("fd00:244::10")
+        datapath.netns.check, path_of(pod), "eth10", ipv4=V4("10.244.0.10"), ipv6=V6("fd00:244::10")
     )
     with pytest.raises(datapath.NamespaceError, match=r"eth10 lacks the address 10\.244\.0\.11"):
-        node.call(datapath.netns.check, node.pod, "eth10", ipv4=V4("10.244.0.11"))
+        node.call(datapath.netns.check, path_of(pod), "eth10", ipv4=V4("10.244.0.11"))
     with pytest.raises(datapath.NamespaceError, match="there is no interface eth99"):
-        node.call(datapath.netns.check, node.pod, "eth99")
+        node.call(datapath.netns.check, path_of(pod), "eth99")
 
 
-def test_leftovers_of_a_failed_attempt_are_replaced(node: Node) -> None:
+def test_leftovers_of_a_failed_attempt_are_replaced(node: Node, pod: Namespace) -> None:
     node.start()
-    first = node.add_pod(10)
-    second = node.add_pod(10)
+    first = node.add_pod(pod, 10)
+    second = node.add_pod(pod, 10)
 
     assert first.ifindex != second.ifindex
     assert [info.ifindex for info in node.plane.endpoints.dump()] == [second.ifindex]
 
 
-def test_a_pods_interface_can_be_removed_from_both_sides_and_twice(node: Node) -> None:
+def test_a_pods_interface_can_be_removed_from_both_sides_and_twice(
+    node: Node, pod: Namespace
+) -> None:
     node.start()
-    node.add_pod(10)
-    node.add_pod(11)
+    node.add_pod(pod, 10)
+    node.add_pod(pod, 11)
 
-    assert node.call(datapath.netns.delete, node.pod, "eth10")
-    assert not node.call(datapath.netns.delete, node.pod, "eth10")
+    assert node.call(datapath.netns.delete, path_of(pod), "eth10")
+    assert not node.call(datapath.netns.delete, path_of(pod), "eth10")
     assert node.call(datapath.netns.delete_host, "container", "eth11")
     assert not node.call(datapath.netns.delete_host, "container", "eth11")
     assert not datapath.netns.delete("/proc/self/ns/nothing", "eth0")
@@ -334,9 +254,9 @@ def _veth(netlink: Any, name: str) -> int:
     return index
 
 
-def test_teardown_leaves_nothing_of_ours(node: Node) -> None:
+def test_teardown_leaves_nothing_of_ours(node: Node, pod: Namespace) -> None:
     node.start()
-    node.add_pod(10)
+    node.add_pod(pod, 10)
 
     node.call(node.plane.teardown)
 
@@ -344,6 +264,20 @@ def test_teardown_leaves_nothing_of_ours(node: Node) -> None:
     assert not {name for name in links if name.startswith("cilium")}
     assert node.netlink(lambda n: _programs_on(n, "eth0")) == {"eth0": {}}
     assert not node.root.exists()
+
+
+def test_what_only_a_start_can_change_is_refused(node: Node) -> None:
+    node.start()
+
+    with pytest.raises(datapath.DatapathError, match="devices cannot change while"):
+        node.plane.set_config(devices=("eth1",))
+
+
+def test_only_refused_prefixes_can_be_removed(node: Node) -> None:
+    node.start()
+
+    with pytest.raises(datapath.DatapathError, match=r"192\.0\.2\.0/24 is not among the refused"):
+        node.call(node.plane.prefilter.update, remove=[ipaddress.ip_network("192.0.2.0/24")])
 
 
 def test_nothing_works_before_start(tmp_path: Path) -> None:

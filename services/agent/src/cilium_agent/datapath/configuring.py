@@ -17,6 +17,26 @@ if TYPE_CHECKING:
     from cilium_agent.datapath.models import NodeConfig
 
 _KEY = bytes(4)
+LIVE_FIELDS = frozenset(
+    {
+        "aggregation",
+        "aggregation_flags",
+        "aggregation_interval_s",
+        "audit",
+        "ct_timeout_any_s",
+        "ct_timeout_tcp_fin_s",
+        "ct_timeout_tcp_s",
+        "ct_timeout_tcp_syn_s",
+        "drop_events",
+        "hubble",
+        "masquerade_ipv4",
+        "masquerade_ipv6",
+        "nat_port_max",
+        "nat_port_min",
+        "policy_verdicts",
+    }
+)
+"""Fields of NodeConfig that nothing but the programs reads."""
 
 
 class Configuration:

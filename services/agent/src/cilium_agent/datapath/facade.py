@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from cilium_agent.datapath import compiling, devices, loading, maps, specs
-from cilium_agent.datapath.configuring import Configuration, fields
+from cilium_agent.datapath import compiling, devices, loading, maps, specs, syscalls
+from cilium_agent.datapath.configuring import LIVE_FIELDS, Configuration, fields
 from cilium_agent.datapath.counters import Counters
 from cilium_agent.datapath.endpoints import Endpoints
 from cilium_agent.datapath.errors import DatapathError
@@ -108,16 +108,20 @@ class Datapath:
         for ifindex in devices.attach_all(held, generation.programs, pods):
             _log.warning("endpoint's device is gone", ifindex=ifindex)
         self.prefilter.apply()
-        opened.catch_up()
-        loading.remove_others(root, generation.key)
+        if opened.migrations or loading.others(root, generation.key):
+            syscalls.wait_for_running_programs()
+            opened.catch_up()
+            loading.remove_others(root, generation.key)
 
     def set_config(self, **changed: Any) -> None:
         """Change fields of the node's configuration while it runs, e.g. `hubble=False`.
 
-        Only fields that the programs read from their configuration; devices and routes stay.
-        Raises TypeError for an unknown field and DatapathError for a value out of range.
+        Raises DatapathError for a field that only `start` can change, as devices and addresses
+        are, and for a value out of range.
         """
         configuration = self._running()
+        if fixed := sorted(set(changed) - LIVE_FIELDS):
+            raise DatapathError(f"{fixed[0]} cannot change while the data plane runs; start anew")
         config = dataclasses.replace(self.config, **changed)
         configuration.patch(**fields(config))
         self.config = config

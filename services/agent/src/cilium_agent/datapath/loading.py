@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import hashlib
+import mmap
 import os
 import shutil
 import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -40,6 +43,7 @@ _MAP_SOURCES = (1, 2)
 _LOG_SIZE = 16 << 20
 _LICENCE = b"Dual BSD/GPL"
 _FOLDER = "programs_"
+_UNFINISHED = "new_programs_"
 _CALLS = "CALLS"
 
 
@@ -125,11 +129,16 @@ def load(
     return generation
 
 
+def others(root: Path, keep: str) -> list[Path]:
+    """Folders of the pinned generations but one, and of loads that never came to an end."""
+    found = (*root.glob(f"{_FOLDER}*"), *root.glob(f"{_UNFINISHED}*"))
+    return [folder for folder in found if folder.name != f"{_FOLDER}{keep}"]
+
+
 def remove_others(root: Path, keep: str) -> None:
     """Unpin the generations but one; call it once nothing runs their programs."""
-    for folder in root.glob(f"{_FOLDER}*"):
-        if folder.name != f"{_FOLDER}{keep}":
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in others(root, keep):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _key(templates: Sequence[Template], maps: Maps, slots: Mapping[str, int]) -> str:
@@ -185,7 +194,6 @@ def _load_all(
 ) -> None:
     fds = {index: entry.fd for index, entry in maps.by_index().items()}
     calls = specs.get(_CALLS)
-    verifier_log = ctypes.create_string_buffer(_LOG_SIZE)
     for kind in sorted({template.type for template in templates}):
         mine = {name: template for name, template in wanted.items() if template.type == kind}
         if calls is not None and _calls_used(mine, calls.index):
@@ -193,9 +201,10 @@ def _load_all(
                 calls.type, calls.pin, calls.key_size, calls.value_size, calls.max_entries
             )
             fds[calls.index] = generation.arrays[kind]
-        for name, template in mine.items():
-            code = relocate(template.functions[name], fds, name)
-            generation.programs[name] = _load_one(kind, name, code, verifier_log)
+        relocated = {
+            name: relocate(template.functions[name], fds, name) for name, template in mine.items()
+        }
+        _load_in_parallel(generation, kind, relocated)
         for name in mine:
             if name in slots:
                 if kind not in generation.arrays:
@@ -209,8 +218,45 @@ def _calls_used(programs: Mapping[str, Template], index: int) -> bool:
     return any(index in uses(template.functions[name]) for name, template in programs.items())
 
 
-def _load_one(kind: int, name: str, code: bytes, log: ctypes.Array[ctypes.c_char]) -> int:
-    import bcc  # costs tens of milliseconds, and a restart that reuses a generation needs none
+def _load_in_parallel(generation: Generation, kind: int, programs: Mapping[str, bytes]) -> None:
+    """Load programs on all processors: the verifier is what takes the time."""
+    biggest_first = sorted(programs, key=lambda name: len(programs[name]), reverse=True)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        loads = {name: pool.submit(_load_one, kind, name, programs[name]) for name in biggest_first}
+    failures = []
+    for name, load_ in loads.items():
+        if (failure := load_.exception()) is None:
+            generation.programs[name] = load_.result()
+        else:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
+
+
+def _load_one(kind: int, name: str, code: bytes) -> int:
+    log = mmap.mmap(-1, _LOG_SIZE)  # costs memory only if the verifier has something to say
+    fd = _bcc_prog_load()(
+        kind,
+        name.encode(),
+        code,
+        len(code),
+        _LICENCE,
+        0,
+        0,
+        (ctypes.c_char * _LOG_SIZE).from_buffer(log),
+        _LOG_SIZE,
+    )
+    if fd < 0:
+        number = ctypes.get_errno() or errno.EINVAL
+        told = log.read(_LOG_SIZE).split(b"\0", 1)[0]
+        raise LoadError(name, number, told.decode(errors="replace"))
+    return int(fd)
+
+
+@functools.cache
+def _bcc_prog_load() -> Any:
+    """Return BCC's loader; a restart that reuses a generation never comes here."""
+    import bcc
 
     function = bcc.lib.bcc_prog_load
     function.restype = ctypes.c_int
@@ -222,20 +268,15 @@ def _load_one(kind: int, name: str, code: bytes, log: ctypes.Array[ctypes.c_char
         ctypes.c_char_p,  # licence
         ctypes.c_uint,  # kernel version, for types not used here
         ctypes.c_int,  # log level; on failure BCC asks once more with a log
-        ctypes.c_char_p,
+        ctypes.c_void_p,
         ctypes.c_uint,
     )
-    log[0] = b"\0"
-    fd = function(kind, name.encode(), code, len(code), _LICENCE, 0, 0, log, _LOG_SIZE)
-    if fd < 0:
-        number = ctypes.get_errno() or errno.EINVAL
-        raise LoadError(name, number, log.value.decode(errors="replace"))
-    return int(fd)
+    return function
 
 
 def _pin(generation: Generation, folder: Path) -> None:
     """Pin the whole generation under its name in one step."""
-    fresh = folder.with_name(f"new_{folder.name}_{os.getpid()}")
+    fresh = folder.with_name(f"{_UNFINISHED}{generation.key}")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.mkdir(mode=0o700)

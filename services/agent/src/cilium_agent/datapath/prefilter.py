@@ -71,23 +71,25 @@ class Prefilter:
         """Refuse some prefixes, accept others again, change the rate limit (0 is off).
 
         Counts of prefixes that are refused already go on. A limit without a burst may burst for
-        one second. Raises DatapathError for a limit out of range, DeviceError when a device has
-        an XDP program of somebody else's.
+        one second. Raises DatapathError for a limit out of range or a prefix to remove that is
+        not refused, DeviceError when a device has an XDP program of somebody else's.
         """
         for name, value in (("rate limit", rate_limit_pps), ("burst", rate_limit_burst)):
             if value is not None and not 0 <= value <= _RATE_MAX:
                 raise DatapathError(f"prefilter {name} {value}: 0 to {_RATE_MAX} packets")
         held = self._read()
-        for prefix in remove:
-            self._cidrs[prefix.version].delete(_key(prefix))
+        wanted, unwanted = list(add), list(remove)
+        for prefix in unwanted:
+            if prefix not in held:
+                raise DatapathError(f"prefilter: {prefix} is not among the refused prefixes")
         for version, cidrs in self._cidrs.items():
-            cidrs.set_many(
-                {
-                    _key(prefix): _INFO.pack(held.get(prefix, 0))
-                    for prefix in add
-                    if prefix.version == version
-                }
-            )
+            rows = {
+                _key(prefix): _INFO.pack(held.get(prefix, 0))
+                for prefix in wanted
+                if prefix.version == version
+            }
+            cidrs.set_many(rows)
+            cidrs.delete_many(_key(prefix) for prefix in unwanted if prefix.version == version)
         if rate_limit_pps is not None:
             burst = rate_limit_pps if rate_limit_burst is None else rate_limit_burst
             self._configuration.patch(rate_limit_pps=rate_limit_pps, rate_limit_burst=burst)

@@ -10,6 +10,7 @@ import ctypes as ct
 import errno
 import functools
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,8 @@ PROG_TYPES = {"SCHED_CLS": 3, "XDP": 6}
 
 _OBJECT_NAME_LENGTH = 15
 _BATCH = 4096
+_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
+_MEMBARRIER_GLOBAL = 1
 
 
 class _MapCreateOpts(ct.Structure):
@@ -396,6 +399,17 @@ def run_packet(
         context=context_out.raw[: opts.ctx_size_out] if context else b"",
         duration_ns=opts.duration,
     )
+
+
+def wait_for_running_programs() -> None:
+    """Return once every program run that had begun before the call has ended.
+
+    The kernel's global memory barrier is an RCU grace period, under which programs run; where it
+    is not offered, a wait that is much longer than any run takes its place.
+    """
+    libc = ct.CDLL(None, use_errno=True)
+    if libc.syscall(_MEMBARRIER[os.uname().machine], _MEMBARRIER_GLOBAL, 0, 0):
+        time.sleep(0.1)
 
 
 class _ProgLoadOpts(ct.Structure):
