@@ -270,8 +270,8 @@ class Emitter:
 
         include = Path(__file__).parents[3] / "bpf" / "lib"
         text = _PROGRAM.replace("MAP_FD", str(self._fd))
-        self._bpf = BPF(text=text, cflags=[f"-I{include}"])
-        self._program = self._bpf.load_func("emit", BPF.SCHED_CLS)
+        self._bpf = BPF(text=text.encode(), cflags=[f"-I{include}"])
+        self._program = self._bpf.load_func(b"emit", BPF.SCHED_CLS)
 
     def emit(self, count: int) -> None:
         """Write `count` events on the processor this runs on, some 300 ns each."""
@@ -312,4 +312,5 @@ def emitter(name: str) -> Iterator[Emitter]:
         finally:
             made.close()
     finally:
+        (directory / "cilium_events").unlink(missing_ok=True)
         directory.rmdir()
