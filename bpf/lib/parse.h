@@ -201,7 +201,9 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, __u
 	default:
 		return PARSE_DROP(DROP_UNKNOWN_L4_PROTOCOL);
 	}
-	p->flags |= PACKET_L4;
+	/* of an ICMP message type and code are known even where we do not like them */
+	if (!verdict || p->icmp_type || p->icmp_code)
+		p->flags |= PACKET_L4;
 	return verdict;
 }
 

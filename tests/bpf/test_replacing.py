@@ -51,7 +51,8 @@ def pods(node: Node) -> Iterator[list[Namespace]]:
     made = [Namespace(), Namespace()]
     for number, pod in zip((10, 11), made, strict=True):
         info = node.add_pod(pod, number)
-        for address in filter(None, (info.ipv4, info.ipv6)):
+        for address in (info.ipv4, info.ipv6):
+            assert address is not None
             node.plane.ipcache.upsert(ipaddress.ip_network(address), info.identity)
     yield made
     for pod in made:
