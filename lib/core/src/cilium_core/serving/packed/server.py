@@ -8,8 +8,10 @@ Owned by one event loop. Add services before the first `listen`.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from grpclib.const import Cardinality, Handler
 from grpclib.encoding.base import CodecBase
@@ -28,6 +30,8 @@ from cilium_core.telemetry.logs import get_logger
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
+
+    from grpclib.protocol import H2Protocol
 
 log = get_logger()
 
@@ -53,13 +57,37 @@ class _Bytes(CodecBase):
         return data
 
 
+class _Listener(Server):
+    """A grpclib server that knows its connections, so that they end when it does."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        super().__init__([_Mapping(handlers)], codec=_Bytes())
+        self._connections: WeakSet[H2Protocol] = WeakSet()
+
+    def _protocol_factory(self) -> H2Protocol:
+        protocol = super()._protocol_factory()
+        self._connections.add(protocol)
+        return protocol
+
+    def hang_up(self) -> None:
+        """Say goodbye on every connection and close it."""
+        for protocol in list(self._connections):
+            connection = getattr(protocol, "connection", None)
+            if connection is None or connection.is_closing():
+                continue
+            with suppress(ProtocolError):
+                connection._connection.close_connection()
+                connection.flush()
+            connection.close()
+
+
 class _Mapping:
     """The methods of all services, in the form grpclib asks for."""
 
-    def __init__(self, handlers: dict[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
         self._handlers = handlers
 
-    def __mapping__(self) -> dict[str, Handler]:
+    def __mapping__(self) -> Mapping[str, Handler]:
         return self._handlers
 
 
@@ -80,7 +108,7 @@ class PackedServer:
         self._statuses = {**STATUSES, **(statuses or {})}
         self._handlers: dict[str, Handler] = {}
         self._names: list[str] = []
-        self._servers: list[Server] = []
+        self._servers: list[_Listener] = []
         self._sockets: list[Path] = []
         self._complete = False
         self.health = health.HealthService()
@@ -127,9 +155,9 @@ class PackedServer:
         for name in reflection.NAMES:
             self.add(name, service.methods())
 
-    def _server(self) -> Server:
+    def _server(self) -> _Listener:
         self._complete_services()
-        server = Server([_Mapping(self._handlers)], codec=_Bytes())
+        server = _Listener(self._handlers)
         listen(server, SendInitialMetadata, self._add_metadata)
         self._servers.append(server)
         return server
@@ -177,5 +205,7 @@ class PackedServer:
             for each in late:
                 each.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+        for server in self._servers:
+            server.hang_up()
         for path in self._sockets:
             path.unlink(missing_ok=True)
