@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from cilium.metadata.v1 import metadata_pb2
 from cilium_core import abi
 from flow import flow_pb2

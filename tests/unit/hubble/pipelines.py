@@ -14,6 +14,7 @@ from hubble_server.ingest import Ingest, Snapshot
 from hubble_server.metadata.directory import Directory
 from hubble_server.ring.reading import Reading
 from observer import observer_pb2
+
 from tests.unit.hubble.loads import snapshot
 
 if TYPE_CHECKING:

@@ -148,9 +148,7 @@ def _end(end: flow_pb2.Endpoint, ip: str, identity: int, names: Names) -> None:
             end.cluster_name = label.partition("=")[2]
 
 
-def _outcome(
-    flow: flow_pb2.Flow, event: Any, kind: int, subtype: int, has_original: bool
-) -> None:
+def _outcome(flow: flow_pb2.Flow, event: Any, kind: int, subtype: int, has_original: bool) -> None:
     local = int(event["endpoint"])
     is_source = local == flow.source.ID
     match kind:
@@ -240,7 +238,9 @@ def _summary(event: Any) -> str:
         return f"ICMPv4 {name}" if not second else f"ICMPv4 {name}(Code: {second})"
     if protocol == 58:
         if first == 3:
-            return "ICMPv6 TimeExceeded" + ("(HopLimitExceeded)" if not second else f"(Code: {second})")
+            return "ICMPv6 TimeExceeded" + (
+                "(HopLimitExceeded)" if not second else f"(Code: {second})"
+            )
         if first == 129:
             return "ICMPv6 EchoReply" + (f"(Code: {second})" if second else "")
         return f"ICMPv6 {first}({second})"

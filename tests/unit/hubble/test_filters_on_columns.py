@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from cilium_core import flow_filters
 from cilium_core.flow_filters import FilterError
 from flow import flow_pb2
@@ -15,6 +12,9 @@ from hubble_server.filters.columns import Columns
 from hubble_server.filters.compiling import _END_FIELDS
 from hubble_server.filters.fields import FIELDS
 from hubble_server.flows.querying import Query
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from tests.unit.hubble.loads import address_of, event, identity_of, join, strange
 from tests.unit.hubble.pipelines import Pipeline
 
@@ -129,10 +129,10 @@ def test_a_row_that_appears_after_a_filter_was_compiled_is_tested_too() -> None:
     pipeline = Pipeline()
     compiled = pipeline.filters([flow_pb2.FlowFilter(source_pod=["/pod-2"])])
     pipeline.feed(event(type=4, saddr=address_of(0)))
-    assert [] == pipeline.flows(Query(filters=compiled))
+    assert pipeline.flows(Query(filters=compiled)) == []
     pipeline.feed(event(type=4, saddr=address_of(2)))
     (flow,) = pipeline.flows(Query(filters=compiled))
-    assert "pod-2" == flow.source.pod_name
+    assert flow.source.pod_name == "pod-2"
 
 
 def test_records_kept_as_messages_pass_the_same_filters() -> None:
@@ -147,5 +147,5 @@ def test_records_kept_as_messages_pass_the_same_filters() -> None:
     pipeline.tell(update)
     wanted = pipeline.filters([flow_pb2.FlowFilter(http_method=["get"])])
     (flow,) = pipeline.flows(Query(filters=wanted))
-    assert ("node1", "GET") == (flow.node_name, flow.l7.http.method)
-    assert 2 == len(pipeline.flows())
+    assert (flow.node_name, flow.l7.http.method) == ("node1", "GET")
+    assert len(pipeline.flows()) == 2

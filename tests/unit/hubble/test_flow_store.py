@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from hubble_server.errors import CapacityError
 from hubble_server.flows.columns import FLOW_BYTES, zeros
 from hubble_server.flows.store import FlowStore
@@ -56,4 +55,4 @@ def test_listeners_hear_of_new_events_until_they_stop() -> None:
     store.notify()
     stop()
     store.notify()
-    assert [1] == heard
+    assert heard == [1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import uuid
 
 import numpy as np
+from flow import flow_pb2
+from hubble_server.encoding.masks import apply_mask, parse_mask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hubble_server.encoding.masks import apply_mask, parse_mask
-from flow import flow_pb2
 from tests.unit.hubble.loads import address_of, event, identity_of, strange
 from tests.unit.hubble.pipelines import Pipeline
 from tests.unit.hubble.plain import Names, flow_of
@@ -95,11 +95,11 @@ def test_a_reply_keeps_the_direction_of_its_connection() -> None:
     # The server (endpoint 2) was reached from outside; its answer is still ingress traffic.
     pipeline.feed(event(type=4, subtype=3, reason=2, endpoint=2, saddr=address_of(1)))
     (flow,) = pipeline.flows()
-    assert flow_pb2.INGRESS == flow.traffic_direction
+    assert flow.traffic_direction == flow_pb2.INGRESS
     assert flow.is_reply.value
 
 
 def test_an_event_of_an_unknown_kind_is_not_a_flow() -> None:
     pipeline = Pipeline()
     pipeline.feed(event(type=77))
-    assert [] == pipeline.flows()
+    assert pipeline.flows() == []

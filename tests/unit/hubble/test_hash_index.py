@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from hubble_server.hashing import MISSING, Index
 from hypothesis import given
 from hypothesis import strategies as st
-
-from hubble_server.hashing import MISSING, Index
 
 NUMBERS = st.integers(0, 3) | st.integers(0, (1 << 64) - 1)
 STEPS = st.lists(st.tuples(NUMBERS, NUMBERS, st.integers(MISSING, 1 << 30)), max_size=300)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from hubble_server.ring.reading import merge
+from hubble_server.ring.records import RECORD_SIZE, lost_record, sample, split
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubble_server.ring.reading import merge
-from hubble_server.ring.records import RECORD_SIZE, lost_record, sample, split
 from tests.unit.hubble.loads import event
 
 PIECES = st.lists(st.one_of(st.integers(0, 1 << 60), st.just("lost"), st.just("other")))
@@ -44,4 +44,4 @@ def test_garbage_ends_without_an_error(data: bytes) -> None:
 def test_events_of_several_processors_are_put_in_order_of_time() -> None:
     first = np.concatenate([event(time_ns=time) for time in (1, 4, 9)])
     second = np.concatenate([event(time_ns=time) for time in (2, 3, 10)])
-    assert [1, 2, 3, 4, 9, 10] == merge([first, second])["time_ns"].tolist()
+    assert merge([first, second])["time_ns"].tolist() == [1, 2, 3, 4, 9, 10]

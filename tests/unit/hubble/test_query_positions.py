@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
+from cilium.metadata.v1 import metadata_pb2
 from flow import flow_pb2
 from hubble_server.flows.querying import AGENT_EVENTS, Cursor, Query
 from hubble_server.flows.store import SPARE_SLOTS
-from cilium.metadata.v1 import metadata_pb2
+
 from tests.unit.hubble.loads import event, join
 from tests.unit.hubble.pipelines import Pipeline
 
@@ -84,13 +84,13 @@ def test_following_hands_out_what_comes_later(pipeline: Pipeline) -> None:
     cursor = Cursor(pipeline.store, Query(follow=True, number=1))
     (run,) = cursor.read().runs
     assert isinstance(run, dict)
-    assert [20] == run["source_port"].tolist()
+    assert run["source_port"].tolist() == [20]
     assert not cursor.read()
     assert not cursor.ended
     pipeline.feed(numbered([20, 21]))
     (run,) = cursor.read().runs
     assert isinstance(run, dict)
-    assert [21, 22] == run["source_port"].tolist()
+    assert run["source_port"].tolist() == [21, 22]
 
 
 def test_following_ends_when_an_event_after_until_shows_up(pipeline: Pipeline) -> None:
@@ -109,17 +109,17 @@ def test_losses_bypass_filters_and_are_not_counted(pipeline: Pipeline) -> None:
     nothing = pipeline.filters([flow_pb2.FlowFilter(source_pod=["no/such"])])
     (response,) = pipeline.responses(Query(filters=nothing))
     lost = response.lost_events
-    assert (flow_pb2.PERF_EVENT_RING_BUFFER, 7) == (lost.source, lost.num_events_lost)
-    assert 1 == lost.cpu.value
+    assert (lost.source, lost.num_events_lost) == (flow_pb2.PERF_EVENT_RING_BUFFER, 7)
+    assert lost.cpu.value == 1
     kinds = [each.WhichOneof("response_types") for each in pipeline.responses(Query(number=2))]
-    assert ["flow", "lost_events", "flow"] == kinds
+    assert kinds == ["flow", "lost_events", "flow"]
 
 
 def test_agent_events_are_counted_when_looking_back_without_a_filter(pipeline: Pipeline) -> None:
     started = flow_pb2.AgentEvent(type=flow_pb2.AGENT_STARTED)
     agent_event = metadata_pb2.AgentEvent(event=started)
     pipeline.tell(metadata_pb2.Update(agent_event=agent_event))
-    assert [19] == places(pipeline.flows(Query(number=2)))
+    assert places(pipeline.flows(Query(number=2))) == [19]
     cursor = Cursor(pipeline.store, Query(kinds=AGENT_EVENTS))
     ((_, _, message),) = cursor.read().runs
     assert started == message
@@ -129,7 +129,7 @@ def test_the_oldest_flows_are_overwritten() -> None:
     pipeline = Pipeline(capacity=15)
     pipeline.feed(numbered(range(40)))
     assert list(range(25, 40)) == places(pipeline.flows())
-    assert 15 == len(pipeline.store)
+    assert len(pipeline.store) == 15
 
 
 def test_an_overtaken_reader_is_told_how_many_events_it_missed() -> None:
@@ -153,6 +153,6 @@ def test_a_query_over_the_seam_of_the_ring_finds_everything_in_order() -> None:
     pipeline.feed(np.repeat(numbered([5]), slots - 10))
     pipeline.feed(numbered(range(40)))
     assert list(range(40)) == places(pipeline.flows(Query(number=40)))
-    assert [33, 35, 37, 39] == places(
+    assert places(
         pipeline.flows(Query(number=4, filters=pipeline.filters([DROPPED])))
-    )
+    ) == [33, 35, 37, 39]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
 from hubble_server.errors import EventsMapMissingError
 from hubble_server.flows.columns import KIND_FLOW
 from hubble_server.flows.store import FlowStore
@@ -17,6 +16,7 @@ from hubble_server.ingest import Ingest, Snapshot
 from hubble_server.metadata.directory import Directory
 from hubble_server.ring.maps import EventsMap
 from hubble_server.ring.reading import EventReader
+
 from tests.unit.hubble.loads import Emitter, emitter, snapshot
 from tests.unit.hubble.pipelines import NODE
 
@@ -52,10 +52,10 @@ def test_all_events_arrive_in_order(kernel: Emitter) -> None:
         events = reader.read().events
     finally:
         reader.close()
-    assert 1000 == len(events)
+    assert len(events) == 1000
     assert (events["time_ns"][1:] >= events["time_ns"][:-1]).all()
     assert (events["src_identity"] == 1000).all()
-    assert 0 == reader.malformed
+    assert reader.malformed == 0
 
 
 def test_what_does_not_fit_is_counted_to_the_event(kernel: Emitter) -> None:
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_counted_to_the_event(kernel: Emitter) -> None:
     finally:
         reader.close()
     assert lost > 0
-    assert 10 + 100 + 500 + 3 + 5000 + 113 + 114 == seen + lost
+    assert seen + lost == 10 + 100 + 500 + 3 + 5000 + 113 + 114
 
 
 def test_a_reader_that_keeps_up_loses_nothing(kernel: Emitter) -> None:
@@ -89,7 +89,7 @@ def test_a_reader_that_keeps_up_loses_nothing(kernel: Emitter) -> None:
         fresh = drain(reader)
     finally:
         reader.close()
-    assert (100_000, 0) == (seen + fresh[0], lost + fresh[1])
+    assert (seen + fresh[0], lost + fresh[1]) == (100_000, 0)
 
 
 def test_a_map_that_the_agent_makes_anew_is_followed(kernel: Emitter) -> None:
@@ -97,7 +97,7 @@ def test_a_map_that_the_agent_makes_anew_is_followed(kernel: Emitter) -> None:
     try:
         reader.read()
         kernel.emit(5)
-        assert (5, 0) == drain(reader)
+        assert drain(reader) == (5, 0)
         kernel.replace_map()
         seen, deadline = 0, time.monotonic() + 5
         while not seen and time.monotonic() < deadline:
@@ -152,7 +152,7 @@ def test_the_whole_pipeline_loses_no_event_without_telling(kernel: Emitter) -> N
     block = store.block(0, store.head)
     flows = int((block["kind"] == KIND_FLOW).sum())
     assert lost > 0
-    assert 8000 == flows + lost
+    assert flows + lost == 8000
     assert flows == ingest.flows_seen
     rows = set(block["source_row"][block["kind"] == KIND_FLOW].tolist())
     assert {"pod-0"} == {directory.rows[row].pod_name for row in rows}
