@@ -15,6 +15,7 @@ import json
 import socket
 import struct
 import sys
+import threading
 import time
 from typing import Any
 
@@ -23,15 +24,28 @@ LOAD_INTERVAL_S = 0.01
 HOLD_SILENCE_S = 1.0
 
 
-class UdpEcho(asyncio.DatagramProtocol):
-    """Sends every datagram back."""
+IPV6_RECVPKTINFO, IPV6_PKTINFO = 49, 50
+IP_PKTINFO = 8
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
 
-    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        self._transport.sendto(data, addr)
+def udp_echo(family: socket.AddressFamily, port: int) -> None:
+    """Send every datagram back from the address it came to; runs in a thread, for ever."""
+    version6 = family == socket.AF_INET6
+    level = socket.IPPROTO_IPV6 if version6 else socket.IPPROTO_IP
+    with socket.socket(family, socket.SOCK_DGRAM) as datagrams:
+        if version6:
+            datagrams.setsockopt(level, socket.IPV6_V6ONLY, 1)
+        datagrams.setsockopt(level, IPV6_RECVPKTINFO if version6 else IP_PKTINFO, 1)
+        datagrams.bind(("::" if version6 else "0.0.0.0", port))
+        while True:
+            data, ancillary, _, peer = datagrams.recvmsg(65536, 200)
+            ((_, _, info),) = ancillary
+            if version6:
+                reply = (level, IPV6_PKTINFO, info[:16] + bytes(4))
+            else:
+                reply = (level, IP_PKTINFO, bytes(4) + info[8:12] + bytes(4))
+            with contextlib.suppress(OSError):
+                datagrams.sendmsg([data], [reply], 0, peer)
 
 
 async def tcp_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -50,15 +64,8 @@ async def serve(port: int) -> None:
     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     listener.bind(("::", port))
     listener.listen(128)
-    loop = asyncio.get_running_loop()
-    for address in ("0.0.0.0", "::"):
-        datagrams = socket.socket(
-            socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM
-        )
-        if ":" in address:
-            datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        datagrams.bind((address, port))
-        await loop.create_datagram_endpoint(UdpEcho, sock=datagrams)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        threading.Thread(target=udp_echo, args=(family, port), daemon=True).start()
     server = await asyncio.start_server(tcp_echo, sock=listener)
     await server.serve_forever()
 
@@ -113,7 +120,8 @@ async def try_icmp(address: str, port: int) -> bool:
         header = struct.pack("!BBHHH", 128 if version6 else 8, 0, 0, port, 1)
         checksum = 0 if version6 else internet_checksum(header + b"ping")
         packet = header[:2] + struct.pack("!H", checksum) + header[4:] + b"ping"
-        await loop.sock_sendto(raw, packet, (address, 0))
+        raw.connect((address, 0))
+        await loop.sock_sendall(raw, packet)
         while True:
             data = await loop.sock_recv(raw, 2000)
             reply = data if version6 else data[(data[0] & 15) * 4 :]
