@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 import sys
 from collections import deque
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cilium_core.flow_filters import FilterError, compile_filters
+from flow import flow_pb2
 from observer import observer_pb2
 
 from hubble_cli.errors import HubbleError
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 _MAX_LAST = 1_000_000
 _ALL = (1 << 64) - 1
+_OF_FLOWS = ("uuid", "source_identity", "destination_identity", "ip_version")
+"""Fields of a filter that nothing but a flow can match, whatever value is asked for."""
 
 
 def replay(
@@ -53,6 +58,7 @@ def _matching(
     warn: Callable[[str], None],
 ) -> Iterator[observer_pb2.GetFlowsResponse]:
     parser = Parser(observer_pb2.GetFlowsResponse)
+    others_pass = _others_pass(request)
     told = False
     since = request.since.ToNanoseconds() if request.HasField("since") else None
     until = request.until.ToNanoseconds() if request.HasField("until") else None
@@ -73,15 +79,31 @@ def _matching(
             time_ns = response.time.ToNanoseconds()
             if (since is not None and time_ns < since) or (until is not None and time_ns > until):
                 continue
-        if passes(response.flow):
+        if passes(response.flow) if response.HasField("flow") else others_pass:
             yield response
 
 
-def open_lines(name: str) -> Iterable[str]:
+def _others_pass(request: observer_pb2.GetFlowsRequest) -> bool:
+    """Whether filters let through what is no flow: it is like a flow with nothing set."""
+
+    def possible(filters: Iterable[flow_pb2.FlowFilter]) -> list[flow_pb2.FlowFilter]:
+        return [one for one in filters if not any(getattr(one, field) for field in _OF_FLOWS)]
+
+    allowed = possible(request.whitelist)
+    if request.whitelist and not allowed:
+        return False
+    return compile_filters(allowed, possible(request.blacklist))(flow_pb2.Flow())
+
+
+@contextmanager
+def open_lines(name: str) -> Iterator[Iterable[str]]:
     """Lines of a file, or of standard input for `-`. Raises HubbleError."""
     if name == "-":
-        return sys.stdin
+        yield sys.stdin
+        return
     try:
-        return open(name, encoding="utf-8", errors="replace")  # noqa: PTH123  read to its end
+        file = Path(name).open(encoding="utf-8", errors="replace")  # noqa: SIM115  closed below
     except OSError as error:
         raise HubbleError(f"open {name}: {(error.strerror or '').lower()}") from error
+    with file:
+        yield file

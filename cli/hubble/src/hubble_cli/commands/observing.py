@@ -260,15 +260,14 @@ def _print_file(name: str, request: observer_pb2.GetFlowsRequest, options: Optio
     def warn(text: str) -> None:
         printer.streams.warn(f"warning: {text}\n")
 
-    try:
-        for number, response in enumerate(
-            replaying.replay(replaying.open_lines(name), request, warn)
-        ):
-            printer.print(response)
-            if number % 256 == 0:
-                printer.streams.flush()
-    finally:
-        printer.streams.close()
+    with replaying.open_lines(name) as lines:
+        try:
+            for number, response in enumerate(replaying.replay(lines, request, warn)):
+                printer.print(response)
+                if number % 256 == 0:
+                    printer.streams.flush()
+        finally:
+            printer.streams.close()
 
 
 def _print_flows(
