@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from cilium_agent.datapath import compiling
+from cilium_agent.datapath import __main__ as ahead
+from cilium_agent.datapath import compiling, specs
 from cilium_agent.datapath.errors import CompileError, SourceError
 
 if TYPE_CHECKING:
@@ -113,3 +115,35 @@ def test_the_cache_holds_no_half_written_file(folder: Path, tmp_path: Path) -> N
 
     suffixes = {path.suffix for path in (tmp_path / "cache").iterdir()}
     assert suffixes == {".json", ".lock"}
+
+
+def test_versions_that_nobody_uses_any_more_are_removed(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for age in range(20):
+        old = cache / f"tiny-{age}.json"
+        old.write_text("")
+        os.utime(old, (age, age))
+
+    compiling.compile_all(folder, cache)
+
+    assert len(list(cache.glob("tiny-*.json"))) == compiling._VERSIONS_KEPT
+    assert not (cache / "tiny-0.json").exists()
+    assert (cache / "tiny-19.json").exists()
+
+
+def test_the_command_compiles_ahead(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(specs, "bpf_folder", lambda: folder)
+    monkeypatch.setattr("sys.argv", ["compile", str(tmp_path / "ahead")])
+
+    assert ahead.main() == 0
+    assert len(list((tmp_path / "ahead").glob("*.json"))) == 1
+
+    (folder / "tiny.c").write_text("nonsense")
+    assert ahead.main() == 1
+    assert "tiny.c does not compile" in capsys.readouterr().err

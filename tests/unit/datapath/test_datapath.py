@@ -191,6 +191,77 @@ def test_an_unknown_device_of_a_pod_is_refused(node: Node) -> None:
         node.call(node.plane.attach_endpoint, 4242)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": 65536}, "endpoint 65536"),
+        ({"mac": "02:00"}, "'02:00' is no MAC address"),
+        ({"identity": -1}, "endpoint 7"),
+        ({"ipv4": None}, "endpoint 7: no address"),
+        ({"ifindex": 0}, "endpoint 7: ifindex 0 is no device"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_is_refused(
+    node: Node, change: dict[str, Any], message: str
+) -> None:
+    node.start()
+    good = datapath.EndpointInfo(id=7, identity=1000, ifindex=3, ipv4=V4("10.244.0.7"))
+
+    with pytest.raises(datapath.DatapathError, match=message):
+        node.plane.endpoints.upsert(replace(good, **change))
+
+    assert node.plane.endpoints.dump() == []
+
+
+def test_an_endpoint_that_moves_leaves_no_row_behind(node: Node) -> None:
+    node.start()
+    upsert = node.plane.endpoints.upsert
+    upsert(datapath.EndpointInfo(id=7, identity=1000, ifindex=3, ipv4=V4("10.244.0.7")))
+
+    moved = upsert(datapath.EndpointInfo(id=7, identity=1000, ifindex=4, ipv6=V6("fd00:244::7")))
+
+    assert node.plane.endpoints.dump() == [moved]
+    assert node.plane.endpoints.delete(7)
+    assert not node.plane.endpoints.delete(7)
+    assert node.plane.endpoints.dump() == []
+
+
+def test_a_change_of_enforcement_has_connections_judged_anew(node: Node) -> None:
+    node.start()
+    info = datapath.EndpointInfo(id=7, identity=1000, ifindex=3, ipv4=V4("10.244.0.7"))
+
+    first = node.plane.endpoints.upsert(info)
+    same = node.plane.endpoints.upsert(info)
+    enforced = node.plane.endpoints.upsert(replace(info, flags=abi.ENDPOINT_ENFORCE_INGRESS))
+
+    assert first.policy_rev > 0
+    assert same == first
+    assert enforced.policy_rev == first.policy_rev + 1
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_node_of_one_family_comes_up(node: Node, family: int) -> None:
+    other = 10 - family
+    gone: dict[str, Any] = {f"node_ipv{other}": None, f"router_ipv{other}": None}
+    cidrs = tuple(cidr for cidr in CONFIG.pod_cidrs if cidr.version == family)
+
+    node.start(replace(CONFIG, **gone, pod_cidrs=cidrs))
+
+    assert set(node.call(node.plane.routes.dump)) == set(cidrs)
+
+
+def test_a_failed_start_can_be_repeated(node: Node) -> None:
+    node.start()
+    with pytest.raises(datapath.DeviceError):
+        node.start(replace(CONFIG, devices=("nope0",)))
+    with pytest.raises(datapath.DatapathError, match="is not started"):
+        node.plane.live_config()
+
+    node.start()
+
+    assert node.plane.live_config()["device_ifindex"]
+
+
 def test_a_pods_interface_is_complete(node: Node, pod: Namespace) -> None:
     node.start()
     node.add_pod(pod, 10)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cilium_agent.datapath import maps, syscalls
-from cilium_agent.datapath.errors import BpfError
+from cilium_agent.datapath.errors import BpfError, MapShapeError
 from cilium_agent.datapath.specs import MapSpec
 
 if TYPE_CHECKING:
@@ -128,6 +128,28 @@ def test_the_name_has_a_whole_map_at_every_moment(
 
     assert seen == [5]
     assert [path.name for path in bpf_root.iterdir()] == ["thing"]
+
+
+def test_what_a_killed_agent_left_half_done_is_removed(bpf_root: Path) -> None:
+    _filled(bpf_root)
+    left = maps.create(_HASH)
+    syscalls.obj_pin(left, bpf_root / "thing_new")
+    os.close(left)
+
+    _open(_HASH, bpf_root).close()
+
+    assert [path.name for path in bpf_root.iterdir()] == ["thing"]
+
+
+def test_a_folder_of_pins_has_one_owner(bpf_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "_OWNER_WAIT_S", 0.1)
+    first = maps.own(bpf_root)
+
+    with pytest.raises(MapShapeError, match="another agent works in"):
+        maps.own(bpf_root)
+
+    os.close(first)
+    os.close(maps.own(bpf_root))
 
 
 def test_a_map_of_maps_hands_its_inner_maps_over(bpf_root: Path) -> None:

@@ -37,6 +37,7 @@ _FORMAT = 1
 _FLAGS = ("-O2", "-Wno-everything")
 _COMPILER = Path(__file__).with_name("_compiler.py")
 _TIMEOUT_S = 120.0
+_VERSIONS_KEPT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def _template(folder: Path, file: Path, shared: bytes, cache: Path) -> Template:
             if (functions := _read(path)) is None:
                 functions = _compile(folder, file)
                 _write(path, functions)
+                _prune(cache, file.stem)
     return Template(file.name, key, kind, functions)
 
 
@@ -129,7 +131,23 @@ def _read(path: Path) -> dict[str, bytes] | None:
     if hashlib.sha256(body).hexdigest().encode() != checksum:
         _log.warning("compiled program is damaged, compiling anew", path=str(path))
         return None
+    os.utime(path)  # in use, see _prune
     return {name: base64.b64decode(code) for name, code in json.loads(body).items()}
+
+
+def _prune(cache: Path, stem: str) -> None:
+    """Keep the versions of a program that were used last."""
+    kept = sorted(cache.glob(f"{stem}-*.json"), key=_age, reverse=True)
+    for path in kept[_VERSIONS_KEPT:]:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another agent has removed it
+        return 0.0
 
 
 def _write(path: Path, functions: dict[str, bytes]) -> None:

@@ -8,6 +8,7 @@ established connections: change the policy first, raise the revision then.
 from __future__ import annotations
 
 import dataclasses
+import struct
 import time
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ _INFO = abi.view(
     "ipv6",
 )
 _REVISION_MASK = 0xFFFFFFFF
+_MAC_LENGTH = 6
 
 
 def address_key(address: IPv4Address | IPv6Address) -> bytes:
@@ -44,18 +46,28 @@ def address_key(address: IPv4Address | IPv6Address) -> bytes:
 
 
 def encode(info: EndpointInfo) -> bytes:
-    """Row of an endpoint."""
-    return _INFO.pack(
-        info.ifindex,
-        info.identity,
-        info.policy_rev,
-        info.id,
-        info.flags,
-        bytes.fromhex(info.mac.replace(":", "")),
-        bytes.fromhex(info.node_mac.replace(":", "")),
-        int.from_bytes(info.ipv4.packed, "little") if info.ipv4 else 0,
-        info.ipv6.packed if info.ipv6 else bytes(16),
-    )
+    """Row of an endpoint. Raises DatapathError for a value that does not fit."""
+    try:
+        return _INFO.pack(
+            info.ifindex,
+            info.identity,
+            info.policy_rev,
+            info.id,
+            info.flags,
+            _mac(info.mac),
+            _mac(info.node_mac),
+            int.from_bytes(info.ipv4.packed, "little") if info.ipv4 else 0,
+            info.ipv6.packed if info.ipv6 else bytes(16),
+        )
+    except (struct.error, ValueError) as error:
+        raise DatapathError(f"endpoint {info.id}: {error} in {info}") from error
+
+
+def _mac(text: str) -> bytes:
+    packed = bytes.fromhex(text.replace(":", ""))
+    if len(packed) != _MAC_LENGTH:
+        raise ValueError(f"{text!r} is no MAC address")
+    return packed
 
 
 def decode(row: bytes) -> EndpointInfo:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import shutil
 import time
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ class Datapath:
         started = time.monotonic()
         self.stop()
         with contextlib.ExitStack() as undo:
+            undo.callback(self._forget)
             self._start(config, undo)
             self._undo = undo.pop_all()
         _log.info("data plane is up", took_s=round(time.monotonic() - started, 3))
@@ -83,6 +85,7 @@ class Datapath:
         node_fields = fields(config)
         listed = specs.read_maps(folder, self._sizes)
         maps.ensure_bpffs(root)
+        undo.callback(os.close, maps.own(root))
         opened = maps.open_maps(listed, root)
         undo.callback(opened.close)
         templates = compiling.compile_all(folder, self.paths.template_dir)
@@ -138,7 +141,10 @@ class Datapath:
     def stop(self) -> None:
         """Close every descriptor; the data plane goes on without us."""
         self._undo.close()
+
+    def _forget(self) -> None:
         self._configuration = None
+        self._programs = {}
 
     def teardown(self) -> None:
         """Remove programs, devices and pins: pods of this node lose their network."""

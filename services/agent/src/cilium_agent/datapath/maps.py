@@ -15,6 +15,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ _BPF_FS_MAGIC = 0xCAFE4A11
 _BPF_FS = Path("/sys/fs/bpf")
 _OPAQUE = frozenset(syscalls.MAP_TYPES[name] for name in ("PROG_ARRAY", "PERF_EVENT_ARRAY"))
 _FULL = (errno.E2BIG, errno.ENOSPC)
+_UNFINISHED = "_new"
+_OWNER_WAIT_S = 5.0
 
 
 class Map:
@@ -286,6 +289,9 @@ def open_maps(specs: Mapping[str, MapSpec], root: Path | None) -> Maps:
     `root` is the folder to pin them in; None leaves them without names, as long as the process
     lives. Raises BpfError, or MapShapeError when the folder cannot hold pins.
     """
+    if root is not None:
+        for left in root.glob(f"*{_UNFINISHED}"):  # of an agent that was killed meanwhile
+            left.unlink()
     with contextlib.ExitStack() as undo:
         opened: dict[str, Map] = {}
         migrations: list[Migration] = []
@@ -351,7 +357,7 @@ def _accepts(held: int, spec: MapSpec) -> bool:
 
 def replace_pin(fd: int, path: Path) -> None:
     """Pin under a name that may be taken; whoever opens the name finds the old or the new one."""
-    fresh = path.with_name(f"{path.name}_new_{os.getpid()}")
+    fresh = path.with_name(f"{path.name}{_UNFINISHED}")
     fresh.unlink(missing_ok=True)
     syscalls.obj_pin(fd, fresh)
     fresh.rename(path)
@@ -379,6 +385,28 @@ def ensure_bpffs(root: Path) -> None:
         finally:
             os.close(lock)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def own(root: Path) -> int:
+    """Claim a folder of pins; returns a descriptor that holds the claim until it is closed.
+
+    A killed agent loses its claim with its descriptors. Raises MapShapeError when another agent
+    still has it after some seconds.
+    """
+    claim = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    deadline = time.monotonic() + _OWNER_WAIT_S
+    while True:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(claim)
+                raise MapShapeError(
+                    f"bpf-root: another agent works in {root}; stop it or choose another folder"
+                ) from None
+            time.sleep(0.05)
+        else:
+            return claim
 
 
 class _StatFs(ctypes.Structure):
