@@ -160,12 +160,13 @@ def peers_match(item, packet, namespace, init, setting):
         bare = [key.rpartition(":")[2] for key in keys if not key.startswith("other:")]
         names_namespace = NS in bare
         names_labels = any(key.startswith(NS_LABEL) for key in bare)
-        if namespace is not None and not names_namespace and not names_labels:
-            if labels.get(NS) != ("k8s", namespace):
-                continue
-        elif namespace is None and not names_namespace and not init:
-            if labels.get(NS, ("", ""))[0] != "k8s":
-                continue
+        space = labels.get(NS, ("", ""))
+        if namespace is not None:
+            fits = names_namespace or names_labels or space == ("k8s", namespace)
+        else:
+            fits = names_namespace or init or space[0] == "k8s"
+        if not fits:
+            continue
         if CLUSTER not in bare and labels.get(CLUSTER) != ("k8s", setting.cluster):
             continue
         return True

@@ -19,7 +19,7 @@ from cilium_core.labels import KEY_NAMESPACE, SOURCE_K8S
 from cilium_core.policy import parsing
 from cilium_core.policy.caching import SelectorCache
 from cilium_core.policy.cookies import CookieTable
-from cilium_core.policy.entries import EndpointPolicy, PolicyDelta, PolicyEntry, PolicyKey
+from cilium_core.policy.entries import NO_CHANGE, Changes, EndpointPolicy, PolicyDelta
 from cilium_core.policy.named_ports import NamedPorts
 from cilium_core.policy.options import PolicyOptions
 from cilium_core.policy.repositories import Repository, RepositoryChange
@@ -205,28 +205,28 @@ class PolicyEngine:
         """Work off all changes since the last call; one update for each endpoint with changes."""
         changes = self._follow_identities()
         self._forget_stale_names()
-        replaced: dict[tuple[ResolvedPolicy, ResolvedPolicy], _Noted] = {}
+        replaced: dict[tuple[ResolvedPolicy, ResolvedPolicy], PolicyDelta] = {}
+        deltas = {resolved: noted.delta() for resolved, noted in changes.items()}
         left = []
         updates = []
         for name in list(self._endpoints) if changes else list(self._dirty):
             endpoint = self._endpoints[name]
             old = endpoint.resolved
             new = self._resolve(endpoint) if name in self._dirty or old is None else old
+            endpoint.resolved = new
             if old is None:
-                noted = _Noted(new.entries())
+                delta = PolicyDelta(new.entries(), frozenset())
             elif new is old:
-                noted = changes.get(old, _Noted())
+                delta = deltas.get(old, NO_CHANGE)
             else:
                 left.append(old)
                 if (old, new) not in replaced:
-                    noted = changes[old].copy() if old in changes else _Noted()
-                    new.changes_from(old, noted.add, noted.remove)
-                    replaced[old, new] = noted
-                noted = replaced[old, new]
-            endpoint.resolved = new
-            if old is None or noted or old.enforced != new.enforced:
+                    noted = changes[old].copy() if old in changes else Changes()
+                    new.note_changes_from(old, noted)
+                    replaced[old, new] = noted.delta()
+                delta = replaced[old, new]
+            if old is None or delta or old.enforced != new.enforced:
                 ingress, egress = new.enforced
-                delta = PolicyDelta(noted.add, frozenset(noted.remove))
                 full = old is None
                 updates.append(EndpointUpdate(name, ingress, egress, delta, self.revision, full))
         self._dirty.clear()
@@ -273,14 +273,13 @@ class PolicyEngine:
 
     # ---- inside ----
 
-    def _follow_identities(self) -> dict[ResolvedPolicy, _Noted]:
+    def _follow_identities(self) -> dict[ResolvedPolicy, Changes]:
         """Bring every resolved policy up to date with the identities that changed."""
-        changes: dict[ResolvedPolicy, _Noted] = {}
+        changes = {resolved: Changes() for resolved in self._resolved.values()}
         for identity in self._changed_identities:
             matching = self.selectors.matching_identity(identity)
-            for resolved in self._resolved.values():
-                noted = changes.setdefault(resolved, _Noted())
-                resolved.refresh(identity, matching, noted.add, noted.remove)
+            for resolved, noted in changes.items():
+                resolved.refresh(identity, matching, noted)
         self._changed_identities.clear()
         return {resolved: noted for resolved, noted in changes.items() if noted}
 
@@ -323,21 +322,3 @@ class PolicyEngine:
             if self._resolved.get(resolved.key) is resolved:
                 del self._resolved[resolved.key]
             resolved.release()
-
-
-class _Noted:
-    """Changes of entries while they are being collected."""
-
-    __slots__ = ("add", "remove")
-
-    def __init__(self, add: dict[PolicyKey, PolicyEntry] | None = None) -> None:
-        self.add: dict[PolicyKey, PolicyEntry] = add if add is not None else {}
-        self.remove: set[PolicyKey] = set()
-
-    def copy(self) -> _Noted:
-        result = _Noted(dict(self.add))
-        result.remove = set(self.remove)
-        return result
-
-    def __bool__(self) -> bool:
-        return bool(self.add or self.remove)

@@ -183,18 +183,56 @@ class PolicyDelta:
     def __bool__(self) -> bool:
         return bool(self.add or self.remove)
 
-    def then(self, later: PolicyDelta) -> PolicyDelta:
-        """Both changes, one after the other, as one."""
-        if not self:
-            return later
-        if not later:
-            return self
-        add = {key: entry for key, entry in self.add.items() if key not in later.remove}
-        add.update(later.add)
-        return PolicyDelta(add, (self.remove | later.remove) - add.keys())
-
 
 NO_CHANGE: Final = PolicyDelta({}, frozenset())
+
+
+class Changes:
+    """Changes of a policy map while they are being collected, step by step.
+
+    What comes and goes between the first step and the last leaves no trace.
+    """
+
+    __slots__ = ("_add", "_new", "_remove")
+
+    def __init__(self) -> None:
+        self._add: dict[PolicyKey, PolicyEntry] = {}
+        self._remove: set[PolicyKey] = set()
+        self._new: set[PolicyKey] = set()
+
+    def note(self, direction: int, identity: int, before: Column, after: Column) -> None:
+        """Note that a column is another one now."""
+        for prefix in before.keys() - after.keys():
+            key = PolicyKey(direction, identity, *prefix)
+            self._add.pop(key, None)
+            if key in self._new:
+                self._new.discard(key)
+            else:
+                self._remove.add(key)
+        for prefix, entry in after.items():
+            if before.get(prefix) == entry:
+                continue
+            key = PolicyKey(direction, identity, *prefix)
+            self._add[key] = entry
+            if key in self._remove:
+                self._remove.discard(key)
+            elif prefix not in before:
+                self._new.add(key)
+
+    def copy(self) -> Changes:
+        """The same changes, to be gone on with independently."""
+        result = Changes()
+        result._add.update(self._add)
+        result._remove.update(self._remove)
+        result._new.update(self._new)
+        return result
+
+    def delta(self) -> PolicyDelta:
+        """All changes so far as one."""
+        return PolicyDelta(dict(self._add), frozenset(self._remove))
+
+    def __bool__(self) -> bool:
+        return bool(self._add or self._remove)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cilium_core.identities import NumericIdentity, ReservedIdentity
 from cilium_core.labels import LabelSet
 from cilium_core.policy.entries import (
+    Changes,
     Column,
     Contribution,
     EndpointPolicy,
@@ -31,7 +32,7 @@ from cilium_core.policy.rules import Direction, Origin, Rule, Verdict
 from cilium_core.policy.selectors import EntitySelector, LabelSelector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, MutableMapping, MutableSet
+    from collections.abc import Iterable, Iterator
 
     from cilium_core.policy.caching import CachedSelector, SelectorCache
     from cilium_core.policy.cookies import CookieTable
@@ -151,32 +152,24 @@ class ResolvedPolicy:
         self,
         identity: NumericIdentity,
         matching: Iterable[CachedSelector],
-        add: MutableMapping[PolicyKey, PolicyEntry],
-        remove: MutableSet[PolicyKey],
+        changes: Changes,
     ) -> None:
         """Follow a change of one identity, now selected by `matching`; what changes is noted."""
         for side in self._sides:
             before, after = side.refresh(identity, matching)
-            _note(side.direction, identity, before, after, add, remove)
+            changes.note(side.direction, identity, before, after)
 
-    def changes_from(
-        self,
-        old: ResolvedPolicy,
-        add: MutableMapping[PolicyKey, PolicyEntry],
-        remove: MutableSet[PolicyKey],
-    ) -> None:
+    def note_changes_from(self, old: ResolvedPolicy, changes: Changes) -> None:
         """Note what turns another policy's entries into this one's."""
         for side, old_side in zip(self._sides, old._sides, strict=True):
             for identity in side.columns.keys() | old_side.columns.keys():
                 before, after = old_side.columns.get(identity), side.columns.get(identity)
                 if before is not after:
-                    _note(
+                    changes.note(
                         side.direction,
                         identity,
                         before.column if before else {},
                         after.column if after else {},
-                        add,
-                        remove,
                     )
 
     def entries(self) -> dict[PolicyKey, PolicyEntry]:
@@ -206,26 +199,6 @@ class ResolvedPolicy:
         """Give the selectors back; the policy must not be used afterwards."""
         for side in self._sides:
             side.release()
-
-
-def _note(
-    direction: Direction,
-    identity: int,
-    before: Column,
-    after: Column,
-    add: MutableMapping[PolicyKey, PolicyEntry],
-    remove: MutableSet[PolicyKey],
-) -> None:
-    """Note the difference between two versions of a column."""
-    for prefix in before.keys() - after.keys():
-        key = PolicyKey(int(direction), identity, *prefix)
-        add.pop(key, None)
-        remove.add(key)
-    for prefix, entry in after.items():
-        if before.get(prefix) != entry:
-            key = PolicyKey(int(direction), identity, *prefix)
-            remove.discard(key)
-            add[key] = entry
 
 
 class _Side:

@@ -1,0 +1,216 @@
+"""Whatever the input, the answer is a policy or a `PolicyError`, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cilium_core.policy import DocumentError, PolicyError, load_documents, parse, parse_documents
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.policy.worlds import ccnp, cnp, knp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEEP = "[" * 3000
+CYCLE = "a: &a [*a]"
+BOMB = "\n".join(
+    ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
+    + [f"a{i}: &a{i} [{','.join(f'*a{i - 1}' for _ in range(9))}]" for i in range(1, 12)]
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "a: b: c",
+        "\t- x",
+        "- [",
+        "a: *nowhere",
+        "!!python/object:os.system {}",
+        "!!timestamp 2024-13-99",
+        "!!int ''",
+        "!!float x",
+        "!!binary ö",
+        "? {a: b}\n: c",
+        "a: 1\na: 2",
+        "\x00",
+        "\x07",
+        "%YAML 9.9\n---\na: b",
+        DEEP,
+        "- just a list",
+        "just a text",
+        "42",
+        CYCLE,
+        BOMB,
+        "<<: 1",
+        "a: 2024-99-99 99:99:99",
+        "a: 1:99:99:" + "9" * 400,
+    ],
+    ids=range(24),
+)
+def test_a_text_that_is_no_policy_is_refused(text):
+    with pytest.raises(PolicyError):
+        parse_documents(text)
+
+
+def test_a_key_written_twice_is_refused_with_its_line():
+    text = "kind: CiliumNetworkPolicy\nmetadata: {name: a}\nkind: NetworkPolicy\n"
+
+    with pytest.raises(DocumentError, match="line 3: not valid YAML: key 'kind' is written twice"):
+        load_documents(text)
+
+
+def test_documents_and_lists_of_objects_are_read():
+    one = json.dumps(cnp(endpointSelector={}, ingress=[{}]))
+    more = json.dumps(
+        {"kind": "List", "items": [knp(podSelector={}), ccnp(endpointSelector={}, egress=[{}])]}
+    )
+
+    policies = parse_documents(f"---\n{one}\n---\n\n---\n{more}\n")
+
+    assert [policy.ref.kind for policy in policies] == [
+        "CiliumNetworkPolicy",
+        "NetworkPolicy",
+        "CiliumClusterwideNetworkPolicy",
+    ]
+
+
+def test_an_object_that_contains_itself_is_refused():
+    obj = cnp(endpointSelector={}, ingress=[{}])
+    obj["spec"]["ingress"].append(obj["spec"])
+
+    with pytest.raises(PolicyError, match="levels"):
+        parse(obj)
+
+
+def outcome(read: Callable[[Any], object], value: object) -> str:
+    """What came of reading something; any other exception than a refusal fails the test."""
+    try:
+        return f"read {read(value)}"
+    except PolicyError as error:
+        return f"refused because of {len(error.problems)}: {error}"
+
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=6),
+    st.binary(max_size=3),
+    st.sampled_from(["80", "Deny", "10.0.0.0/8", "CiliumNetworkPolicy", 10**400, "9" * 5000]),
+)
+field_names = st.sampled_from(
+    [
+        *(
+            "apiVersion",
+            "kind",
+            "metadata",
+            "spec",
+            "specs",
+            "name",
+            "namespace",
+            "endpointSelector",
+        ),
+        *("ingress", "egress", "ingressDeny", "action", "fromEndpoints", "toCIDRSet", "toPorts"),
+        *("ports", "port", "protocol", "rules", "matchLabels", "matchExpressions", "key", "cidr"),
+        *("icmps", "fields", "type", "enableDefaultDeny", "labels", "podSelector", "from", "log"),
+    ]
+)
+anything = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.one_of(field_names, st.text(max_size=3), st.integers()), inner, max_size=4
+        ),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(anything)
+def test_any_object_at_all_is_read_or_refused(obj):
+    assert outcome(parse, obj)
+
+
+GOOD: list[dict[str, Any]] = [
+    cnp(
+        endpointSelector={"matchLabels": {"app": "web"}},
+        ingress=[
+            {
+                "fromEndpoints": [
+                    {"matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]}
+                ],
+                "toPorts": [{"ports": [{"port": "80", "endPort": 90, "protocol": "TCP"}]}],
+            },
+            {"fromCIDRSet": [{"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}], "action": "Deny"},
+        ],
+        egressDeny=[{"icmps": [{"fields": [{"type": "EchoRequest", "family": "IPv6"}]}]}],
+        enableDefaultDeny={"egress": False},
+        labels=[{"key": "team", "value": "red"}],
+        log={"value": "x"},
+    ),
+    ccnp(endpointSelector={}, ingress=[{"fromEntities": ["world"]}], egress=[{"toCIDR": ["::/0"]}]),
+    knp(
+        podSelector={"matchLabels": {"app": "web"}},
+        policyTypes=["Ingress", "Egress"],
+        ingress=[{"from": [{"namespaceSelector": {}}], "ports": [{"port": 80, "endPort": 90}]}],
+        egress=[{"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}]}],
+    ),
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place inside an object."""
+    found = [path] if path else []
+    parts = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, part in parts:
+        found += places(part, (*path, key))
+    return found
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(GOOD), st.integers(0, 2**32), anything, st.integers(1, 3))
+def test_a_good_object_with_something_else_in_it_is_read_or_refused(good, seed, other, times):
+    obj = copy.deepcopy(good)
+    chance = random.Random(seed)
+    for _ in range(times):
+        if not (found := places(obj)):
+            break
+        *path, last = chance.choice(found)
+        inside = obj
+        for key in path:
+            inside = inside[key]
+        inside[last] = copy.deepcopy(other)
+    assert outcome(parse, obj)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet=st.sampled_from("ab:{}[]-,&*!|>'\"#%@ \n\t?0"), max_size=40))
+def test_any_text_at_all_is_read_or_refused(text):
+    assert outcome(parse_documents, text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(GOOD), st.integers(0, 2**32))
+def test_a_damaged_document_is_read_or_refused(good, seed):
+    chance = random.Random(seed)
+    text = list(json.dumps(good, indent=1))
+    for _ in range(chance.randint(1, 4)):
+        text[chance.randrange(len(text))] = chance.choice(":{}[]\n \"'0-x\t&*")
+    assert outcome(parse_documents, "".join(text))
