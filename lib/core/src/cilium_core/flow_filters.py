@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 
     Predicate = Callable[[Flow], bool]
 
+_REGEX_ERRORS = {
+    "missing )": "missing closing )",
+    "missing ]": "missing closing ]",
+    "invalid repetition size": "invalid repeat count",
+    "no argument for repetition operator": "missing argument to repetition operator",
+    "bad repetition operator": "invalid nested repetition operator",
+    "invalid perl operator": "invalid or unsupported Perl syntax",
+    "invalid named capture group": "invalid named capture",
+    "trailing \\": "trailing backslash at end of expression",
+}
 _DROPPED = 2
 _L7 = 129
 _L4_PROTOCOLS = {
@@ -40,6 +50,7 @@ _L4_PROTOCOLS = {
 _L7_PROTOCOLS = frozenset({"dns", "http", "kafka"})
 _PORT_PROTOCOLS = frozenset({"TCP", "UDP", "SCTP"})
 _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR", "NS")
+_PREFIX_LENGTH = re.compile(r"/(?:0|[1-9][0-9]*)$")
 _DNS_NAME = r"(?:[-0-9_a-z]+(?:\.[-0-9_a-z]+)*)"
 DEFAULT_CLUSTER = "default"
 
@@ -147,6 +158,8 @@ def _addresses(field: str) -> Callable[[Sequence[str]], Predicate]:
         for value in values:
             try:
                 if "/" in value:
+                    if not _PREFIX_LENGTH.search(value):
+                        raise ValueError("the part after the slash is no prefix length")
                     networks.append(ipaddress.ip_network(value, strict=False))
                 else:
                     ipaddress.ip_address(value)
@@ -365,9 +378,19 @@ def _regexes(values: Sequence[str], prefix: str) -> list[Any]:
             compiled.append(re2.compile(value, options=options))
         except re2.error as error:
             text = error.args[0] if error.args else "invalid pattern"
-            told = text.decode() if isinstance(text, bytes) else text
-            raise FilterError(f"{prefix}error parsing regexp: {told}: `{value}`") from error
+            told = text.decode() if isinstance(text, bytes) else str(text)
+            raise FilterError(
+                f"{prefix}error parsing regexp: {_regex_error(told, value)}"
+            ) from error
     return compiled
+
+
+def _regex_error(told: str, pattern: str) -> str:
+    """An error of RE2 in the words that servers use."""
+    kind, _, place = told.partition(": ")
+    if kind == "missing )":
+        place = pattern
+    return f"{_REGEX_ERRORS.get(kind, kind)}: `{place or pattern}`"
 
 
 def _dns_queries(values: Sequence[str]) -> Predicate:
@@ -422,10 +445,14 @@ def _request_path(url: str) -> str | None:
     """Decoded path of an absolute URL or absolute path; None when it is neither."""
     from urllib.parse import unquote, urlsplit
 
+    if url == "*":
+        return url
     if not url or re.search(r"%(?![0-9a-fA-F]{2})|[\x00-\x1f\x7f]", url):
         return None
     if not url.startswith("/") and not re.match(r"[a-zA-Z][-+.a-zA-Z0-9]*:", url):
         return None
+    if not url.startswith("/") and url[url.index(":") + 1 : url.index(":") + 2] != "/":
+        return ""  # as in mailto:a@b
     try:
         return unquote(urlsplit(url).path)
     except ValueError:

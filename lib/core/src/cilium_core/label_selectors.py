@@ -84,12 +84,15 @@ def parse_selector(text: str) -> TextSelector:
     requirements = []
     position = 0
     while position < len(tokens):
-        requirement, position = _requirement(tokens, position)
+        try:
+            requirement, position = _requirement(tokens, position)
+        except SelectorError as error:
+            raise SelectorError(f"unable to parse requirement: {error}") from error
         requirements.append(requirement)
         if position == len(tokens):
             break
         if tokens[position] != ",":
-            raise SelectorError(f"found '{tokens[position]}', expected: ',' or the end")
+            raise SelectorError(f"found '{tokens[position]}', expected: ',' or 'end of string'")
         position += 1
         if position == len(tokens):
             raise SelectorError("found '', expected: identifier after ','")
@@ -164,7 +167,7 @@ def _key(token: str) -> tuple[str, str]:
     source, colon, key = token.partition(":")
     if not colon:
         source, key = _ANY, token
-    prefix, slash, name = key.rpartition("/")
+    prefix, slash, name = f"{source}.{key}".rpartition("/")
     bad_prefix = slash and (not _PREFIX.fullmatch(prefix) or len(prefix) > 253)
     if bad_prefix or not _NAME.fullmatch(name) or len(name) > 63:
         raise SelectorError(

@@ -1,0 +1,67 @@
+"""FlowFilters, compared with what Hubble's own filter code selects from the same flows."""
+
+import json
+from pathlib import Path
+
+import pytest
+from cilium_core.flow_filters import FilterError, compile_filters
+from cilium_core.label_selectors import SelectorError, parse_selector
+from flow import flow_pb2
+from google.protobuf import json_format
+from observer import observer_pb2
+
+HERE = Path(__file__).parent
+FLOWS = [
+    json_format.Parse(line, observer_pb2.GetFlowsResponse()).flow
+    for line in (HERE / "flows.jsonl").read_text("utf-8").splitlines()
+]
+ROWS = [json.loads(line) for line in (HERE / "expected.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: json.dumps(row["filter"]))
+def test_a_filter_selects_what_it_selects_everywhere(row):
+    wanted = json_format.ParseDict(row["filter"], flow_pb2.FlowFilter())
+
+    if "error" in row:
+        with pytest.raises(FilterError) as raised:
+            compile_filters([wanted])
+        assert str(raised.value).startswith(row["error"])
+        return
+    allowed = compile_filters([wanted])
+    denied = compile_filters([], [wanted])
+    assert [int(flow.Summary) for flow in FLOWS if allowed(flow)] == row["flows"]
+    refused = [int(flow.Summary) for flow in FLOWS if not denied(flow)]
+    assert refused == row["flows"]
+
+
+def test_one_entry_of_the_whitelist_and_none_of_the_blacklist_must_hold():
+    dropped = flow_pb2.FlowFilter(verdict=[flow_pb2.DROPPED])
+    audited = flow_pb2.FlowFilter(verdict=[flow_pb2.AUDIT])
+    tcp = flow_pb2.FlowFilter(protocol=["tcp"])
+    passes = compile_filters([dropped, audited], [tcp])
+
+    for flow in FLOWS:
+        expected = flow.verdict in (flow_pb2.DROPPED, flow_pb2.AUDIT) and not flow.l4.HasField(
+            "TCP"
+        )
+        assert passes(flow) == expected
+
+
+def test_no_filters_pass_everything():
+    assert all(map(compile_filters([]), FLOWS))
+
+
+def test_cel_is_refused_rather_than_ignored():
+    wanted = flow_pb2.FlowFilter()
+    wanted.experimental.cel_expression.append("true")
+
+    with pytest.raises(FilterError, match="error compiling CEL expression: "):
+        compile_filters([wanted])
+
+
+@pytest.mark.parametrize(
+    "text", ["a in", "a notin (b", "a in (b c)", "a b", "a<x", "()", "a,,b", "!"]
+)
+def test_what_is_no_selector_is_an_error(text):
+    with pytest.raises(SelectorError):
+        parse_selector(text)
