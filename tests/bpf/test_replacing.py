@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cilium_agent import datapath
-from cilium_agent.datapath import loading, maps
+from cilium_agent.datapath import loading, pinning
 from cilium_core.policy import PolicyEntry, PolicyKey
 
 from tests.bpf.conftest import CACHE, why_not
@@ -34,7 +34,7 @@ def node() -> Iterator[Node]:
             pytest.fail(reason)
         pytest.skip(reason)
     root = Path("/sys/fs/bpf") / f"test-{os.getpid()}-{secrets.token_hex(4)}"
-    maps.ensure_bpffs(root)
+    pinning.ensure_bpffs(root)
     plane = datapath.Datapath(datapath.DatapathPaths(root, CACHE), {"cilium_policy": 64})
     made = Node(Namespace(), plane, root)
     made.add_device()

@@ -75,7 +75,7 @@ def compiler(root: None) -> None:
 @pytest.fixture
 def bpf_root(root: None) -> Iterator[Path]:
     """A folder of pins that goes away with the test."""
-    from cilium_agent.datapath.maps import ensure_bpffs
+    from cilium_agent.datapath.pinning import ensure_bpffs
 
     path = Path("/sys/fs/bpf") / f"test-{os.getpid()}-{secrets.token_hex(4)}"
     ensure_bpffs(path)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from cilium_agent.datapath import maps, syscalls
+from cilium_agent.datapath import maps, pinning, syscalls
 from cilium_agent.datapath.errors import BpfError, MapShapeError
 from cilium_agent.datapath.specs import MapSpec
 
@@ -142,14 +142,14 @@ def test_what_a_killed_agent_left_half_done_is_removed(bpf_root: Path) -> None:
 
 
 def test_a_folder_of_pins_has_one_owner(bpf_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maps, "_OWNER_WAIT_S", 0.1)
-    first = maps.own(bpf_root)
+    monkeypatch.setattr(pinning, "_OWNER_WAIT_S", 0.1)
+    first = pinning.own(bpf_root)
 
     with pytest.raises(MapShapeError, match="another agent works in"):
-        maps.own(bpf_root)
+        pinning.own(bpf_root)
 
     os.close(first)
-    os.close(maps.own(bpf_root))
+    os.close(pinning.own(bpf_root))
 
 
 def test_a_map_of_maps_hands_its_inner_maps_over(bpf_root: Path) -> None:

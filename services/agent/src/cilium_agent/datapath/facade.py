@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from cilium_agent.datapath import compiling, devices, loading, maps, specs, syscalls
+from cilium_agent.datapath import compiling, devices, loading, maps, pinning, specs, syscalls
 from cilium_agent.datapath.configuring import LIVE_FIELDS, Configuration, fields
 from cilium_agent.datapath.counters import Counters
 from cilium_agent.datapath.endpoints import Endpoints
@@ -84,8 +84,8 @@ class Datapath:
         root = self.paths.bpf_root
         node_fields = fields(config)
         listed = specs.read_maps(folder, self._sizes)
-        maps.ensure_bpffs(root)
-        undo.callback(os.close, maps.own(root))
+        pinning.ensure_bpffs(root)
+        undo.callback(os.close, pinning.own(root))
         opened = maps.open_maps(listed, root)
         undo.callback(opened.close)
         templates = compiling.compile_all(folder, self.paths.template_dir)
