@@ -526,3 +526,12 @@ def test_a_named_ingress_port_is_the_subjects_own():
     assert here.reaches("x/b", "x/a", 8080)
     assert not here.reaches("x/b", "x/a", 80)
     assert here.reaches("x/a", "x/b", 80)
+
+
+def test_a_subject_in_another_namespace_by_an_expression_selects_nothing():
+    here = world()
+    expression = {"key": "k8s:io.kubernetes.pod.namespace", "operator": "In", "values": ["y"]}
+
+    here.apply(cnp({"endpointSelector": {"matchExpressions": [expression]}, "ingress": [{}]}))
+
+    assert here.enforced["x/a"] == here.enforced["y/a"] == (False, False)

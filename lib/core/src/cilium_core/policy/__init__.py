@@ -21,14 +21,13 @@ from cilium_core.policy.entries import (
     look_up,
 )
 from cilium_core.policy.errors import (
-    DocumentError,
     PolicyError,
     Problem,
     UnsupportedPolicyError,
 )
 from cilium_core.policy.named_ports import NamedPorts
 from cilium_core.policy.options import EnforcementMode, PolicyOptions
-from cilium_core.policy.parsing import POLICY_KINDS, load_documents, parse, parse_documents
+from cilium_core.policy.parsing import POLICY_KINDS, parse
 from cilium_core.policy.ports import ContainerPort, Protocol
 from cilium_core.policy.prefixes import PrefixChange, PrefixIdentities
 from cilium_core.policy.repositories import Repository, RepositoryChange
@@ -50,7 +49,6 @@ __all__ = [
     "Cookie",
     "CookieTable",
     "Direction",
-    "DocumentError",
     "EndpointPolicy",
     "EndpointUpdate",
     "EnforcementMode",
@@ -76,9 +74,7 @@ __all__ = [
     "Subject",
     "UnsupportedPolicyError",
     "Verdict",
-    "load_documents",
     "look_up",
     "parse",
-    "parse_documents",
     "precedence",
 ]

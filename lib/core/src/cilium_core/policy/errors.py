@@ -1,8 +1,7 @@
 """What can be wrong with a policy.
 
     PolicyError                  the object is refused: nothing of it is enforced
-    ├── UnsupportedPolicyError   well formed, but it uses a field that is not supported yet
-    └── DocumentError            the text is not YAML, or not a list of objects
+    └── UnsupportedPolicyError   well formed, but it uses a field that is not supported yet
 
 Every error carries all problems found, each with the path of its field, so that a user can mend a
 file in one go. A refused object never changes what is enforced: an earlier accepted version stays.
@@ -41,7 +40,3 @@ class PolicyError(InvalidError):
 
 class UnsupportedPolicyError(PolicyError):
     """A policy object that is refused because it uses fields that are not supported yet."""
-
-
-class DocumentError(PolicyError):
-    """A text that holds no policy objects at all."""

@@ -1,7 +1,7 @@
-"""From text or an object to a policy in normal form, or to an error that lists what is wrong.
+"""From an object to a policy in normal form, or to an error that lists what is wrong.
 
-`parse` takes the object of any policy kind; `parse_documents` takes YAML text. Whatever the input
-is, the only exception is `PolicyError`. Nothing here has side effects.
+Objects come from YAML files or the key-value store, which check nothing of a policy. Whatever the
+object is, the only exception is `PolicyError`. Nothing here has side effects.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from cilium_core.policy import kubernetes, legacy, translating
 from cilium_core.policy.errors import (
-    DocumentError,
     PolicyError,
     Problem,
     UnsupportedPolicyError,
@@ -44,21 +42,6 @@ _HINTS: Final = {
     "auth": "unknown field; it was replaced by authentication",
     "action": "unknown field; put the item into ingressDeny or egressDeny instead",
 }
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML; a key written twice is an error, since one of the two would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if (key.tag, key.value) in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key.value[:80]!r} is written twice", key.start_mark
-                    )
-                seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
 
 
 def parse(obj: object, options: PolicyOptions | None = None) -> Policy:
@@ -91,42 +74,6 @@ def parse(obj: object, options: PolicyOptions | None = None) -> Policy:
             subject,
         )
     return policy
-
-
-def load_documents(text: str) -> list[dict[str, Any]]:
-    """The objects of a YAML text of one or more documents; empty documents are left out.
-
-    Raises `DocumentError` when the text is not YAML or a document is not an object.
-    """
-    try:
-        loaded = list(yaml.load_all(text, Loader=_Loader))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        path = f"line {mark.line + 1}" if mark is not None else ""
-        reason = getattr(error, "problem", None) or "not readable"
-        raise DocumentError((Problem(path, f"not valid YAML: {reason}"),)) from error
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
-        raise DocumentError((Problem("", f"not valid YAML: {error}"),)) from error
-    except RecursionError as error:
-        raise DocumentError((Problem("", "nested too deeply"),)) from error
-    documents = [document for document in loaded if document is not None]
-    for index, document in enumerate(documents):
-        _check_size(document)
-        if not isinstance(document, dict):
-            problem = Problem(f"document {index + 1}", "must be an object")
-            raise DocumentError((problem,))
-    return documents
-
-
-def parse_documents(text: str, options: PolicyOptions | None = None) -> list[Policy]:
-    """Read every policy of a YAML text; a `List` object stands for its items."""
-    objects: list[object] = []
-    for document in load_documents(text):
-        items = document.get("items")
-        objects += (
-            items if document.get("kind") == "List" and isinstance(items, list) else [document]
-        )
-    return [parse(obj, options) for obj in objects]
 
 
 def _check_size(obj: object) -> None:

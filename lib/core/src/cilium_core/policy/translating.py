@@ -74,6 +74,7 @@ _OPERATORS: Final = {
     "Exists": Operator.EXISTS,
     "DoesNotExist": Operator.NOT_EXISTS,
 }
+_OBJECT_NAMESPACE: Final = f"{SOURCE_K8S}:{KEY_NAMESPACE}"
 _OBJECT_SOURCES: Final = frozenset((SOURCE_K8S, SOURCE_ANY))
 _INIT: Final = ReservedIdentity.INIT.label
 _CLUSTER_MEMBERS: Final = (
@@ -161,31 +162,21 @@ class _Context:
                 if self.namespace
                 else Problem(path, "is not supported yet", unsupported=True)
             )
-        selector = read_selector(self.spec.endpoint_selector)
-        if not self.namespace:
-            return selector
+        written = self.spec.endpoint_selector
+        if not self.namespace or written is None:
+            return read_selector(written)
         path = f"{self.path}.endpointSelector"
+        labels = dict(written.match_labels or {})
+        if labels.pop(_OBJECT_NAMESPACE, self.namespace) != self.namespace:
+            self.findings.warnings.append(
+                f"{path}: a namespaced policy selects in its own namespace only, {self.namespace}"
+            )
+        selector = read_selector(written.model_copy(update={"match_labels": labels}))
         if selector.mentions(_INIT.key, sources=frozenset((SOURCE_RESERVED,))):
             self.findings.warnings.append(
                 f"{path}: reserved:init endpoints have no namespace; use a {KIND_CLUSTERWIDE}"
             )
-        own = equals(KEY_NAMESPACE, self.namespace)
-        kept = []
-        for requirement in selector.requirements:
-            names_namespace = (
-                requirement.key == KEY_NAMESPACE
-                and requirement.source == SOURCE_K8S
-                and requirement.operator is Operator.IN
-                and len(requirement.values) == 1
-            )
-            if names_namespace and requirement != own:
-                self.findings.warnings.append(
-                    f"{path}: a namespaced policy selects in its own namespace only, "
-                    f"{self.namespace}"
-                )
-            if not names_namespace:
-                kept.append(requirement)
-        return LabelSelector((*kept, own))
+        return selector.require(equals(KEY_NAMESPACE, self.namespace))
 
     def _default_deny(self, direction: Direction) -> bool:
         if not self.options.non_default_deny or self.spec.enable_default_deny is None:

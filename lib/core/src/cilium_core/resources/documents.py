@@ -82,6 +82,7 @@ def load_documents(text: str, source: str) -> list[Document]:
 def _parse(text: str, source: str) -> Iterator[Document]:
     loader = None
     try:
+        _check_depth(text, source)
         loader = _Loader(text)
         while loader.check_node():
             node: Any = loader.get_node()
@@ -104,6 +105,19 @@ def _parse(text: str, source: str) -> Iterator[Document]:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _check_depth(text: str, source: str) -> None:
+    """Refuse deep nesting before nodes are composed, which recurses in C and would crash."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEEPEST:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise DocumentError(f"{source}:{line}: the document is too deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _expand(document: Document) -> list[Document]:
@@ -149,7 +163,7 @@ class _Reader:
             return self._scalars.construct_object(node)
         except yaml.constructor.ConstructorError as error:
             raise DocumentError(f"{self.source}:{line}: {error.problem}") from None
-        except ValueError as error:
+        except (ValueError, LookupError, ArithmeticError) as error:
             raise DocumentError(f"{self.source}:{line}: {error}") from None
 
     def _mapping(self, node: Any, path: Path, depth: int) -> dict[str, Any]:
