@@ -81,12 +81,16 @@ class Election:
 
     async def _win(self) -> bool:
         """Wait until there is no leader and try to become it."""
+        holder = ""
         async with aclosing(self._store.watch(self._key)) as events:
             async for event in events:
                 if event.key == self._key:
                     put = event.kind is EventKind.PUT
-                    self.leader = event.value.decode("utf-8", "replace") if put else ""
-                if not self.leader and event.kind is not EventKind.PUT:
+                    holder = event.value.decode("utf-8", "replace") if put else ""
+                elif event.kind is not EventKind.SYNCED:
+                    continue  # another key that begins like ours
+                self.leader = holder
+                if not holder:
                     break
         self._lease = await self._store.lease(self._ttl_s, restore=False)
         if not await self._store.create(self._key, self._candidate.encode(), self._lease):

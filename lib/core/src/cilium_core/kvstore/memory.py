@@ -1,13 +1,14 @@
 """A store in this process with the semantics of etcd, for tests and simulations.
 
 A `MemoryCluster` is the state that several `MemoryStore` clients share, as several processes share
-one etcd. It can be told to expire a lease, to compact its history and to be down; `on_apply` lets
-a test stop, interleave or crash a client around each transaction.
+one etcd. It can be told to expire a lease and to be down; `on_call` lets a test delay, interleave
+or crash a client around each call.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from cilium_core.kvstore.base import BaseStore, LeaseGoneError
@@ -25,7 +26,7 @@ from cilium_core.kvstore.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
 
 class MemoryCluster:
@@ -158,15 +159,17 @@ class MemoryStore(BaseStore):
         self,
         cluster: MemoryCluster | None = None,
         *,
-        on_apply: Callable[[str], Awaitable[None]] | None = None,
+        on_call: Callable[[str, str], Awaitable[None]] | None = None,
     ) -> None:
-        """Make a client; `on_apply` is awaited with "before" and "after" around each write.
+        """Make a client; `on_call` is awaited around each call with its name and when.
 
-        An exception it raises stands for a crash or a lost connection at that point.
+        Names are "apply" (every write), "get", "list" and "watch" (each event), when is "before"
+        or "after". It may wait, to let others come between; an exception it raises stands for a
+        crash or a lost connection at that point.
         """
         super().__init__()
         self.cluster = cluster or MemoryCluster()
-        self._on_apply = on_apply
+        self._on_call = on_call
         self._queues: list[asyncio.Queue[Event | None]] = []
 
     async def apply(
@@ -177,23 +180,18 @@ class MemoryStore(BaseStore):
         repeatable: bool = False,
     ) -> bool:
         """See BaseStore; nothing is ever unknown here, so `repeatable` changes nothing."""
-        await self._turn()
-        if self._on_apply is not None:
-            await self._on_apply("before")
-        done = self.cluster.apply(conditions, operations)
-        if self._on_apply is not None:
-            await self._on_apply("after")
-        return done
+        async with self._call("apply"):
+            return self.cluster.apply(conditions, operations)
 
     async def get(self, key: str) -> KeyValue | None:
         """See Store."""
-        await self._turn()
-        return self.cluster.get(key)
+        async with self._call("get"):
+            return self.cluster.get(key)
 
     async def list_prefix(self, prefix: str) -> Listing:
         """See Store."""
-        await self._turn()
-        return self.cluster.list(prefix)
+        async with self._call("list"):
+            return self.cluster.list(prefix)
 
     async def grant_lease(self, ttl_s: int) -> int:
         """See BaseStore."""
@@ -220,6 +218,8 @@ class MemoryStore(BaseStore):
                 yield Event(EventKind.PUT, item.key, item.value, item.mod_revision)
             yield Event(EventKind.SYNCED)
             while (event := await queue.get()) is not None:
+                if self._on_call is not None:
+                    await self._on_call("watch", "before")
                 yield event
         finally:
             self.cluster.unsubscribe(queue)
@@ -235,6 +235,15 @@ class MemoryStore(BaseStore):
         """See Store."""
         up = self.cluster.up.is_set()
         return StoreStatus(up, "memory", "" if up else "the simulated cluster is down")
+
+    @asynccontextmanager
+    async def _call(self, name: str) -> AsyncIterator[None]:
+        await self._turn()
+        if self._on_call is not None:
+            await self._on_call(name, "before")
+        yield
+        if self._on_call is not None:
+            await self._on_call(name, "after")
 
     async def _turn(self) -> None:
         await asyncio.sleep(0)
