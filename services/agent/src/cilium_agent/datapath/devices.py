@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from cilium_agent.datapath import netlink as nl
 from cilium_agent.datapath.errors import DeviceError
+from cilium_agent.datapath.netlink import NetlinkError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

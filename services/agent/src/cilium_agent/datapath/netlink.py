@@ -1,4 +1,4 @@
-"""The few netlink operations that devices, filters and routes need.
+"""The few netlink operations that devices, filters and routes need; pyroute2 stays behind it.
 
 Sockets are opened for one piece of work and in the calling thread, so everything happens in the
 network namespace of that thread, and threads do not disturb each other.
@@ -18,6 +18,23 @@ from cilium_agent.datapath.errors import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = [
+    "EGRESS",
+    "INGRESS",
+    "XDP_FLAGS",
+    "IPRoute",
+    "NetlinkError",
+    "attach",
+    "detach",
+    "filter_names",
+    "index_of",
+    "link",
+    "session",
+    "set_xdp",
+    "write_sysctl",
+    "xdp_of",
+]
 
 INGRESS, EGRESS = "ffff:fff2", "ffff:fff3"
 """Parents of the clsact filters."""

@@ -22,13 +22,11 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from cilium_agent.datapath import netlink as nl
 from cilium_agent.datapath.devices import ENDPOINT_PREFIX
 from cilium_agent.datapath.errors import DeviceError, NamespaceError
 from cilium_agent.datapath.models import PodInterface
+from cilium_agent.datapath.netlink import IPRoute, NetlinkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from cilium_core import abi
-from pyroute2.netlink.exceptions import NetlinkError
 
 from cilium_agent.datapath import netlink as nl
 from cilium_agent.datapath import syscalls
 from cilium_agent.datapath.errors import DatapathError, DeviceError
 from cilium_agent.datapath.models import Network, PrefilterState
+from cilium_agent.datapath.netlink import NetlinkError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

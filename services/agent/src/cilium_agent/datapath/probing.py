@@ -13,11 +13,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from cilium_agent.datapath import syscalls
 from cilium_agent.datapath.errors import BpfError
+from cilium_agent.datapath.netlink import IPRoute, NetlinkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,9 +10,8 @@ import errno
 import ipaddress
 from typing import TYPE_CHECKING, Any
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from cilium_agent.datapath import netlink as nl
+from cilium_agent.datapath.netlink import NetlinkError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
