@@ -9,6 +9,7 @@ then gets the public call.
 from __future__ import annotations
 
 import base64
+import os
 import re
 import sys
 from pathlib import Path
@@ -61,6 +62,8 @@ class Connection:
     """A server, as the settings name it. Use as a context manager."""
 
     def __init__(self, settings: Settings) -> None:
+        # gRPC's own chatter would stand between the lines of a user's output.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 
         self.target = settings.text("server").removeprefix(SERVER_TLS_PREFIX)

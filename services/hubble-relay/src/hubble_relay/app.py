@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import ssl
 
     import grpc.aio
+    from cilium_core.serving.http_server import HttpServer
 
     from hubble_relay.settings import RelaySettings
 
@@ -53,7 +54,9 @@ class Relay:
         self.pool = Pool(self._tls)
         self._watchers: list[asyncio.Task[None]] = []
         self._servers: list[PackedServer] = []
-        self._metrics: object | None = None
+        self._metrics: HttpServer | None = None
+        self.ports: list[int] = []
+        """TCP ports that are listened on, in the order of the addresses."""
         self._health = Health()
 
     def _client_tls(self) -> ClientTls | None:
@@ -87,7 +90,10 @@ class Relay:
         self.directory.on_change(self.pool.replace)
         tls = self._server_tls()
         for address in self._settings.listen_address:
-            await main.listen(address, tls)
+            if address.startswith("unix:"):
+                await main.listen(address)
+            else:
+                self.ports.append(await main.listen_tcp(address, tls))
             log.info("listening", address=address, tls=tls is not None)
         if self._settings.health_listen_address:
             await self._servers[1].listen(self._settings.health_listen_address)
@@ -162,6 +168,6 @@ class Relay:
         await asyncio.gather(*self._watchers, return_exceptions=True)
         await asyncio.gather(*(server.stop(_STOP_GRACE_S) for server in self._servers))
         if self._metrics is not None:
-            await self._metrics.stop()  # type: ignore[attr-defined]
+            await self._metrics.stop()
         await self.pool.close()
         log.info("stopped")
