@@ -94,6 +94,40 @@ def test_entries_of_another_key_are_not_taken_for_ours(bpf_root: Path) -> None:
     again.close()
 
 
+def test_a_hash_may_become_one_that_evicts(bpf_root: Path) -> None:
+    _filled(bpf_root)
+
+    lru = replace(_HASH, type=syscalls.MAP_TYPES["LRU_HASH"], flags=0, max_entries=64)
+    again = _open(lru, bpf_root)
+
+    assert dict(again["THING"].items()) == {_key(n): _value(n) for n in range(5)}
+    again.close()
+
+
+@pytest.mark.parametrize("before", ["PERF_EVENT_ARRAY", "HASH"])
+def test_a_map_of_an_unlike_type_starts_empty(bpf_root: Path, before: str) -> None:
+    kind = syscalls.MAP_TYPES[before]
+    flags = 1 if before == "HASH" else 0
+    _open(replace(_HASH, type=kind, value="__u32", flags=flags), bpf_root).close()
+
+    array = replace(_HASH, type=syscalls.MAP_TYPES["ARRAY"], flags=0)
+    again = _open(array, bpf_root)
+
+    assert [value for _, value in again["THING"].items()] == [bytes(8)] * 8
+    again.catch_up()
+    again.close()
+
+
+def test_an_array_keeps_its_first_entries(bpf_root: Path) -> None:
+    array = replace(_HASH, type=syscalls.MAP_TYPES["ARRAY"], flags=0)
+    _filled(bpf_root, array)
+
+    again = _open(replace(array, value="metrics_value"), bpf_root)
+
+    assert again["THING"].get(_key(4)) == _value(4) + bytes(8)
+    again.close()
+
+
 def test_what_old_programs_wrote_meanwhile_is_brought_over(bpf_root: Path) -> None:
     _filled(bpf_root)
     old = syscalls.obj_get(bpf_root / "thing")

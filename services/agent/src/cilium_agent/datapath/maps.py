@@ -29,7 +29,20 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_OPAQUE = frozenset(syscalls.MAP_TYPES[name] for name in ("PROG_ARRAY", "PERF_EVENT_ARRAY"))
+_COPIED_ACROSS = tuple(
+    frozenset(syscalls.MAP_TYPES[name] for name in names)
+    for names in (
+        ("HASH", "LRU_HASH"),
+        ("PERCPU_HASH", "LRU_PERCPU_HASH"),
+        ("ARRAY",),
+        ("PERCPU_ARRAY",),
+        ("LPM_TRIE",),
+        ("HASH_OF_MAPS",),
+    )
+)
+"""Types between which entries are copied; those left out hold nothing that can be read back."""
+_ARRAYS = frozenset(syscalls.MAP_TYPES[name] for name in ("ARRAY", "PERCPU_ARRAY"))
+"""Every entry of these exists from the start, so a copy overwrites and is made but once."""
 _FULL = (errno.E2BIG, errno.ENOSPC)
 
 
@@ -151,20 +164,18 @@ class Migration:
 
     def copy(self) -> None:
         """Bring the entries over that the new map has room for and does not have yet."""
-        if self.spec.type in _OPAQUE:
-            return
         old = syscalls.map_info(self.old_fd)
         target = Map(self.spec, self.new_fd)
-        room = target.value_size
-        per_cpu = old.type in syscalls.PER_CPU_TYPES
-        width = old.value_size
-        if per_cpu:
+        room, width = target.value_size, old.value_size
+        if self.spec.per_cpu:
             width = -(-old.value_size // 8) * 8 * syscalls.possible_cpus()
-        kind_differs = per_cpu != self.spec.per_cpu or (per_cpu and width != room)
-        if old.key_size != target.key_size or width > room or kind_differs:
+        alike = any({old.type, self.spec.type} <= types for types in _COPIED_ACROSS)
+        if not alike or old.key_size != target.key_size:
+            return
+        if width > room or (self.spec.per_cpu and width != room):
             return
         copier = self._copy_inner if self.spec.inner is not None else self._copy_plain
-        array = self.spec.type == syscalls.MAP_TYPES["ARRAY"]
+        array = self.spec.type in _ARRAYS
         for keys, values, count in syscalls.lookup_batch(self.old_fd, old.key_size, width):
             for at in range(count):
                 key = keys[at * old.key_size : (at + 1) * old.key_size]
@@ -207,7 +218,7 @@ class Migration:
         Call it once no program uses the old map any more.
         """
         try:
-            if self.spec.type != syscalls.MAP_TYPES["ARRAY"]:
+            if self.spec.type not in _ARRAYS:
                 self.copy()
         finally:
             os.close(self.old_fd)
