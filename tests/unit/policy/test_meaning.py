@@ -505,10 +505,12 @@ def test_a_named_egress_port_with_two_numbers_in_the_cluster_opens_nothing():
 
     here.apply(cnp({"endpointSelector": SUBJECT, "egress": [ports]}))
     assert not here.reaches("client", "old", 80)
+    assert list(here.engine.ambiguous_names().values()) == [{"web"}]
     here.take("new")
     here.flush()
 
     assert here.reaches("client", "old", 80)
+    assert here.engine.ambiguous_names() == {}
 
 
 def test_a_named_ingress_port_is_the_subjects_own():

@@ -30,7 +30,7 @@ from cilium_core.policy.resolving import (
     Subject,
     resolution_key,
 )
-from cilium_core.policy.rules import Policy, PolicyRef, Rule
+from cilium_core.policy.rules import Direction, Policy, PolicyRef, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -264,6 +264,21 @@ class PolicyEngine:
             )
             for peer, refs in users.items()
         }
+
+    def ambiguous_names(self) -> dict[PolicyRef, frozenset[str]]:
+        """Port names that open nothing because the cluster's pods number them differently.
+
+        Only egress rules that look names up in the whole cluster are concerned; the user should
+        be told, since the policy says more than it does.
+        """
+        found: dict[PolicyRef, set[str]] = {}
+        for policy in self.repository:
+            for rule in policy.rules:
+                if rule.direction is Direction.EGRESS and not rule.named_ports_of_peer:
+                    for port in rule.named_ports:
+                        if self.named_ports.is_ambiguous(port.name, port.protocol):
+                            found.setdefault(policy.ref, set()).add(port.name)
+        return {ref: frozenset(names) for ref, names in found.items()}
 
     def sweep_cookies(self) -> int:
         """Forget cookies out of use for two sweeps; call it every few minutes."""
