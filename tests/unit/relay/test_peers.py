@@ -59,6 +59,16 @@ def test_the_newest_address_counts():
     assert directory.peers["a"].address == "2.2.2.2"
 
 
+def test_a_service_that_knows_no_address_yet_does_not_overrule_one_that_does():
+    directory = Directory()
+    directory.upsert("one", Peer("a", "1.1.1.1", None))
+    directory.upsert("two", Peer("a", "", None))
+
+    assert directory.peers["a"].address == "1.1.1.1"
+    directory.delete("one", "a")
+    assert directory.peers["a"].address == ""
+
+
 async def test_peers_are_kept_while_their_service_is_away_and_forgotten_if_not_named_again(
     tmp_path,
 ):

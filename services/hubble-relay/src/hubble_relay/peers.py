@@ -85,13 +85,12 @@ class Directory:
     def upsert(self, source: str, peer: Peer) -> None:
         """A source told of a peer."""
         self._by_source.setdefault(source, {})[peer.name] = peer
-        # What was told last is the newest knowledge.
-        self._merge({peer.name: peer})
+        self._merge(peer)
 
     def delete(self, source: str, name: str) -> None:
         """A source told that a peer is gone."""
         self._by_source.get(source, {}).pop(name, None)
-        self._merge({})
+        self._merge()
 
     def keep_only(self, source: str, names: set[str]) -> None:
         """Forget what a source told of any other peer."""
@@ -99,20 +98,23 @@ class Directory:
         for name in set(known) - names:
             log.info("peer is gone", peer=name, told_by=source)
             del known[name]
-        self._merge({})
+        self._merge()
 
-    def _merge(self, newest: dict[str, Peer]) -> None:
+    def _merge(self, newest: Peer | None = None) -> None:
+        """Make the union anew. Of several opinions, what can be dialled counts, then the newest."""
         union: dict[str, Peer] = {}
         for told in self._by_source.values():
             for name, peer in told.items():
-                # Of several opinions, keep the one in force.
-                if name not in union or peer == self.peers.get(name):
+                known = union.get(name)
+                if known is None or self._weight(peer, newest) > self._weight(known, newest):
                     union[name] = peer
-        union.update(newest)
         if union != self.peers:
             self.peers = union
             for listener in self._listeners:
                 listener(union)
+
+    def _weight(self, peer: Peer, newest: Peer | None) -> tuple[bool, bool, bool]:
+        return bool(peer.target), peer == newest, peer == self.peers.get(peer.name)
 
 
 class PeerWatcher:
