@@ -69,8 +69,10 @@ def snapshot(pods: int) -> list[metadata_pb2.Update]:
                 )
             )
         )
-    for index in range(1, DEVICES):
-        updates.append(make(interface=metadata_pb2.Interface(index=index, name=f"lxc{index}")))
+    updates += [
+        make(interface=metadata_pb2.Interface(index=index, name=f"lxc{index}"))
+        for index in range(1, DEVICES)
+    ]
     for cookie in COOKIES[:2]:
         policy = flow_pb2.Policy(name=f"rule{cookie}", namespace="ns0", kind="CiliumNetworkPolicy")
         rules = metadata_pb2.Rules(cookie=cookie, policies=[policy], log=["a", "a", "b"])

@@ -10,6 +10,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cilium.metadata.v1 import metadata_pb2
 from cilium_core import abi
 from flow import flow_pb2
 from hubble_server.facts import VERSION
@@ -17,7 +18,6 @@ from hubble_server.facts import VERSION
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cilium.metadata.v1 import metadata_pb2
 
 _FILES = {1: "bpf_host.c", 2: "bpf_lxc.c", 3: "bpf_overlay.c", 4: "bpf_xdp.c", 5: "bpf_sock.c"}
 _ICMPV4 = {0: "EchoReply", 8: "EchoRequest"}

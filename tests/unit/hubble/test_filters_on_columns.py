@@ -98,10 +98,9 @@ def test_masks_agree_with_testing_each_flow_on_its_own(
         blacklist = [*blacklist, flow_pb2.FlowFilter(uuid=[flows[seed % len(flows)].uuid])]
     try:
         passes = flow_filters.compile_filters(whitelist, blacklist)
-    except FilterError as error:
+    except FilterError:
         with pytest.raises(FilterError, match="requires the event type"):
             pipeline.filters(whitelist, blacklist)
-        assert "requires the event type" in str(error)
         return
     block = pipeline.store.block(0, len(flows))
     mask = pipeline.filters(whitelist, blacklist).mask(Columns(block, len(block)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
+
 from cilium.metadata.v1 import metadata_pb2
 from flow import flow_pb2
 from hubble_server.ingest import Snapshot
@@ -10,6 +11,9 @@ from hubble_server.metadata import directory as directories
 
 from tests.unit.hubble.loads import address_of, event, identity_of, snapshot
 from tests.unit.hubble.pipelines import Pipeline
+
+if TYPE_CHECKING:
+    import pytest
 
 make = metadata_pb2.Update
 

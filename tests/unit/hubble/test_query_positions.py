@@ -48,24 +48,24 @@ DROPPED = flow_pb2.FlowFilter(verdict=[flow_pb2.DROPPED])
 @pytest.mark.parametrize(
     ("query", "filtered", "expected"),
     [
-        (dict(), False, range(20)),
-        (dict(number=3), False, [17, 18, 19]),
-        (dict(number=100), False, range(20)),
-        (dict(number=3), True, [15, 17, 19]),
-        (dict(first=True, number=3), False, [0, 1, 2]),
-        (dict(first=True, number=3), True, [1, 3, 5]),
-        (dict(since=15), False, range(15, 20)),
-        (dict(since=15, number=2), False, [15, 16]),
-        (dict(since=15, until=17), False, [15, 16, 17]),
-        (dict(first=True, since=15, number=2), False, [15, 16]),
-        (dict(until=4), False, range(5)),
-        (dict(until=4, number=18), False, [2, 3, 4]),
-        (dict(until=4, number=2), False, []),
-        (dict(follow=True), False, [19]),
-        (dict(follow=True, number=3), False, [17, 18, 19]),
-        (dict(follow=True, number=2), True, [17, 19]),
-        (dict(follow=True, since=18), False, [18, 19]),
-        (dict(follow=True, since=15, until=16), False, [15, 16]),
+        ({}, False, range(20)),
+        ({"number": 3}, False, [17, 18, 19]),
+        ({"number": 100}, False, range(20)),
+        ({"number": 3}, True, [15, 17, 19]),
+        ({"first": True, "number": 3}, False, [0, 1, 2]),
+        ({"first": True, "number": 3}, True, [1, 3, 5]),
+        ({"since": 15}, False, range(15, 20)),
+        ({"since": 15, "number": 2}, False, [15, 16]),
+        ({"since": 15, "until": 17}, False, [15, 16, 17]),
+        ({"first": True, "since": 15, "number": 2}, False, [15, 16]),
+        ({"until": 4}, False, range(5)),
+        ({"until": 4, "number": 18}, False, [2, 3, 4]),
+        ({"until": 4, "number": 2}, False, []),
+        ({"follow": True}, False, [19]),
+        ({"follow": True, "number": 3}, False, [17, 18, 19]),
+        ({"follow": True, "number": 2}, True, [17, 19]),
+        ({"follow": True, "since": 18}, False, [18, 19]),
+        ({"follow": True, "since": 15, "until": 16}, False, [15, 16]),
     ],
 )
 def test_start_and_end(
@@ -153,6 +153,9 @@ def test_a_query_over_the_seam_of_the_ring_finds_everything_in_order() -> None:
     pipeline.feed(np.repeat(numbered([5]), slots - 10))
     pipeline.feed(numbered(range(40)))
     assert list(range(40)) == places(pipeline.flows(Query(number=40)))
-    assert places(
-        pipeline.flows(Query(number=4, filters=pipeline.filters([DROPPED])))
-    ) == [33, 35, 37, 39]
+    assert places(pipeline.flows(Query(number=4, filters=pipeline.filters([DROPPED])))) == [
+        33,
+        35,
+        37,
+        39,
+    ]

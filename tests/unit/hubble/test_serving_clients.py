@@ -35,12 +35,15 @@ Filter = flow_pb2.FlowFilter
 
 
 async def failure(call: Any) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+    async def finish() -> None:
         if hasattr(call, "__aiter__"):
             async for _ in call:
                 pass
         else:
             await call
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await finish()
     return caught.value
 
 
@@ -207,15 +210,15 @@ def read_all(client: RawClient, wanted: int) -> tuple[int, int]:
     ("request_", "code", "text"),
     [
         (
-            dict(first=True, follow=True),
+            {"first": True, "follow": True},
             "INVALID_ARGUMENT",
             "first cannot be specified with follow",
         ),
-        (dict(whitelist=[Filter(source_ip=["x"])]), "UNKNOWN", 'invalid IP address "x" in filter'),
-        (dict(blacklist=[Filter(dns_query=["("])]), "UNKNOWN", "invalid DNS query filter"),
-        (dict(field_mask=FieldMask(paths=["source.id"])), "UNKNOWN", "invalid fieldmask"),
-        (dict(since=Timestamp(nanos=-1)), "UNKNOWN", "since"),
-        (dict(until=Timestamp(seconds=-5)), "UNKNOWN", "until"),
+        ({"whitelist": [Filter(source_ip=["x"])]}, "UNKNOWN", 'invalid IP address "x" in filter'),
+        ({"blacklist": [Filter(dns_query=["("])]}, "UNKNOWN", "invalid DNS query filter"),
+        ({"field_mask": FieldMask(paths=["source.id"])}, "UNKNOWN", "invalid fieldmask"),
+        ({"since": Timestamp(nanos=-1)}, "UNKNOWN", "since"),
+        ({"until": Timestamp(seconds=-5)}, "UNKNOWN", "until"),
     ],
 )
 async def test_requests_that_make_no_sense_say_why(
@@ -263,9 +266,10 @@ async def test_status_and_namespaces(server: Server) -> None:
     assert f"cilium v{VERSION}" == status.version
     assert not status.HasField("num_connected_nodes")
     found = await server.observer.GetNamespaces(observer_pb2.GetNamespacesRequest())
-    assert [
-        (each.cluster, each.namespace) for each in found.namespaces
-    ] == [("", "ns0"), ("", "ns1")]
+    assert [(each.cluster, each.namespace) for each in found.namespaces] == [
+        ("", "ns0"),
+        ("", "ns1"),
+    ]
 
 
 async def test_what_a_node_does_not_implement(server: Server) -> None:
