@@ -17,7 +17,7 @@ from cilium.metadata.v1 import metadata_pb2
 from cilium_agent.errors import SlowWatcherError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable, Iterable
+    from collections.abc import AsyncGenerator, Hashable, Iterable
 
     from flow import flow_pb2
 
@@ -34,6 +34,11 @@ class MetadataHub:
         self._events: deque[metadata_pb2.Update] = deque(maxlen=KEPT_EVENTS)
         self._watchers: set[_Watcher] = set()
 
+    @property
+    def watchers(self) -> int:
+        """How many are being served."""
+        return len(self._watchers)
+
     def publish(self, updates: Iterable[metadata_pb2.Update]) -> None:
         """Apply updates to the state and pass them on; what changes nothing is left out."""
         news = [update for update in updates if self._apply(update)]
@@ -47,7 +52,7 @@ class MetadataHub:
         update.agent_event.time.FromNanoseconds(time.time_ns())
         self.publish([update])
 
-    async def watch(self) -> AsyncIterator[metadata_pb2.WatchResponse]:
+    async def watch(self) -> AsyncGenerator[metadata_pb2.WatchResponse, None]:
         """The snapshot in batches, then changes as they come, until cancelled.
 
         Raises `SlowWatcherError` when more than `MAX_BACKLOG` updates wait to be read.

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from cilium_agent.datapath import netns
+from cilium_agent.datapath import PodInterface, netns
 from cilium_agent.datapath.errors import NamespaceError
 from cilium_agent.datapath.models import IpcacheEntry
 from cilium_agent.endpoints.records import Link
@@ -24,7 +24,7 @@ from cilium_agent.errors import PodLinkError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from cilium_agent.datapath import Datapath
+    from cilium_agent.datapath import Datapath, PolicyChange
     from cilium_agent.datapath.models import EndpointInfo, NodeConfig
     from cilium_agent.endpoints.records import Endpoint, EndpointID
     from cilium_agent.ipcaches import Entry
@@ -89,6 +89,13 @@ class Plane:
         """Remove an endpoint's rows and policy."""
         await self.run(_disconnect, self.datapath, endpoint_id)
 
+    async def write_policies(
+        self, changes: Mapping[int, PolicyChange], changed_rows: list[EndpointInfo]
+    ) -> None:
+        """Install policies, then rows."""
+        if changes or changed_rows:
+            await self.run(_write_policies, self.datapath, changes, changed_rows)
+
     async def scrub(self, addresses: Sequence[str]) -> None:
         """Forget the tracked connections of addresses."""
         parsed = [ipaddress.ip_address(address) for address in addresses]
@@ -116,7 +123,7 @@ async def _within(executor: ThreadPoolExecutor, call: Callable[[], T]) -> T:
     return await asyncio.shield(asyncio.get_running_loop().run_in_executor(executor, call))
 
 
-def _make_link(endpoint: Endpoint, config: NodeConfig) -> netns.PodInterface:
+def _make_link(endpoint: Endpoint, config: NodeConfig) -> PodInterface:
     return netns.create(
         endpoint.attachment.netns,
         endpoint.attachment.ifname,
@@ -149,6 +156,14 @@ def _disconnect(datapath: Datapath, endpoint_id: EndpointID) -> None:
     datapath.policy.delete(endpoint_id)
 
 
+def _write_policies(
+    datapath: Datapath, changes: Mapping[int, PolicyChange], changed_rows: list[EndpointInfo]
+) -> None:
+    datapath.policy.apply(changes)
+    for row in changed_rows:
+        datapath.endpoints.upsert(row)
+
+
 def _ipcache_entry(prefix: str, entry: Entry) -> IpcacheEntry:
     tunnel = ipaddress.IPv4Address(entry.tunnel_ipv4) if entry.tunnel_ipv4 else None
     return IpcacheEntry(ipaddress.ip_network(prefix), entry.identity, tunnel)
@@ -160,5 +175,4 @@ def _write_ipcache(
     gone: list[ipaddress.IPv4Network | ipaddress.IPv6Network],
 ) -> None:
     datapath.ipcache.upsert_many(entries)
-    for prefix in gone:
-        datapath.ipcache.delete(prefix)
+    datapath.ipcache.delete_many(gone)

@@ -70,6 +70,7 @@ class Endpoint:
 
     `identity` is 0 until one is allocated. `policy_revision` is the repository revision the kernel
     enforces, 0 before the first build. `ipv4` and `ipv6` are empty when the family is off.
+    `row_stale` asks for the data plane's row to be written with the next policy.
     `created` is set once the container runtime may have been told that the pod's network is up.
     """
 
@@ -90,6 +91,7 @@ class Endpoint:
     policy_revision: int = 0
     ingress_enforced: bool = False
     egress_enforced: bool = False
+    row_stale: bool = True
     error: str = ""
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG_ENTRIES))
 

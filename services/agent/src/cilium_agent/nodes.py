@@ -1,0 +1,196 @@
+"""The nodes of the cluster: this one's record, and how to reach the others' pods.
+
+This node's record stands in the store below a lease. Every other record becomes rows of the address
+table (the node itself, its pod gateway, its pod CIDRs behind the tunnel) and routes. Changes are
+noted on the event loop; the "nodes" controller carries them out.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from cilium_core.errors import InvalidError
+from cilium_core.identities import ReservedIdentity
+from cilium_core.kvstore import EventKind
+from cilium_core.records import CILIUM_INTERNAL_IP, INTERNAL_IP, NODES, NodeAddress, NodeRecord
+from cilium_core.telemetry import gauge, get_logger
+
+from cilium_agent.datapath import EndpointInfo, RemoteNode
+from cilium_agent.datapath.models import EndpointFlag
+from cilium_agent.ipcaches import Entry, IPCache, Source, normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from cilium_core.kvstore import Event
+    from cilium_core.records import Network
+
+    from cilium_agent.datapath import Datapath
+    from cilium_agent.feeds import Feed
+    from cilium_agent.planes import Plane
+
+log = get_logger()
+
+NODES_KNOWN = gauge("cilium_nodes", "Nodes of the cluster known to this one, itself included.")
+
+
+def own_record(
+    *,
+    name: str,
+    cluster: str,
+    cluster_id: int,
+    addresses: Iterable[str],
+    routers: Iterable[str],
+    pod_cidrs: Iterable[Network],
+) -> NodeRecord:
+    """Describe this node; empty addresses are left out."""
+    listed = [(INTERNAL_IP, a) for a in addresses] + [(CILIUM_INTERNAL_IP, a) for a in routers]
+    return NodeRecord(
+        name=name,
+        cluster=cluster,
+        cluster_id=cluster_id,
+        addresses=tuple(NodeAddress(kind, ipaddress.ip_address(a)) for kind, a in listed if a),
+        pod_cidrs=tuple(pod_cidrs),
+    )
+
+
+def claims(node: NodeRecord) -> dict[str, Entry]:
+    """What another node means for the address table."""
+    tunnel = node.address(4)
+    behind = str(tunnel) if tunnel else None
+    host = str(tunnel or node.address(6) or "")
+    found: dict[str, Entry] = {}
+    for cidr in node.pod_cidrs:
+        # Addresses that no record explains yet: in the cluster, but nobody's.
+        found[str(cidr)] = Entry(int(ReservedIdentity.UNMANAGED), behind, host)
+    for address in node.addresses:
+        inside = address.kind == CILIUM_INTERNAL_IP
+        found[normalise(str(address.ip))] = Entry(
+            int(ReservedIdentity.REMOTE_NODE), behind if inside else None, host
+        )
+    return found
+
+
+class Nodes:
+    """The nodes as the store has them."""
+
+    def __init__(
+        self,
+        *,
+        cluster: str,
+        name: str,
+        ipcache: IPCache,
+        plane: Plane,
+        feed: Feed,
+    ) -> None:
+        """Take the parts; `cluster` and `name` are the own node's."""
+        self.trigger: Callable[[], None] = lambda: None
+        self._cluster = cluster
+        self._name = name
+        self._ipcache = ipcache
+        self._plane = plane
+        self._feed = feed
+        self._records: dict[str, NodeRecord] = {}
+        self._claims: dict[str, dict[str, Entry]] = {}
+        self.own: NodeRecord | None = None
+        self.synced = False
+
+    def all(self) -> list[NodeRecord]:
+        """The own node first, then the others by name."""
+        others = [self._records[key] for key in sorted(self._records)]
+        return [self.own, *others] if self.own else others
+
+    def handle(self, event: Event) -> None:
+        """Note a change of a node's record."""
+        if event.kind is EventKind.SYNCED:
+            self.synced = True
+            self.trigger()
+            return
+        key = event.key.removeprefix(NODES)
+        if key == f"{self._cluster}/{self._name}":
+            return
+        if event.kind is EventKind.PUT:
+            try:
+                record = NodeRecord.from_json(event.value)
+            except InvalidError as error:
+                log.warning("node record ignored", key=event.key, error=str(error))
+                return
+            self._upsert(key, record)
+        else:
+            self._delete(key)
+        NODES_KNOWN.set(len(self._records) + 1)
+        self.trigger()
+
+    def set_own(self, record: NodeRecord) -> None:
+        """Note what this node is."""
+        self.own = record
+        for address in record.addresses:
+            self._ipcache.upsert(str(address.ip), Source.LOCAL, Entry(int(ReservedIdentity.HOST)))
+        addresses = [str(a.ip) for a in record.addresses if a.kind == INTERNAL_IP]
+        self._feed.local_node(record.name, record.cluster, addresses)
+        self._feed.node(record.name, record.cluster, addresses)
+
+    async def reconcile(self) -> None:
+        """Bring routes and address table up to date."""
+        if not self.synced:
+            return
+        remotes = [RemoteNode(key, node.pod_cidrs) for key, node in self._records.items()]
+        await self._plane.run(_sync_routes, self._plane.datapath, remotes)
+        await self._ipcache.flush()
+
+    async def write_host_rows(self, record: NodeRecord) -> None:
+        """Tell the data plane which addresses are the node's own, and which no longer."""
+        rows = [_host_row(str(address.ip)) for address in record.addresses]
+        await self._plane.run(_write_host_rows, self._plane.datapath, rows)
+
+    def _upsert(self, key: str, record: NodeRecord) -> None:
+        before = self._records.get(key)
+        if before == record:
+            return
+        if before is None:
+            log.info("node joined", node=key, addresses=[str(a.ip) for a in record.addresses])
+        self._records[key] = record
+        self._claim(key, claims(record))
+        addresses = [str(a.ip) for a in record.addresses if a.kind == INTERNAL_IP]
+        self._feed.node(record.name, record.cluster, addresses)
+
+    def _delete(self, key: str) -> None:
+        record = self._records.pop(key, None)
+        if record is None:
+            return
+        log.info("node left", node=key)
+        self._claim(key, {})
+        self._feed.node_deleted(record.name, record.cluster)
+
+    def _claim(self, key: str, wanted: dict[str, Entry]) -> None:
+        held = self._claims.pop(key, {})
+        for prefix in held.keys() - wanted.keys():
+            if self._ipcache.claimed(prefix, Source.KVSTORE) == held[prefix]:
+                self._ipcache.delete(prefix, Source.KVSTORE)
+        for prefix, entry in wanted.items():
+            self._ipcache.upsert(prefix, Source.KVSTORE, entry)
+        if wanted:
+            self._claims[key] = wanted
+
+
+def _sync_routes(datapath: Datapath, remotes: list[RemoteNode]) -> None:
+    datapath.routes.sync(remotes)
+
+
+def _host_row(address: str) -> EndpointInfo:
+    parsed = ipaddress.ip_address(address)
+    flags = int(EndpointFlag.ENDPOINT_HOST)
+    identity = int(ReservedIdentity.HOST)
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return EndpointInfo(id=0, identity=identity, ipv4=parsed, flags=flags)
+    return EndpointInfo(id=0, identity=identity, ipv6=parsed, flags=flags)
+
+
+def _write_host_rows(datapath: Datapath, rows: list[EndpointInfo]) -> None:
+    wanted = {(row.ipv4, row.ipv6) for row in rows}
+    for row in rows:
+        datapath.endpoints.upsert(row)
+    for row in datapath.endpoints.dump():
+        if not row.id and (row.ipv4, row.ipv6) not in wanted:
+            datapath.endpoints.delete(row)
