@@ -8,7 +8,11 @@
 #include "lib/common.h"
 
 #define TOKEN_SHIFT 20
+#define EARN_SHIFT  10
 #define NS_PER_S    1000000000ULL
+/* A minute, and 134 million packets a second: bounds that keep their product within 64 bits. */
+#define EARN_MAX (1ULL << 26)
+#define RATE_MAX (1ULL << 27)
 
 static __always_inline void count_frame(__u8 reason, __u16 line, __u32 bytes)
 {
@@ -62,15 +66,17 @@ static __always_inline __u32 refused(const struct rate_key *key)
 		map_update(map_of(RATELIMIT), key, &fresh, BPF_ANY);
 		return 0;
 	}
-	earned = now - bucket->last_ns;
-	/* a second or more fills any bucket that holds a second's worth; and nothing overflows */
-	if (earned > 16 * NS_PER_S)
-		earned = 16 * NS_PER_S;
-	tokens =
-		bucket->tokens + (((earned >> 10) * rate) << (TOKEN_SHIFT - 10)) / (NS_PER_S >> 20);
+	/* whole microseconds (of 1024 ns) earn; what is left over goes on counting */
+	earned = (now - bucket->last_ns) >> EARN_SHIFT;
+	bucket->last_ns += earned << EARN_SHIFT;
+	if (earned > EARN_MAX)
+		earned = EARN_MAX;
+	if (rate > RATE_MAX)
+		rate = RATE_MAX;
+	tokens = bucket->tokens +
+		 ((earned * rate) << (TOKEN_SHIFT - EARN_SHIFT)) / (NS_PER_S >> TOKEN_SHIFT);
 	if (tokens > burst << TOKEN_SHIFT)
 		tokens = burst << TOKEN_SHIFT;
-	bucket->last_ns = now;
 	if (tokens < 1 << TOKEN_SHIFT) {
 		bucket->tokens = tokens;
 		return ++bucket->refused;

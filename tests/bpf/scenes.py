@@ -10,12 +10,13 @@ import ipaddress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from cilium_agent.datapath.models import EndpointInfo, NodeConfig, PolicyEntry, PolicyKey
+from cilium_agent.datapath.models import EndpointInfo, NodeConfig
 from cilium_core import abi
+from cilium_core.policy import PolicyEntry, PolicyKey
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
-from scapy.packet import Packet, Raw
+from scapy.packet import Raw
 
 from tests.bpf.harness import Plane
 
@@ -136,14 +137,14 @@ class Scene:
         self.plane.policy.replace(pod.endpoint, rules)
         self.enforce(pod, flags)
 
-    # ---- packets ----
+    # ---- packets (Any: scapy's types know neither indices nor attributes) ----
 
     def address(self, who: Inhabitant | str) -> str:
         if isinstance(who, str):
             return who
         return who.ipv4 if self.family == 4 else who.ipv6
 
-    def ip(self, source: Inhabitant | str, target: Inhabitant | str, **fields: Any) -> Packet:
+    def ip(self, source: Inhabitant | str, target: Inhabitant | str, **fields: Any) -> Any:
         """Headers up to layer 3, as the sender's device has them."""
         mac = source if isinstance(source, Inhabitant) else RED
         ethernet = Ether(src=mac.mac, dst=mac.node_mac)
@@ -159,7 +160,7 @@ class Scene:
         flags: str = "S",
         payload: bytes = b"",
         **fields: Any,
-    ) -> Packet:
+    ) -> Any:
         ports = TCP(sport=sport, dport=dport, flags=flags)
         return self.ip(source, target, **fields) / ports / Raw(payload)
 
@@ -171,7 +172,7 @@ class Scene:
         dport: int = 53,
         payload: bytes = b"question",
         **fields: Any,
-    ) -> Packet:
+    ) -> Any:
         return self.ip(source, target, **fields) / UDP(sport=sport, dport=dport) / Raw(payload)
 
     def echo(
@@ -183,7 +184,8 @@ class Scene:
         reply: bool = False,
         payload: bytes = b"ping",
         **fields: Any,
-    ) -> Packet:
+    ) -> Any:
+        layer: Any
         if self.family == 4:
             layer = ICMP(type=0 if reply else 8, id=number, seq=1)
         else:
@@ -220,7 +222,7 @@ class Scene:
 
     # ---- what became of them ----
 
-    def parse(self, packet: bytes) -> Packet:
+    def parse(self, packet: bytes) -> Any:
         return Ether(packet)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cilium_core import abi
@@ -14,7 +14,7 @@ from scapy.layers.inet6 import (
     ICMPv6TimeExceeded,
     IPv6,
 )
-from scapy.packet import Packet, Raw
+from scapy.packet import Raw
 
 from tests.bpf.harness import TC_REDIRECT, TC_SHOT
 from tests.bpf.scenes import (
@@ -193,7 +193,7 @@ def test_an_echo_request_is_no_answer_to_one_with_the_same_identifier(scene: Sce
     assert drops(scene.send(BLUE, scene.echo(BLUE, RED, 7))) == [133]
 
 
-def unreachable(scene: Scene, source: Inhabitant, target: Inhabitant, quoted: Packet) -> Packet:
+def unreachable(scene: Scene, source: Inhabitant, target: Inhabitant, quoted: Any) -> Any:
     """Port unreachable about a packet that target has sent."""
     inner = quoted[1].copy()
     error = ICMP(type=3, code=3) if scene.family == 4 else ICMPv6DestUnreach(code=4)

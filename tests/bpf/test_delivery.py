@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cilium_core import abi
@@ -36,7 +36,7 @@ def ttl(scene: Scene, packet: bytes) -> int:
     return int(Ether(packet)[IP].ttl if scene.family == 4 else Ether(packet)[IPv6].hlim)
 
 
-def ttl_field(scene: Scene, value: int) -> dict[str, int]:
+def ttl_field(scene: Scene, value: int) -> dict[str, Any]:
     return {"ttl" if scene.family == 4 else "hlim": value}
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cilium_core import abi
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
-from scapy.packet import Packet, Raw
+from scapy.packet import Raw
 
 from tests.bpf.harness import TC_OK, TC_REDIRECT, TC_SHOT
 from tests.bpf.scenes import (
@@ -34,12 +34,12 @@ SIZE = 64
 
 
 def pieces(
-    scene: Scene, whole: Packet, number: int = 99, proto: int = UDP_PROTO, size: int = SIZE
-) -> list[Packet]:
+    scene: Scene, whole: Any, number: int = 99, proto: int = UDP_PROTO, size: int = SIZE
+) -> list[Any]:
     """A packet cut into fragments."""
     layer = whole[IP] if scene.family == 4 else whole[1]
     body = bytes(layer.payload)
-    found = []
+    found: list[Any] = []
     for at in range(0, len(body), size):
         more = at + size < len(body)
         part = Raw(body[at : at + size])
@@ -56,7 +56,7 @@ def pieces(
     return found
 
 
-def datagram(scene: Scene, source: Inhabitant, target: Inhabitant, dport: int = 53) -> Packet:
+def datagram(scene: Scene, source: Inhabitant, target: Inhabitant, dport: int = 53) -> Any:
     packet = scene.udp(source, target, dport=dport, payload=bytes(range(180)))
     return Ether(bytes(packet))
 
@@ -160,7 +160,7 @@ def test_a_fragmented_answer_is_restored_whole(scene: Scene) -> None:
     for part in pieces(scene, Ether(bytes(answer))):
         run = scene.arrive(part)
         assert run.verdict == TC_REDIRECT
-        assert Ether(run.packet)[1].dst == scene.address(RED)
+        assert scene.parse(run.packet)[1].dst == scene.address(RED)
 
 
 @pytest.mark.parametrize("offset", [0, 8])

@@ -28,7 +28,7 @@ from tests.bpf.scenes import (
 )
 
 if TYPE_CHECKING:
-    from cilium_agent.datapath.models import PolicyEntry, PolicyKey
+    from cilium_core.policy import PolicyEntry, PolicyKey
 
     from tests.bpf.scenes import Scene
 
