@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import shutil
 import statistics
 import time
 from dataclasses import replace
@@ -248,6 +249,42 @@ def test_a_node_of_one_family_comes_up(node: Node, family: int) -> None:
     node.start(replace(CONFIG, **gone, pod_cidrs=cidrs))
 
     assert set(node.call(node.plane.routes.dump)) == set(cidrs)
+
+
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        ("int cil_to_container(struct __sk_buff *skb) { return *(int *)0; }", datapath.LoadError),
+        ("int cil_to_container(struct __sk_buff *skb) { return x; }", datapath.CompileError),
+    ],
+)
+def test_an_upgrade_that_fails_changes_nothing(
+    node: Node,
+    pod: Namespace,
+    sources: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    error: type[Exception],
+) -> None:
+    node.start()
+    node.add_pod(pod, 10)
+    before = (_identities(node), _hooks(node))
+    bad = shutil.copytree(sources, tmp_path / "bad")
+    good_text = "int cil_to_container(struct __sk_buff *skb) { return 0; }"
+    file = bad / "lxc.c"
+    file.write_text(file.read_text().replace(good_text, program))
+    maps = bad / "lib" / "maps.h"
+    maps.write_text(maps.read_text().replace(", 65535,", ", 60000,"))
+    monkeypatch.setattr(specs, "bpf_folder", lambda: bad)
+
+    with pytest.raises(error, match=r"cil_to_container|lxc\.c"):
+        node.start()
+
+    assert (_identities(node), _hooks(node)) == before
+    monkeypatch.setattr(specs, "bpf_folder", lambda: sources)
+    node.start()
+    assert [info.id for info in node.plane.endpoints.dump()] == [10]
 
 
 def test_a_failed_start_can_be_repeated(node: Node) -> None:

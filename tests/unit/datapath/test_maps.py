@@ -31,7 +31,9 @@ def _value(number: int) -> bytes:
 
 
 def _open(spec: MapSpec, root: Path) -> maps.Maps:
-    return maps.open_maps({"THING": spec}, root)
+    opened = maps.open_maps({"THING": spec}, root)
+    opened.commit()
+    return opened
 
 
 def _filled(root: Path, spec: MapSpec = _HASH, count: int = 5) -> int:
@@ -52,6 +54,16 @@ def test_a_map_that_fits_is_taken_over(bpf_root: Path) -> None:
 
     assert again["THING"].id == before
     assert again.migrations == []
+    again.close()
+
+
+def test_a_migration_that_nobody_commits_changes_nothing(bpf_root: Path) -> None:
+    before = _filled(bpf_root)
+
+    maps.open_maps({"THING": replace(_HASH, max_entries=20)}, bpf_root).close()
+
+    again = _open(_HASH, bpf_root)
+    assert again["THING"].id == before
     again.close()
 
 

@@ -38,6 +38,8 @@ _FLAGS = ("-O2", "-Wno-everything")
 _COMPILER = Path(__file__).with_name("_compiler.py")
 _TIMEOUT_S = 120.0
 _VERSIONS_KEPT = 8
+_NAME_IN_MESSAGES = "/virtual/main.c"
+"""What BCC calls every file that it compiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,8 @@ def _compile(folder: Path, file: Path) -> dict[str, bytes]:
     except subprocess.TimeoutExpired as error:
         raise CompileError(file.name, f"no result within {_TIMEOUT_S:.0f} s") from error
     if done.returncode:
-        raise CompileError(file.name, done.stderr or f"exit code {done.returncode}")
+        messages = done.stderr.replace(_NAME_IN_MESSAGES, file.name)
+        raise CompileError(file.name, messages or f"exit code {done.returncode}")
     took = time.monotonic() - started
     _log.info("program compiled", file=file.name, took_s=round(took, 2))
     return {

@@ -67,9 +67,9 @@ class Datapath:
         await asyncio.to_thread(self.start_sync, config)
 
     def start_sync(self, config: NodeConfig) -> None:
-        """Open or make maps, load programs, set up devices and attach, in this order.
+        """Compile, open or make maps, load programs, set up devices and attach, in this order.
 
-        Raises DatapathError; what ran before goes on running then.
+        Raises DatapathError; what ran before goes on running then, and calling again is safe.
         """
         started = time.monotonic()
         self.stop()
@@ -84,13 +84,15 @@ class Datapath:
         root = self.paths.bpf_root
         node_fields = fields(config)
         listed = specs.read_maps(folder, self._sizes)
+        templates = compiling.compile_all(folder, self.paths.template_dir)
         pinning.ensure_bpffs(root)
         undo.callback(os.close, pinning.own(root))
         opened = maps.open_maps(listed, root)
         undo.callback(opened.close)
-        templates = compiling.compile_all(folder, self.paths.template_dir)
         generation = loading.load(templates, opened, listed, specs.read_calls(folder), root)
         undo.callback(generation.close)
+
+        opened.commit()
 
         held = devices.ensure(config)
         self._configuration = Configuration(opened)

@@ -1,9 +1,10 @@
 """The maps of one node: created, pinned, reopened after a restart, migrated after an upgrade.
 
 A pinned map outlives every process, so opening one is a comparison: when its shape is that of
-`bpf/lib/maps.h` it is used as it is, otherwise a new map takes its entries and then its pin, by
-rename, so that there is a whole map under the name at every moment. Programs loaded before go on
-with the old map until they are replaced; `Migration.catch_up` brings over what they wrote.
+`bpf/lib/maps.h` it is used as it is, otherwise a new map takes its entries. Once programs have been
+loaded with the new map it takes the name too (`Maps.commit`), by rename, so that there is a whole
+map under the name at every moment, and a failed load changes nothing. Programs loaded before go on
+with the old map until they are replaced; `Maps.catch_up` brings over what they wrote.
 
 A `Map` is used by one thread at a time; the kernel makes single operations atomic.
 """
@@ -14,6 +15,7 @@ import contextlib
 import errno
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -24,7 +26,6 @@ from cilium_agent.datapath.specs import MapSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
 
 _log = structlog.get_logger(__name__)
@@ -156,6 +157,7 @@ class Migration:
     """A pinned map that was replaced because its shape was another."""
 
     spec: MapSpec
+    path: Path
     old_fd: int
     new_fd: int
     why: str
@@ -203,7 +205,7 @@ class Migration:
                 return
             made = create(self.spec.inner)
             try:
-                inner = Migration(self.spec.inner, held, made, why)
+                inner = Migration(self.spec.inner, self.path, held, made, why)
                 inner.copy()
                 self.left_out += inner.left_out
                 syscalls.update(self.new_fd, key, made.to_bytes(4, "little"), flags)
@@ -266,6 +268,11 @@ class Maps:
         """Return the maps by the number that stands for them in compiled programs."""
         return {entry.spec.index: entry for entry in self}
 
+    def commit(self) -> None:
+        """Give the maps that replace others their names; call it once the programs are loaded."""
+        for migration in self.migrations:
+            pinning.replace(migration.new_fd, migration.path)
+
     def catch_up(self) -> None:
         """Finish the migrations; call it once the new programs are in place."""
         for migration in self.migrations:
@@ -321,11 +328,10 @@ def _open_pinned(spec: MapSpec, path: Path, migrations: list[Migration]) -> Map:
         why = _inner_difference(spec, held)
     if not why:
         return Map(spec, held)
-    migration = Migration(spec, held, create(spec), why)
+    migration = Migration(spec, path, held, create(spec), why)
     _log.warning("map has another shape, migrating it", map=spec.pin, found=why)
-    migration.copy()
     migrations.append(migration)
-    pinning.replace(migration.new_fd, path)
+    migration.copy()
     return Map(spec, migration.new_fd)
 
 
