@@ -121,6 +121,21 @@ async def test_a_stalled_node_holds_the_others_back_for_the_drain_timeout_only(t
         await stream.cancel()
 
 
+async def test_a_node_that_hangs_altogether_ends_with_an_error_that_says_so(tmp_path, monkeypatch):
+    class Hanging(FakeNode):
+        async def ServerStatus(self, request, context):  # noqa: N802  the name of the service
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr("hubble_relay.connections._PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("hubble_relay.connections._PROBE_EVERY_S", 0.3)
+    node = Hanging("a", f"{tmp_path}/a.sock", stalled=True)
+    async with cluster(tmp_path, node) as (_, channel):
+        stream = await Stream(channel, flows()).end()
+
+    text = "the node takes connections but does not answer"
+    assert stream.states[-1] == (relay_pb2.NODE_ERROR, ["a"], text)
+
+
 async def test_following_goes_on_when_a_node_vanishes_and_takes_it_up_again_without_doubles(
     tmp_path,
 ):

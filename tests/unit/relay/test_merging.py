@@ -1,7 +1,7 @@
 """Streams merged in the order of time."""
 
 import pytest
-from hubble_relay.merging import UP_TO_DATE_WAIT_S, Merger
+from hubble_relay.merging import FOLLOWED_LIMIT, UP_TO_DATE_WAIT_S, Merger
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -121,6 +121,16 @@ def test_following_never_holds_more_than_the_limit():
 
     assert merging.take(0.0)[0] == list(range(7))
     assert merging.held == 3
+    assert merging.room("a")
+
+
+def test_a_client_that_does_not_keep_up_pauses_the_streams_it_follows():
+    merging = merger(limit=3, follow=True)
+    merging.add("a", 0.0)
+    push(merging, "a", list(range(FOLLOWED_LIMIT)))
+
+    assert not merging.room("a")
+    merging.take(0.0)
     assert merging.room("a")
 
 

@@ -40,9 +40,9 @@ def test_the_directory_is_the_union_of_what_services_tell():
     seen = []
     directory.on_change(lambda peers: seen.append(sorted(peers)))
 
-    directory.upsert("one", Peer("a", "1.1.1.1", None))
-    directory.upsert("two", Peer("a", "1.1.1.1", None))
-    directory.upsert("two", Peer("b", "1.1.1.2", None))
+    directory.upsert("one", Peer("a", "192.0.2.1", None))
+    directory.upsert("two", Peer("a", "192.0.2.1", None))
+    directory.upsert("two", Peer("b", "192.0.2.2", None))
     directory.delete("one", "a")
     directory.delete("two", "a")
     directory.keep_only("two", set())
@@ -52,19 +52,19 @@ def test_the_directory_is_the_union_of_what_services_tell():
 
 def test_the_newest_address_counts():
     directory = Directory()
-    directory.upsert("one", Peer("a", "1.1.1.1", None))
-    directory.upsert("two", Peer("a", "2.2.2.2", None))
-    directory.upsert("three", Peer("b", "3.3.3.3", None))
+    directory.upsert("one", Peer("a", "192.0.2.1", None))
+    directory.upsert("two", Peer("a", "192.0.2.22", None))
+    directory.upsert("three", Peer("b", "192.0.2.33", None))
 
-    assert directory.peers["a"].address == "2.2.2.2"
+    assert directory.peers["a"].address == "192.0.2.22"
 
 
 def test_a_service_that_knows_no_address_yet_does_not_overrule_one_that_does():
     directory = Directory()
-    directory.upsert("one", Peer("a", "1.1.1.1", None))
+    directory.upsert("one", Peer("a", "192.0.2.1", None))
     directory.upsert("two", Peer("a", "", None))
 
-    assert directory.peers["a"].address == "1.1.1.1"
+    assert directory.peers["a"].address == "192.0.2.1"
     directory.delete("one", "a")
     assert directory.peers["a"].address == ""
 
@@ -73,7 +73,7 @@ async def test_peers_are_kept_while_their_service_is_away_and_forgotten_if_not_n
     tmp_path,
 ):
     node = FakeNode("a", f"{tmp_path}/a.sock")
-    gone = peer_pb2.ChangeNotification(name="b", address="1.1.1.1", type=peer_pb2.PEER_ADDED)
+    gone = peer_pb2.ChangeNotification(name="b", address="192.0.2.1", type=peer_pb2.PEER_ADDED)
     await node.start()
     node.tell(node.added(), gone)
     directory = Directory()
@@ -117,10 +117,14 @@ async def test_a_peer_that_moves_is_dialled_anew_and_others_keep_their_connectio
     [
         (
             None,
-            Peer("a", "1.1.1.1:4244", "a.default.hubble-grpc.cilium.io"),
-            "unexpected TLS ServerName a.default.hubble-grpc.cilium.io for 1.1.1.1:4244",
+            Peer("a", "192.0.2.1:4244", "a.default.hubble-grpc.cilium.io"),
+            "unexpected TLS ServerName a.default.hubble-grpc.cilium.io for 192.0.2.1:4244",
         ),
-        (ClientTls(), Peer("a", "1.1.1.1:4244", None), "missing TLS ServerName for 1.1.1.1:4244"),
+        (
+            ClientTls(),
+            Peer("a", "192.0.2.1:4244", None),
+            "missing TLS ServerName for 192.0.2.1:4244",
+        ),
         (None, Peer("a", "", None), "the address '' of a cannot be dialled"),
     ],
 )
@@ -138,6 +142,7 @@ async def test_a_node_that_takes_connections_and_answers_nothing_is_dialled_afre
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr("hubble_relay.connections._PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("hubble_relay.connections._PROBE_EVERY_S", 0.1)
 
     class Hanging(FakeNode):
         async def ServerStatus(self, request, context):  # noqa: N802  the name of the service
@@ -145,7 +150,7 @@ async def test_a_node_that_takes_connections_and_answers_nothing_is_dialled_afre
 
     node = Hanging("a", f"{tmp_path}/a.sock")
     await node.start()
-    pool = Pool(None, probe_every_s=0.1)
+    pool = Pool(None)
     pool.replace({"a": Peer("a", node.address, None)})
     try:
         [before] = pool.connections

@@ -184,14 +184,22 @@ class Collector:
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.CANCELLED:
                 self._gather(self._errors.add(error_text(error), name, time.monotonic()))
+            else:
+                self._lost(connection)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             # Not this task was cancelled but the call, since the connection was closed.
+            self._lost(connection)
         finally:
             self._merger.end(name)
             self._news.set()
+
+    def _lost(self, connection: Connection) -> None:
+        """A stream was cut: tell it if the node is to blame, not if it only left the cluster."""
+        if connection.problem:
+            self._gather(self._errors.add(connection.problem, connection.name, time.monotonic()))
 
     async def _answers(
         self, connection: Connection

@@ -89,7 +89,7 @@ class Connection:
     peer: Peer
     channel: grpc.aio.Channel | None
     problem: str = ""
-    """Why there is no channel."""
+    """Why there is no channel, or why it was closed."""
     batches: bool = True
     """Whether it may have our batch service; False once it said no."""
     state: grpc.ChannelConnectivity = grpc.ChannelConnectivity.IDLE
@@ -120,9 +120,8 @@ class Connection:
 class Pool:
     """Connections to all peers."""
 
-    def __init__(self, tls: ClientTls | None, probe_every_s: float = _PROBE_EVERY_S) -> None:
+    def __init__(self, tls: ClientTls | None) -> None:
         self._tls = tls
-        self._probe_every_s = probe_every_s
         self._connections: dict[str, Connection] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._listeners: list[Callable[[], None]] = []
@@ -183,7 +182,7 @@ class Pool:
     async def _probe(self, connection: Connection) -> None:
         """Dial a peer afresh that takes connections and answers nothing."""
         while True:
-            await asyncio.sleep(self._probe_every_s)
+            await asyncio.sleep(_PROBE_EVERY_S)
             try:
                 await connection.ask(
                     "ServerStatus",
@@ -195,6 +194,7 @@ class Pool:
                 silent = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                 if silent and connection.state is grpc.ChannelConnectivity.READY:
                     log.warning("peer does not answer, dialling it afresh", peer=connection.name)
+                    connection.problem = "the node takes connections but does not answer"
                     if self._connections.get(connection.name) is connection:
                         self._connections[connection.name] = self._connect(connection.peer)
                         self._drop(connection)

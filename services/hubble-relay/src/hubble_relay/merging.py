@@ -12,7 +12,8 @@ back, but not for long:
 - not at all, when following, for the oldest items beyond the limit of the buffer.
 
 Without following, a stream with a full buffer is paused instead (`room` says so), so that the order
-is kept however uneven the streams are.
+is kept however uneven the streams are. When following, only a client that does not keep up gets
+that far.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Payload = TypeVar("Payload")
+
+FOLLOWED_LIMIT = 16_384
+"""Items of one stream that may wait while following, when the client does not keep up."""
 
 UP_TO_DATE_WAIT_S = 0.1
 """How long to wait for a stream that has nothing to tell: what servers need to gather flows."""
@@ -102,7 +106,8 @@ class Merger(Generic[Payload]):
     def room(self, key: object) -> bool:
         """Whether a stream may tell more now."""
         source = self._sources.get(key)
-        return self._follow or source is None or source.held < self._limit
+        limit = max(self._limit, FOLLOWED_LIMIT) if self._follow else self._limit
+        return source is None or source.held < limit
 
     def take(self, now_s: float) -> tuple[list[int], list[Payload]]:
         """Times and payloads of the items that may leave now, oldest first."""
