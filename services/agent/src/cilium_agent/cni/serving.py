@@ -73,6 +73,8 @@ class Started:
         """Return when pods can be served; `NotStartedError` after `timeout_s`."""
         if self.stopping:
             raise NotStartedError("the agent is stopping")
+        if self._event.is_set():
+            return
         try:
             await asyncio.wait_for(self._event.wait(), timeout_s)
         except TimeoutError as error:
@@ -158,7 +160,7 @@ class CNIService:
                 code, status = _classify(error)
                 if code == results.INTERNAL:
                     log.exception("CNI request failed", verb=name)
-                else:
+                elif name != "status":
                     log.warning("CNI request refused", verb=name, code=code, error=str(error))
                 return _json(results.failed(code, str(error) or type(error).__name__), status)
             finally:
