@@ -45,6 +45,12 @@ class Call:
         address = self._stream.peer.addr()
         return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the client sent along with the call; binary values (`-bin` keys) are left out."""
+        sent = self._stream.metadata or {}
+        return {key: value for key, value in sent.items() if isinstance(value, str)}
+
     async def receive(self, kind: type[Request]) -> Request | None:
         """Next message of the client, None when there are no more. Raises CallError."""
         prefix = await self._frames.recv_data(_PREFIX_BYTES)

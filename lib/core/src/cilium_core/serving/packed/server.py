@@ -61,7 +61,8 @@ class _Listener(Server):
     """A grpclib server that knows its connections, so that they end when it does."""
 
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
-        super().__init__([_Mapping(handlers)], codec=_Bytes())
+        super().__init__([], codec=_Bytes())
+        self._mapping = _Methods(handlers)
         self._connections: WeakSet[H2Protocol] = WeakSet()
 
     def _protocol_factory(self) -> H2Protocol:
@@ -81,14 +82,23 @@ class _Listener(Server):
             connection.close()
 
 
-class _Mapping:
-    """The methods of all services, in the form grpclib asks for."""
+class _Methods(dict[str, Handler]):
+    """Handlers by path. A path that nobody serves has one too, which says so.
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
-        self._handlers = handlers
+    grpclib's own answer lacks a content type, and Go clients take that for a broken server.
+    """
 
-    def __mapping__(self) -> Mapping[str, Handler]:
-        return self._handlers
+    def get(self, path: str, default: Any = None) -> Any:
+        found = super().get(path, default)
+        return found or Handler(_unknown(path), Cardinality.STREAM_STREAM, None, None)
+
+
+def _unknown(path: str) -> Any:
+    async def handle(_stream: Any) -> None:
+        service, _, method = path.lstrip("/").partition("/")
+        raise CallError(Status.UNIMPLEMENTED, f"unknown method {method} for service {service}")
+
+    return handle
 
 
 class PackedServer:
