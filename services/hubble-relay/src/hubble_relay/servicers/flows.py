@@ -59,7 +59,7 @@ class FlowsServicer:
             raise InvalidError("first cannot be specified with follow")
         metadata = [
             (key, value)
-            for key, value in call._stream.metadata.items()
+            for key, value in call.metadata.items()
             if not key.startswith(_OWN_METADATA)
         ]
         return Collector(self._pool, request, metadata, self._options)
