@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 from contextlib import asynccontextmanager
@@ -315,10 +316,8 @@ class Identities(RuleBasedStateMachine):
         agent.hook = _crashing(point)
 
         async def until_crash() -> None:
-            try:
+            with contextlib.suppress(CrashError):
                 await agent.allocator.allocate(labels)
-            except CrashError:
-                pass
             await agent.crash()
 
         self.run(until_crash())

@@ -10,6 +10,8 @@ from cilium_core.kvstore import Put
 from cilium_core.kvstore.memory import MemoryCluster, MemoryStore
 from cilium_core.leading import Election
 
+from ..waiting import eventually
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -55,13 +57,13 @@ async def candidates(count: int) -> AsyncIterator[list[Candidate]]:
 
 
 async def the_leader(of: list[Candidate], limit_s: float = 10) -> Candidate:
-    async with asyncio.timeout(limit_s):
-        while True:
-            working = [c for c in of if c.working]
-            assert len(working) <= 1
-            if working:
-                return working[0]
-            await asyncio.sleep(0.01)
+    def working() -> list[Candidate]:
+        found = [c for c in of if c.working]
+        assert len(found) <= 1
+        return found
+
+    found: list[Candidate] = await eventually(working, limit_s)
+    return found[0]
 
 
 async def test_one_of_many_leads_and_all_know_it() -> None:
@@ -92,9 +94,7 @@ async def test_who_loses_the_key_stops_working_and_stands_again() -> None:
     async with candidates(1) as (only,):
         await the_leader([only])
         await MemoryStore(only.store.cluster).delete(KEY)
-        async with asyncio.timeout(10):
-            while only.terms < 2:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: only.terms == 2)
         assert only.election.leads
 
 
@@ -102,9 +102,7 @@ async def test_a_leader_cut_off_from_the_store_stops_before_its_lease_can_end() 
     async with candidates(1) as (only,):
         await the_leader([only])
         only.store.cluster.up.clear()
-        async with asyncio.timeout(4):
-            while only.working:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: not only.working, limit_s=2)
         assert not only.election.leads
         only.store.cluster.up.set()
         await the_leader([only])

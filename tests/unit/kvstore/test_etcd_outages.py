@@ -12,12 +12,12 @@ from cilium_core.kvstore import Event, EventKind, Listing, StoreUnavailableError
 from cilium_core.kvstore.etcd import EtcdStore
 from etcd import rpc_pb2
 
-from .conftest import eventually
+from ..waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from .conftest import EtcdProcess
+    from ..etcd_process import EtcdProcess
 
 
 class Follower:
