@@ -161,7 +161,7 @@ def expect(addresses: dict[str, list[str]], allowed: set[tuple[str, str]] | None
 
 def observe(relay: str, *arguments: str) -> list[str]:
     """Show flows through the relay, and return the lines."""
-    command = ["hubble", "observe", "--server", relay, "--last", "8", *arguments]
+    command = ["hubble", "observe", "--server", relay, "--last", "3", *arguments]
     lines = run(*command).splitlines()
     print("\n".join(lines) or "(none)", flush=True)
     return lines
@@ -169,7 +169,7 @@ def observe(relay: str, *arguments: str) -> list[str]:
 
 def check_flows(relay: str) -> None:
     """Show and check a few flows of each kind."""
-    api = ("--to-pod", "shop/api-server")
+    api = ("--to-pod", "shop/api-server", "--to-port", "8080")
     refused = observe(relay, "--verdict", "DROPPED", "--from-pod", "outskirts/intruder", *api)
     forwarded = observe(relay, "--verdict", "FORWARDED", "--from-pod", "shop/frontend", *api)
     blocked = observe(relay, "--verdict", "DROPPED", "--to-ip", BLOCKED[0])

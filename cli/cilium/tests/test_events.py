@@ -62,6 +62,12 @@ def test_a_drop_tells_reason_endpoint_and_source_line() -> None:
     assert " to endpoint 774, ifindex 23, file lxc.c:119, , identity 41201->41377: " in text
 
 
+def test_a_drop_in_a_shared_header_names_the_header() -> None:
+    assert "file lib/policy.h:86," in line(
+        type=abi.EVENT_DROP, subtype=133, file=abi.FILE_POLICY, line=86
+    )
+
+
 def test_a_verdict_names_the_peer_of_its_direction() -> None:
     denied = {"type": abi.EVENT_POLICY_VERDICT, "verdict": -133, "match": abi.MATCH_NONE}
 

@@ -59,12 +59,15 @@ _MATCHES = {
     abi.MATCH_L3_PROTO: "L3-Proto",
     abi.MATCH_PROTO_ONLY: "Proto-Only",
 }
+_FIRST_HEADER = 100
+"""Sources with higher numbers are headers that the programs share."""
 _FILES = {
-    abi.FILE_HOST: "host.c",
-    abi.FILE_LXC: "lxc.c",
-    abi.FILE_OVERLAY: "overlay.c",
-    abi.FILE_XDP: "xdp.c",
-    abi.FILE_SOCK: "sock.c",
+    member.value: (
+        f"lib/{member.name[5:].lower()}.h"
+        if member.value > _FIRST_HEADER
+        else f"{member.name[5:].lower()}.c"
+    )
+    for member in abi.enum("source_file")
 }
 _TCP_FLAGS = (
     (0x02, "SYN"),

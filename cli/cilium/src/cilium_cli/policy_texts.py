@@ -29,7 +29,7 @@ def port_text(entry: PolicyEntry) -> str:
 
 
 def identity_text(entry: PolicyEntry) -> str:
-    """Return the peer's number and labels; `any` for every peer."""
+    """Return the peer's number and labels, a line each; `any` for every peer."""
     if not entry.identity:
         return "any"
-    return f"{entry.identity} {','.join(entry.labels)}".rstrip()
+    return "\n".join([str(entry.identity), *(f"  {label}" for label in entry.labels)])
