@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.bench.peers import PORT, Pair, inside, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # One processor for both ends of a connection: the figure is then the cost of the path, not of
 # waking another processor. The other one is left to the services.

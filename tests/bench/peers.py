@@ -7,9 +7,12 @@ second. They live in namespaces of their own, named `bench-…`, and leave nothi
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PORT = 5001
 

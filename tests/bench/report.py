@@ -42,7 +42,7 @@ def compare(
     mine, theirs = median(ours), median(peer)
     ratio = median(a / b for a, b in zip(ours, peer, strict=True))
     ok = ratio >= limit if bound == ">=" else ratio <= limit
-    return Row(name, unit, mine, against, theirs, ratio, f"{bound} {limit:g}×", ok)
+    return Row(name, unit, mine, against, theirs, ratio, f"{bound} {limit:g}x", ok)
 
 
 def absolute(name: str, unit: str, ours: float, bound: Literal[">=", "<="], limit: float) -> Row:
