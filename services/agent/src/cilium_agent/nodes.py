@@ -149,7 +149,7 @@ class Nodes:
         if before == record:
             return
         if before is None:
-            log.info("node joined", node=key, addresses=[str(a.ip) for a in record.addresses])
+            log.info("node joined", peer=key, addresses=[str(a.ip) for a in record.addresses])
         self._records[key] = record
         self._claim(key, claims(record))
         addresses = [str(a.ip) for a in record.addresses if a.kind == INTERNAL_IP]
@@ -159,7 +159,7 @@ class Nodes:
         record = self._records.pop(key, None)
         if record is None:
             return
-        log.info("node left", node=key)
+        log.info("node left", peer=key)
         self._claim(key, {})
         self._feed.node_deleted(record.name, record.cluster)
 
