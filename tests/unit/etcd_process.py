@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -24,14 +25,15 @@ def free_port() -> int:
 class EtcdProcess:
     """One etcd member that can be killed and started again with its data."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, tls: Sequence[str] = ()) -> None:
         self.endpoint = f"127.0.0.1:{free_port()}"
         self._peer = f"http://127.0.0.1:{free_port()}"
         self._directory = directory
+        self._tls = tls
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        client = f"http://{self.endpoint}"
+        client = f"{'https' if self._tls else 'http'}://{self.endpoint}"
         self._directory.mkdir(exist_ok=True)
         self._process = subprocess.Popen(
             [
@@ -43,6 +45,7 @@ class EtcdProcess:
                 f"--initial-advertise-peer-urls={self._peer}",
                 f"--initial-cluster=default={self._peer}",
                 "--logger=zap",
+                *self._tls,
                 "--log-level=error",
             ],
             stdout=subprocess.DEVNULL,

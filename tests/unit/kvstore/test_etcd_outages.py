@@ -10,14 +10,16 @@ import pytest
 from cilium_core.errors import InvalidError
 from cilium_core.kvstore import Event, EventKind, Listing, StoreUnavailableError
 from cilium_core.kvstore.etcd import EtcdStore
+from cilium_core.settings import KvstoreSettings
 from etcd import rpc_pb2
 
+from ..certificates import Authority
+from ..etcd_process import EtcdProcess, require_etcd
 from ..waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-
-    from ..etcd_process import EtcdProcess
+    from pathlib import Path
 
 
 class Follower:
@@ -187,3 +189,33 @@ async def test_without_any_member_a_call_ends_with_what_to_check(
 def test_a_malformed_endpoint_is_refused(endpoint: str) -> None:
     with pytest.raises(InvalidError, match="host:port"):
         EtcdStore([endpoint])
+
+
+async def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
+    require_etcd()
+    authority = Authority(tmp_path)
+    server, server_key = authority.issue("etcd")
+    certificate, key = authority.issue("agent")
+    flags = [
+        f"--cert-file={server}",
+        f"--key-file={server_key}",
+        f"--trusted-ca-file={authority.certificate}",
+        "--client-cert-auth",
+    ]
+    etcd = EtcdProcess(tmp_path / "etcd", flags)
+    etcd.start()
+    settings = KvstoreSettings(
+        etcd_endpoints=(f"https://{etcd.endpoint}",),
+        etcd_ca_file=authority.certificate,
+        etcd_cert_file=certificate,
+        etcd_key_file=key,
+    )
+    store = EtcdStore.from_settings(settings)
+    try:
+        await store.put("t/a", b"1")
+        follower = Follower(store.watch("t/"))
+        await eventually(lambda: follower.copy == {"t/a": b"1"})
+        await follower.stop()
+    finally:
+        await store.close()
+        etcd.kill()

@@ -65,7 +65,8 @@ class EtcdSource:
         if namespace and kind.namespaced:
             prefix += f"{namespace}/"
         items = (await self._store.list_prefix(prefix)).items
-        return [_decode(kind, item.key, item.value, item.mod_revision) for item in items]
+        ordered = sorted(items, key=lambda item: kind.from_key(item.key))
+        return [_decode(kind, item.key, item.value, item.mod_revision) for item in ordered]
 
     async def apply(self, item: Object) -> Applied:
         """See Source."""

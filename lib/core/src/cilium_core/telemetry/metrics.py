@@ -165,7 +165,7 @@ class Registry:
 
 def _block(instrument: _Instrument) -> str:
     lines: Iterable[str] = (
-        f"# HELP {instrument.name} {_escape(instrument.help_text)}",
+        f"# HELP {instrument.name} {instrument.help_text}",
         f"# TYPE {instrument.name} {instrument.kind}",
         *instrument.samples(),
     )
