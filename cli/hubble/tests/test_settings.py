@@ -13,7 +13,7 @@ def file(tmp_path):
 
 
 def settings(environ=None, **flags):
-    return Settings(Parsed((), flags), environ or {})
+    return Settings(Parsed((), {"config": "/no/such/file", **flags}), environ or {})
 
 
 def test_flag_beats_environment_beats_file_beats_default(file):

@@ -37,7 +37,7 @@ ROOT = Command(
     "hubble",
     "Observe what flows through a cluster",
     _root,
-    (Section("Global", GLOBAL.flags), Section("Own", (_VERSION,)), SERVER),
+    (Section("Global", GLOBAL.flags), Section("Version", (_VERSION,), shared=False), SERVER),
     (
         telling.COMPLETION,
         configuring.COMMAND,

@@ -56,6 +56,8 @@ class Section:
 
     title: str
     flags: tuple[Flag, ...]
+    shared: bool = True
+    """Whether commands below the one that has it take these flags as well."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ HELP = Flag("help", "bool", "help for this command", short="h", default=False, i
 
 def flags_of(path: Sequence[Command]) -> list[Flag]:
     """Flags that the last command of the path accepts: its own and those of the root."""
-    found = {flag.name: flag for section in path[0].sections for flag in section.flags}
+    shared = [section for section in path[0].sections if section.shared]
+    found = {flag.name: flag for section in shared for flag in section.flags}
     for section in path[-1].sections:
         found.update({flag.name: flag for flag in section.flags})
     return [*found.values(), HELP]

@@ -17,6 +17,7 @@ _ABSENT = """\
 Port forwarding to a relay in Kubernetes (--port-forward) is not part of this program: forward the
 port with kubectl and point --server at it.
 """
+_MOST_CHOICES = 12
 _VALUE_NAMES = {
     "string": "TEXT",
     "uint": "N",
@@ -66,7 +67,7 @@ def _section(section: Section) -> str:
     column = min(max(map(len, heads)) + 3, 34)
     lines = [f"{section.title} flags:\n"]
     for head, flag in zip(heads, section.flags, strict=True):
-        text = flag.help + _default(flag)
+        text = flag.help + _choices(flag) + _default(flag)
         wrapped = textwrap.wrap(text, max(width - column - 1, 30))
         first = head.ljust(column)
         if len(head) > column - 2:
@@ -81,6 +82,13 @@ def _head(flag: Flag) -> str:
     short = f"-{flag.short}, " if flag.short else "    "
     value = f" {_VALUE_NAMES[flag.kind]}" if flag.implied is None else ""
     return f"  {short}--{flag.name}{value}"
+
+
+def _choices(flag: Flag) -> str:
+    """The values of a flag, unless they are many or its text names them already."""
+    if not 0 < len(flag.choices) <= _MOST_CHOICES or flag.choices[0] in flag.help:
+        return ""
+    return f" ({', '.join(flag.choices)})"
 
 
 def _default(flag: Flag) -> str:

@@ -84,7 +84,7 @@ SERVER = Section(
     ),
 )
 RAW_FILTERS = Section(
-    "Raw filters",
+    "Raw filter",
     (
         Flag("allowlist", "array", "allowed flows, as JSON of FlowFilters", default=[]),
         Flag("denylist", "array", "denied flows, as JSON of FlowFilters", default=[]),

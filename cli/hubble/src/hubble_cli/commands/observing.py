@@ -41,7 +41,7 @@ def _sides(name: str, what: str, short: str = "", choices: tuple[str, ...] = ())
 
 _WHEN = "a duration back from now (5m, 1h30m) or a time (2026-01-15, 2026-01-15T10:20Z, RFC 3339)"
 SELECTORS = Section(
-    "Selectors",
+    "Selection",
     (
         Flag("all", "bool", "everything that is kept", default=False, implied="true"),
         Flag("first", "uint", "the first N, per node", default=0),
@@ -54,7 +54,7 @@ SELECTORS = Section(
 _IDENTITIES = tuple(name for number, name in names.RESERVED_IDENTITIES.items() if number)
 _EVENT_TYPES = tuple(name for name in names.EVENT_TYPES if name not in ("debug", "agent"))
 FILTERS = Section(
-    "Filters",
+    "Filter",
     (
         _filter("not", "turn the next filter around", implied="true"),
         *_sides("namespace", "pods of this namespace", "n"),
