@@ -400,7 +400,7 @@ class Identities(RuleBasedStateMachine):
                 assert slave.value == str(number).encode()
 
 
-def _delaying(delays: list[int]) -> Callable[[str], Awaitable[None]]:
+def _delaying(delays: list[int]) -> Callable[[str, str], Awaitable[None]]:
     turns = itertools.cycle(delays)
 
     async def hook(_name: str, _when: str) -> None:
@@ -409,7 +409,7 @@ def _delaying(delays: list[int]) -> Callable[[str], Awaitable[None]]:
     return hook
 
 
-def _crashing(point: int) -> Callable[[str], Awaitable[None]]:
+def _crashing(point: int) -> Callable[[str, str], Awaitable[None]]:
     left = [point]
 
     async def hook(_name: str, _when: str) -> None:

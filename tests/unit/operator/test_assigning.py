@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cilium_core.kvstore import Compare, Lease, absent, unchanged
 from cilium_core.kvstore.memory import MemoryCluster, MemoryStore
-from cilium_core.records import POD_CIDRS, NodeRecord, PodCIDRRecord
+from cilium_core.records import POD_CIDRS, Network, NodeRecord, PodCIDRRecord
 from cilium_operator.assigning import PodCIDRAssigner
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,7 +21,10 @@ from ..waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-POOLS = [(IPv4Network("10.244.0.0/22"), 24), (IPv6Network("fd00:244::/62"), 64)]
+POOLS: list[tuple[Network, int]] = [
+    (IPv4Network("10.244.0.0/22"), 24),
+    (IPv6Network("fd00:244::/62"), 64),
+]
 GRACE_S = 60.0
 
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING
 
 import pytest
 from cilium_operator.pools import PoolExhaustedError, Pools
 
-POOLS = [
+if TYPE_CHECKING:
+    from cilium_core.records import Network
+
+POOLS: list[tuple[Network, int]] = [
     (IPv4Network("10.1.0.0/22"), 24),
     (IPv4Network("10.2.0.0/23"), 24),
     (IPv6Network("fd00::/8"), 64),
