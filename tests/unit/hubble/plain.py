@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-_FILES = {1: "bpf_host.c", 2: "bpf_lxc.c", 3: "bpf_overlay.c", 4: "bpf_xdp.c", 5: "bpf_sock.c"}
+_FILES = {
+    1: "bpf_host.c",
+    2: "bpf_lxc.c",
+    3: "bpf_overlay.c",
+    4: "bpf_xdp.c",
+    5: "bpf_sock.c",
+    104: "policy.h",
+    109: "endpoints.h",
+}
 _ICMPV4 = {0: "EchoReply", 8: "EchoRequest"}
 _UNREACHABLE = ["Net", "Host", "Protocol", "Port"]
 

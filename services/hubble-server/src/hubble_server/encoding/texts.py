@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from typing import Final
 
+from cilium_core import abi
+
 TCP: Final = 6
 UDP: Final = 17
 ICMPV4: Final = 1
@@ -76,8 +78,19 @@ _ICMPV6_CODES = {
     4: ("ErroneousHeaderField", "UnrecognizedNextHeader", "UnrecognizedIPv6Option"),
 }  # fmt: skip
 
-# enum source_file of abi.h, with the names Hubble's clients know.
-_FILES = {1: "bpf_host.c", 2: "bpf_lxc.c", 3: "bpf_overlay.c", 4: "bpf_xdp.c", 5: "bpf_sock.c"}
+_FIRST_HEADER = 101
+"""Numbers from here on are headers, as in Hubble; below are the programs' own files."""
+
+
+def _file_of(name: str, number: int) -> str:
+    stem = name.removeprefix("FILE_").lower()
+    return f"{stem}.h" if number >= _FIRST_HEADER else f"bpf_{stem}.c"
+
+
+_FILES = {
+    int(number): _file_of(name, number)
+    for name, number in abi.enum("source_file").__members__.items()
+}
 
 
 def address_text(packed: bytes, is_ipv6: bool) -> str:
