@@ -19,10 +19,11 @@ KEY = "cilium/state/leader/v1/test"
 
 
 class Candidate:
-    def __init__(self, name: str, cluster: MemoryCluster) -> None:
+    def __init__(self, name: str, cluster: MemoryCluster, ttl_s: float = 1) -> None:
         self.store = MemoryStore(cluster)
-        self.election = Election(self.store, KEY, name, ttl_s=1)
+        self.election = Election(self.store, KEY, name, ttl_s=ttl_s)
         self.working = False
+        self.fail = asyncio.Event()
         self.terms = 0
         self.task = asyncio.create_task(self.election.run(self._work))
 
@@ -30,7 +31,7 @@ class Candidate:
         self.terms += 1
         self.working = True
         try:
-            await asyncio.Event().wait()
+            await self.fail.wait()
         finally:
             self.working = False
 
@@ -122,3 +123,15 @@ async def test_who_does_not_lead_has_no_fence() -> None:
     election = Election(MemoryStore(), KEY, "c", ttl_s=1)
     with pytest.raises(UnavailableError, match="does not lead"):
         _ = election.fence
+
+
+async def test_after_an_outage_a_former_leader_does_not_wait_for_its_own_lease() -> None:
+    only = Candidate("c", MemoryCluster(), ttl_s=60)
+    await the_leader([only])
+    only.store.cluster.up.clear()
+    only.fail.set()
+    await eventually(lambda: not only.working)
+    only.fail.clear()
+    only.store.cluster.up.set()
+    await the_leader([only], limit_s=3)
+    await only.stop()

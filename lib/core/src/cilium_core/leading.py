@@ -44,6 +44,7 @@ class Election:
         self._candidate = candidate
         self._ttl_s = ttl_s
         self._lease: Lease | None = None
+        self._unrevoked: Lease | None = None
         self._fence: Compare | None = None
         self.leader = ""
         """Name of the present leader as last seen, empty while there is none."""
@@ -81,6 +82,9 @@ class Election:
 
     async def _win(self) -> bool:
         """Wait until there is no leader and try to become it."""
+        if self._unrevoked is not None:
+            await self._unrevoked.revoke()
+            self._unrevoked = None
         holder = ""
         async with aclosing(self._store.watch(self._key)) as events:
             async for event in events:
@@ -136,10 +140,15 @@ class Election:
                     return
 
     async def _resign(self) -> None:
-        """Free the key at once, so that another candidate need not wait for the TTL."""
+        """Free the key at once, so that nobody need wait for the TTL.
+
+        What fails now, with the store away, is done before standing for election again.
+        """
         self._fence = None
-        if self._lease is not None:
-            lease, self._lease = self._lease, None
-            with contextlib.suppress(UnavailableError, StoreError, TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await lease.revoke()
+        if self._lease is None:
+            return
+        self._unrevoked, self._lease = self._lease, None
+        with contextlib.suppress(UnavailableError, StoreError, TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self._unrevoked.revoke()
+            self._unrevoked = None
