@@ -62,7 +62,7 @@ from cilium_agent.settings import AGGREGATION_LEVELS, AgentSettings, tcp_flag_ma
 from cilium_agent.stores import Watches, persist
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from cilium_core.kvstore import Lease
@@ -71,8 +71,7 @@ if TYPE_CHECKING:
     from cilium_core.serving.http_server import HttpServer
 
     from cilium_agent.cni.requests import PodRequest
-    from cilium_agent.endpoints.records import EndpointID
-    from cilium_agent.errors import EndpointFileError
+    from cilium_agent.endpoints.records import Endpoint
     from cilium_agent.restoring import Remains
 
 log = get_logger()
@@ -92,7 +91,6 @@ class Agent:
         self.started_at = time.time()
         self.phase = "reading its surroundings"
         self.features: Mapping[str, bool] = {}
-        self.broken: dict[EndpointID, EndpointFileError] = {}
         self.pod_cidr_error = ""
         self.cni_file: Path | None = None
         self.cni_error = ""
@@ -111,6 +109,12 @@ class Agent:
             )
         )
         self.ipcache = IPCache(self.plane.write_ipcache)
+        self.restorer = Restorer(
+            table=self.table,
+            directory=self.directory,
+            addresses=self.addresses,
+            plane=self.plane,
+        )
         self.families = Families(settings.enable_ipv4, settings.enable_ipv6)
         self._local_identities = LocalIdentityAllocator()
         self.policies = Policies(
@@ -331,14 +335,7 @@ class Agent:
             {NumericIdentity(number): labels for number, labels in identities.items()}
         )
         self.policies.restore_identities(identities)
-        restorer = Restorer(
-            table=self.table,
-            directory=self.directory,
-            addresses=self.addresses,
-            plane=self.plane,
-        )
-        remains = await restorer.load(queued.values())
-        self.broken = remains.broken
+        remains = await self.restorer.load(queued.values())
         self.announcer = EndpointAnnouncer(self.ipcache, self.publisher, str(host.ipv4 or ""))
         record = own_record(
             name=self.settings.node_name,
@@ -350,7 +347,6 @@ class Agent:
         )
         self.nodes.set_own(record)
         await self.nodes.write_host_rows(record)
-        self._restorer = restorer
         self._queued = queued
         return remains
 
@@ -395,11 +391,12 @@ class Agent:
             identities=self._identities,
             policies=self.policies,
             announcer=self.announcer,
+            remnants=self.restorer,
         )
         await self._identities.start()
         await self._watches.synced()
-        await self._restorer.remove_gone(remains, self._provisioner)
-        await self._restorer.remove_podless(remains, self.pods, self._provisioner)
+        await self.restorer.remove_gone(remains, self._provisioner)
+        await self.restorer.remove_podless(remains, self.pods, self._provisioner)
         for path in self._queued:
             self.queue.done(path)
 
@@ -408,18 +405,26 @@ class Agent:
         self.phase = "restoring endpoints"
         identities = self._identities
         assert identities is not None  # noqa: S101 - made by the step before
-        for endpoint in remains.kept:
-            endpoint.identity = await persist(
-                "identity", partial(identities.acquire, endpoint.labels)
+        numbers = await asyncio.gather(
+            *(
+                persist("identity", partial(identities.acquire, endpoint.labels))
+                for endpoint in remains.kept
             )
+        )
+        for endpoint, number in zip(remains.kept, numbers, strict=True):
+            endpoint.identity = number
             self.announcer.note(endpoint)
         await self.policies.reconcile()
         await self.policies.build_many(remains.kept)
         await self.policies.finish_restoring()
+        await asyncio.to_thread(self._save_all, remains.kept)
         for endpoint in remains.kept:
             self.announcer.publish(endpoint)
-            await asyncio.to_thread(self.directory.save, endpoint)
             self.table.changed(endpoint)
+
+    def _save_all(self, endpoints: Iterable[Endpoint]) -> None:
+        for endpoint in endpoints:
+            self.directory.save(endpoint)
 
     def _relabel_soon(self) -> None:
         self._relabeller.trigger()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from cilium_agent.datapath import Datapath, PolicyChange
     from cilium_agent.datapath.models import EndpointInfo, NodeConfig
-    from cilium_agent.endpoints.records import Endpoint, EndpointID
+    from cilium_agent.endpoints.records import Attachment, Endpoint, EndpointID
     from cilium_agent.ipcaches import Entry
 
 P = ParamSpec("P")
@@ -68,8 +68,11 @@ class Plane:
 
     async def remove_link(self, endpoint: Endpoint) -> None:
         """Remove the pair by its host side; one that is gone is fine."""
-        attachment = endpoint.attachment
-        await _within(
+        await self.remove_link_of(endpoint.attachment)
+
+    async def remove_link_of(self, attachment: Attachment) -> bool:
+        """Remove the pair of a container's interface; False when there is none."""
+        return await _within(
             self._namespaces,
             partial(netns.delete_host, attachment.container_id, attachment.ifname),
         )
@@ -109,6 +112,23 @@ class Plane:
         entries = [_ipcache_entry(prefix, entry) for prefix, entry in upserts.items()]
         gone = [ipaddress.ip_network(prefix) for prefix in deletes]
         await self.run(_write_ipcache, self.datapath, entries, gone)
+
+
+def ifindex_of(attachment: Attachment) -> int:
+    """Index of the host side of a container's interface, 0 when there is none."""
+    try:
+        return socket.if_nametoindex(netns.host_name(attachment.container_id, attachment.ifname))
+    except OSError:
+        return 0
+
+
+def ifindex_exists(ifindex: int) -> bool:
+    """Whether there is a device of this index."""
+    try:
+        socket.if_indextoname(ifindex)
+    except OSError:
+        return False
+    return True
 
 
 def link_exists(link: Link) -> bool:

@@ -16,12 +16,13 @@ from cilium_core.errors import CiliumError
 from cilium_core.identities import cidr_labels, is_local
 from cilium_core.telemetry import gauge, get_logger
 
+from cilium_agent.datapath import EndpointInfo
 from cilium_agent.endpoints import rows
-from cilium_agent.endpoints.records import Endpoint, EndpointID
+from cilium_agent.endpoints.records import Attachment, Endpoint, EndpointID
 from cilium_agent.endpoints.states import State
 from cilium_agent.errors import EndpointFileError
 from cilium_agent.ipcaches import Entry
-from cilium_agent.planes import link_exists
+from cilium_agent.planes import ifindex_exists, ifindex_of, link_exists
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from cilium_agent.addresses import PodAddresses
     from cilium_agent.cni.requests import PodRequest
-    from cilium_agent.datapath import Datapath, EndpointInfo, IpcacheEntry
+    from cilium_agent.datapath import Datapath, IpcacheEntry
     from cilium_agent.endpoints.provisioning import Provisioner
     from cilium_agent.endpoints.storing import EndpointDirectory
     from cilium_agent.endpoints.tables import EndpointTable
@@ -47,11 +48,18 @@ RESTORED = gauge(
 
 @dataclass
 class Remains:
-    """What was found; `broken` endpoints stay closed until their pods are deleted."""
+    """What was found."""
 
     kept: list[Endpoint] = field(default_factory=list)
     gone: list[Endpoint] = field(default_factory=list)
-    broken: dict[EndpointID, EndpointFileError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An endpoint whose file is unreadable: closed, its addresses taken, until its pod is gone."""
+
+    row: EndpointInfo
+    error: EndpointFileError
 
 
 class Restorer:
@@ -70,12 +78,13 @@ class Restorer:
         self._directory = directory
         self._addresses = addresses
         self._plane = plane
+        self.broken: dict[EndpointID, Broken] = {}
 
     async def load(self, queued: Iterable[PodRequest]) -> Remains:
         """Read files and maps, claim ids and addresses, close what is unclear."""
         found = await asyncio.to_thread(self._directory.load)
         deleted = {(r.attachment.container_id, r.attachment.ifname) for r in queued}
-        remains = Remains(broken=found.broken)
+        remains = Remains()
         for endpoint in found.endpoints:
             key = (endpoint.attachment.container_id, endpoint.attachment.ifname)
             whole = endpoint.link is not None and link_exists(endpoint.link)
@@ -91,9 +100,9 @@ class Restorer:
             self._claim(endpoint)
         for endpoint in remains.kept:
             self._table.add(endpoint)
-        await self._close_unclear(remains)
+        await self._close_unclear({e.id for e in [*remains.kept, *remains.gone]}, found.broken)
         RESTORED.set(len(remains.kept), "load", "success")
-        RESTORED.set(len(remains.broken), "load", "fail")
+        RESTORED.set(len(self.broken), "load", "fail")
         return remains
 
     async def remove_gone(self, remains: Remains, provisioner: Provisioner) -> None:
@@ -125,34 +134,65 @@ class Restorer:
         except CiliumError as error:
             log.error("address of a restored endpoint", endpoint=endpoint.id, error=str(error))
 
-    async def _close_unclear(self, remains: Remains) -> None:
-        known = {e.id for e in remains.kept} | {e.id for e in remains.gone}
-        for endpoint_id, error in remains.broken.items():
+    async def release(self, attachment: Attachment) -> bool:
+        """Remove what is left of a container that no endpoint is known for."""
+        ifindex = await asyncio.to_thread(ifindex_of, attachment)
+        for endpoint_id, broken in list(self.broken.items()):
+            if broken.row.ifindex == ifindex:
+                await self._remove_broken(endpoint_id)
+        return await self._plane.remove_link_of(attachment)
+
+    async def _close_unclear(
+        self, known: set[EndpointID], unreadable: Mapping[EndpointID, EndpointFileError]
+    ) -> None:
+        for endpoint_id in unreadable:
             self._table.reserve_id(endpoint_id)
+        closed = await self._plane.run(_close, self._plane.datapath, known, set(unreadable))
+        for endpoint_id, error in unreadable.items():
+            row = closed.get(endpoint_id)
             log.error("endpoint not restored", endpoint=endpoint_id, error=str(error))
-        datapath = self._plane.datapath
-        closed = await self._plane.run(_close, datapath, known, set(remains.broken))
-        for info in closed:
-            addresses = [str(a) for a in (info.ipv4, info.ipv6) if a]
-            self._addresses.claim(addresses, f"unrestored endpoint {info.id}")
+            if row is None:
+                await self._forget(endpoint_id)
+                continue
+            self.broken[endpoint_id] = Broken(row, error)
+            self._addresses.claim(_addresses(row), f"unrestored endpoint {endpoint_id}")
+            if not ifindex_exists(row.ifindex):
+                await self._remove_broken(endpoint_id)
+
+    async def _remove_broken(self, endpoint_id: EndpointID) -> None:
+        row = self.broken[endpoint_id].row
+        await self._plane.disconnect(endpoint_id)
+        await self._plane.scrub(_addresses(row))
+        await self._forget(endpoint_id)
+        self._addresses.release(_addresses(row))
+        del self.broken[endpoint_id]
+        log.info("unrestored endpoint removed", endpoint=endpoint_id)
+
+    async def _forget(self, endpoint_id: EndpointID) -> None:
+        await asyncio.to_thread(self._directory.remove, endpoint_id)
+        self._table.free_id(endpoint_id)
+
+
+def _addresses(row: EndpointInfo) -> list[str]:
+    return [str(address) for address in (row.ipv4, row.ipv6) if address]
 
 
 def _close(
-    datapath: Datapath, known: set[EndpointID], broken: set[EndpointID]
-) -> list[EndpointInfo]:
-    """Close rows of broken endpoints and remove those that nothing explains."""
-    closed = []
+    datapath: Datapath, known: set[EndpointID], unreadable: set[EndpointID]
+) -> dict[int, EndpointInfo]:
+    """Close rows of unreadable endpoints and remove those that nothing explains."""
+    closed = {}
     for info in datapath.endpoints.dump():
         if not info.id or info.id in known:
             continue
-        if info.id in broken:
+        if info.id in unreadable:
             datapath.endpoints.upsert(dataclasses.replace(info, flags=rows.NOT_READY))
-            closed.append(info)
+            closed[info.id] = info
         else:
             log.warning("endpoint without a file removed", endpoint=info.id)
             datapath.endpoints.delete(info)
     for endpoint_id in datapath.policy.endpoints():
-        if endpoint_id not in known and endpoint_id not in broken:
+        if endpoint_id not in known and endpoint_id not in unreadable:
             datapath.policy.delete(endpoint_id)
     return closed
 

@@ -137,7 +137,7 @@ def _endpoints(agent: Agent) -> Component:
     ready = sum(e.state is State.READY and not e.error for e in endpoints)
     text = f"{ready}/{len(endpoints)} ready"
     troubles = [f"endpoint {e.id}: {e.error}" for e in endpoints if e.error]
-    troubles += [str(error) for error in agent.broken.values()]
+    troubles += [str(item.error) for item in agent.restorer.broken.values()]
     if troubles:
         return Component("Endpoints", Health.WARNING, f"{text}; {'; '.join(troubles)}")
     return Component("Endpoints", Health.OK, text)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from cilium_agent.cni.requests import PodRequest
     from cilium_agent.datapath.models import EndpointInfo
+    from cilium_agent.endpoints.records import Attachment
     from cilium_agent.endpoints.storing import EndpointDirectory
     from cilium_agent.endpoints.tables import EndpointTable
     from cilium_agent.pods import Pod, PodTable
@@ -55,6 +56,13 @@ class Plane(Protocol):
 
     async def scrub(self, addresses: Sequence[str]) -> None:
         """Forget tracked connections of addresses."""
+
+
+class Remnants(Protocol):
+    """What an earlier run left and could not be restored."""
+
+    async def release(self, attachment: Attachment) -> bool:
+        """Remove what is left of a container's interface; False when nothing is."""
 
 
 class Addresses(Protocol):
@@ -114,7 +122,9 @@ class Provisioner:
         identities: Identities,
         policies: Policies,
         announcer: Announcer,
+        remnants: Remnants,
     ) -> None:
+        """Take the parts."""
         self._table = table
         self._directory = directory
         self._pods = pods
@@ -123,6 +133,7 @@ class Provisioner:
         self._identities = identities
         self._policies = policies
         self._announcer = announcer
+        self._remnants = remnants
         self._locks = KeyedLocks()
         self._sweeps: set[asyncio.Task[None]] = set()
 
@@ -150,7 +161,7 @@ class Provisioner:
         async with self._locks.hold((attachment.container_id, attachment.ifname)):
             endpoint = self._table.find(attachment)
             if endpoint is None:
-                return False
+                return await self._remnants.release(attachment)
             await self.dismantle(endpoint, "deleted by the runtime")
             return True
 
