@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench.peers import PORT, Pair, inside, run
+from tests.e2e.running import Lab, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,3 +52,14 @@ def prepare(pair: Pair) -> None:
     """Let a client open connections for as long as the runs take without running out of ports."""
     run(*inside(pair.client, "sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535"))
     run(*inside(pair.client, "sysctl", "-qw", "net.ipv4.tcp_tw_reuse=1"))
+
+
+def enforced(lab: Lab, node: str, policies: int) -> None:
+    """Return once a node knows so many policies and its endpoints enforce them."""
+    eventually(
+        lambda: len(lab.json("policy", "get", "--node", node)["policies"]) == policies,
+        30,
+        f"{node} knows {policies} policies",
+    )
+    revision = lab.json("policy", "get", "--node", node)["revision"]
+    lab.cilium("policy", "wait", str(revision), "--node", node)

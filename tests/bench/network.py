@@ -71,7 +71,7 @@ def _lab() -> Iterator[tuple[Network, Callable[[dict[str, str]], None]]]:
         far = lab.add_pod("far", "--node", "node2", "-l", "app=server", command=False)
         lab.cilium("apply", "-f", "-", stdin=POLICY)
         for node in ("node1", "node2"):
-            lab.cilium("policy", "wait", "--node", node)
+            load.enforced(lab, node, 2)
 
         def configure(options: dict[str, str]) -> None:
             for node in ("node1", "node2"):
