@@ -19,7 +19,7 @@ KEY = "cilium/state/leader/v1/test"
 
 
 class Candidate:
-    def __init__(self, name: str, cluster: MemoryCluster, ttl_s: float = 1) -> None:
+    def __init__(self, name: str, cluster: MemoryCluster, ttl_s: float) -> None:
         self.store = MemoryStore(cluster)
         self.election = Election(self.store, KEY, name, ttl_s=ttl_s)
         self.working = False
@@ -47,9 +47,9 @@ class Candidate:
 
 
 @asynccontextmanager
-async def candidates(count: int) -> AsyncIterator[list[Candidate]]:
+async def candidates(count: int, ttl_s: float = 10) -> AsyncIterator[list[Candidate]]:
     cluster = MemoryCluster()
-    made = [Candidate(f"c{n}", cluster) for n in range(count)]
+    made = [Candidate(f"c{n}", cluster, ttl_s) for n in range(count)]
     try:
         yield made
     finally:
@@ -84,7 +84,7 @@ async def test_a_clean_stop_hands_over_at_once() -> None:
 
 
 async def test_a_dead_leader_is_replaced_after_its_lease() -> None:
-    async with candidates(2) as two:
+    async with candidates(2, ttl_s=1) as two:
         first = await the_leader(two)
         await first.crash()
         second = await the_leader([c for c in two if c is not first], limit_s=5)
@@ -100,17 +100,17 @@ async def test_who_loses_the_key_stops_working_and_stands_again() -> None:
 
 
 async def test_a_leader_cut_off_from_the_store_stops_before_its_lease_can_end() -> None:
-    async with candidates(1) as (only,):
+    async with candidates(1, ttl_s=1) as (only,):
         await the_leader([only])
         only.store.cluster.up.clear()
-        await eventually(lambda: not only.working, limit_s=2)
+        await eventually(lambda: not only.working, limit_s=5)
         assert not only.election.leads
         only.store.cluster.up.set()
         await the_leader([only])
 
 
 async def test_writes_of_a_former_leader_are_refused() -> None:
-    async with candidates(2) as two:
+    async with candidates(2, ttl_s=1) as two:
         first = await the_leader(two)
         late = first.election.fence
         await first.crash()

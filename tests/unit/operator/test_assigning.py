@@ -11,7 +11,7 @@ from cilium_core.kvstore import Compare, Lease, absent, unchanged
 from cilium_core.kvstore.memory import MemoryCluster, MemoryStore
 from cilium_core.records import POD_CIDRS, Network, NodeRecord, PodCIDRRecord
 from cilium_operator.assigning import PodCIDRAssigner
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -307,7 +307,12 @@ class Assignments(RuleBasedStateMachine):
 
 
 TestAssignments = Assignments.TestCase
-TestAssignments.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestAssignments.settings = settings(
+    max_examples=150,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 def test_a_fence_that_fails_refuses_writes() -> None:
