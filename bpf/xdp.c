@@ -5,7 +5,7 @@
  */
 #define SOURCE_FILE FILE_XDP
 
-#include "lib/common.h"
+#include "lib/ring.h"
 
 #define TOKEN_SHIFT 20
 #define EARN_SHIFT  10
@@ -90,25 +90,25 @@ static __always_inline __u32 refused(const struct rate_key *key)
 static __always_inline void report_refusal(struct xdp_md *ctx, const struct rate_key *key,
 					   __u32 bytes, __u16 line)
 {
-	struct event e = {
-		.type = EVENT_DROP,
-		.subtype = DROP_RATE_LIMITED,
-		.flags = EVENT_L3 | EVENT_INGRESS,
-		.file = FILE_XDP,
-		.line = line,
-		.packets = 1,
-		.bytes = bytes,
-	};
+	struct event *e;
+	__u32 sequence;
 
 	if (!(config_of()->flags & CONFIG_DROPS))
 		return;
+	e = event_begin(EVENT_DROP, DROP_RATE_LIMITED, &sequence);
+	if (!e)
+		return;
+	e->flags = EVENT_L3 | EVENT_INGRESS;
 	if (key->family == FAMILY_IPV6)
-		e.flags |= EVENT_IPV6;
-	e.time_ns = bpf_ktime_get_ns();
-	e.ifindex = ctx->ingress_ifindex;
-	e.src_identity = ID_WORLD;
-	__builtin_memcpy(e.saddr, key->ip, 16);
-	bpf_perf_event_output(ctx, (void *)map_of(EVENTS), BPF_F_CURRENT_CPU, &e, sizeof(e));
+		e->flags |= EVENT_IPV6;
+	e->file = FILE_XDP;
+	e->line = line;
+	e->packets = 1;
+	e->bytes = bytes;
+	e->ifindex = ctx->ingress_ifindex;
+	e->src_identity = ID_WORLD;
+	__builtin_memcpy(e->saddr, key->ip, 16);
+	event_commit(e, sequence);
 }
 
 int cil_xdp_entry(struct xdp_md *ctx)

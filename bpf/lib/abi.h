@@ -381,7 +381,7 @@ enum source_file {
 	FILE_ENDPOINTS = 109,
 };
 
-/* ---- events: cilium_events, perf ring ---- */
+/* ---- events: cilium_events, a ring of records for each processor ---- */
 
 enum event_type {
 	EVENT_DROP = 1,
@@ -463,13 +463,27 @@ struct event {
 	__u32 bytes;	   /* since the last event of this direction, this packet included */
 	__u32 packets;
 	__u32 tunnel_peer; /* be; node at the other end of the tunnel */
-	__u32 pad2;
+	__u32 sequence;	   /* twice the record's number in its ring plus one, 0 while it is written */
+};
+
+enum event_ring {
+	EVENT_RING_SIZE = 32768, /* records of a processor, a power of two */
+};
+
+/*
+ * How many records a processor has ever written, cilium_event_heads. Record n lies in slot
+ * n % EVENT_RING_SIZE of the processor's part of cilium_events. Readers map both into memory, keep
+ * their own position, and are free to be late, to be several or to be none: the programs neither
+ * know nor wait. What is EVENT_RING_SIZE behind has been overwritten and counts as lost.
+ */
+struct event_head {
+	__u64 written;
+	__u64 pad[7];
 };
 
 /* ---- cilium_scratch: room for what the stack of a program cannot hold ---- */
 
 struct scratch {
-	struct event event;
 	struct ct_entry entry;
 	__u64 packet[32]; /* what is known of the packet at hand; private to the programs */
 };

@@ -73,10 +73,9 @@ static __always_inline long map_delete(__u64 map, const void *key)
 }
 
 /*
- * Room of this processor. The stack would not hold an event beside a packet and its connection; and
- * the verifier, which follows every value on the stack, does not follow these, which keeps its work
- * in bounds. Programs do not interrupt each other on a processor, and none keeps anything here
- * beyond its own run.
+ * Room of this processor. The stack would not hold a connection beside a packet; and the verifier,
+ * which follows every value on the stack, does not follow these, which keeps its work in bounds.
+ * Programs do not interrupt each other on a processor, and none keeps anything here beyond its run.
  */
 static __always_inline struct scratch *scratch(void)
 {

@@ -10,19 +10,7 @@
 
 #include "metrics.h"
 #include "packet.h"
-
-/* An empty event of the given type, or NULL. */
-static __always_inline struct event *event_begin(const __u8 type, const __u8 subtype)
-{
-	struct scratch *room = scratch();
-
-	if (!room)
-		return NULL;
-	__builtin_memset(&room->event, 0, sizeof(room->event));
-	room->event.type = type;
-	room->event.subtype = subtype;
-	return &room->event;
-}
+#include "ring.h"
 
 static __always_inline void event_addresses(struct __sk_buff *skb, struct event *e)
 {
@@ -66,13 +54,11 @@ static __always_inline void event_packet(struct event *e, const struct packet *p
 	e->tunnel_peer = p->peer;
 }
 
-/* The time is the precise clock: the coarse one would give thousands of flows one timestamp. */
-static __always_inline void event_write(struct __sk_buff *skb, struct event *e)
+static __always_inline void event_write(struct __sk_buff *skb, struct event *e, __u32 sequence)
 {
-	e->time_ns = bpf_ktime_get_ns();
 	e->ifindex = skb->ifindex;
 	event_addresses(skb, e);
-	bpf_perf_event_output(skb, (void *)map_of(EVENTS), BPF_F_CURRENT_CPU, e, sizeof(*e));
+	event_commit(e, sequence);
 }
 
 static __always_inline bool tracing(const struct config *config, __u32 below)
@@ -92,7 +78,8 @@ static __always_inline void see(struct __sk_buff *skb, struct packet *p, __u8 re
 static __always_inline void trace(struct __sk_buff *skb, const struct packet *p, const __u8 point,
 				  __u32 dst_id, const union address *original, const __u8 family)
 {
-	struct event *e = event_begin(EVENT_TRACE, point);
+	__u32 sequence;
+	struct event *e = event_begin(EVENT_TRACE, point, &sequence);
 
 	if (!e)
 		return;
@@ -103,7 +90,7 @@ static __always_inline void trace(struct __sk_buff *skb, const struct packet *p,
 	event_packet(e, p, family);
 	if (original)
 		__builtin_memcpy(e->orig_saddr, original, 16);
-	event_write(skb, e);
+	event_write(skb, e, sequence);
 }
 
 /* A packet entering the data plane: nothing is known of its connection yet. */
@@ -131,10 +118,11 @@ static __always_inline void report_verdict(struct __sk_buff *skb, const struct p
 					   __u8 match, bool audited, const __u8 family)
 {
 	struct event *e;
+	__u32 sequence;
 
 	if (!(config_of()->flags & CONFIG_POLICY_VERDICTS))
 		return;
-	e = event_begin(EVENT_POLICY_VERDICT, 0);
+	e = event_begin(EVENT_POLICY_VERDICT, 0, &sequence);
 	if (!e)
 		return;
 	e->verdict = verdict;
@@ -146,7 +134,7 @@ static __always_inline void report_verdict(struct __sk_buff *skb, const struct p
 	e->flags |= direction == DIR_INGRESS ? EVENT_INGRESS : EVENT_EGRESS;
 	if (audited)
 		e->flags |= EVENT_AUDITED;
-	event_write(skb, e);
+	event_write(skb, e, sequence);
 }
 
 /*
@@ -156,6 +144,7 @@ static __always_inline int conclude(struct __sk_buff *skb, struct packet *p, int
 				    const __u8 family)
 {
 	struct event *e;
+	__u32 sequence;
 
 	verdict = forget(p, verdict);
 	if (likely_(verdict >= 0))
@@ -164,7 +153,7 @@ static __always_inline int conclude(struct __sk_buff *skb, struct packet *p, int
 	      skb->len);
 	if (!(config_of()->flags & CONFIG_DROPS))
 		return TC_ACT_SHOT;
-	e = event_begin(EVENT_DROP, drop_reason_of(verdict));
+	e = event_begin(EVENT_DROP, drop_reason_of(verdict), &sequence);
 	if (!e)
 		return TC_ACT_SHOT;
 	e->line = drop_line_of(verdict);
@@ -178,7 +167,7 @@ static __always_inline int conclude(struct __sk_buff *skb, struct packet *p, int
 	} else {
 		e->flags |= EVENT_EGRESS;
 	}
-	event_write(skb, e);
+	event_write(skb, e, sequence);
 	return TC_ACT_SHOT;
 }
 

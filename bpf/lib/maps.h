@@ -8,6 +8,8 @@
  *
  *   MAP(index, NAME, "pin name", type, key, value, entries, flags)
  *   INNER(NAME, type, key, value, entries, flags)   maps held by the map of maps NAME
+ *
+ * CPUS is the number of processors the machine may have.
  */
 #ifndef CILIUM_MAPS_H
 #define CILIUM_MAPS_H
@@ -50,12 +52,14 @@ MAP(14, CIDR6, "cilium_cidr_v6_dyn", LPM_TRIE, struct cidr_key6, struct cidr_inf
 MAP(15, RATELIMIT, "cilium_ratelimit", LRU_HASH, struct rate_key, struct rate_bucket, 65536, 0)
 /* packets and bytes by outcome and place; written by all, read by the agent */
 MAP(16, METRICS, "cilium_metrics", PERCPU_HASH, struct metrics_key, struct metrics_value, 1024, 0)
-/* perf rings of the events; hubble-server puts its own ends in (0 entries: one for each processor) */
-MAP(17, EVENTS, "cilium_events", PERF_EVENT_ARRAY, __u32, __u32, 0, 0)
+/* the events of each processor, EVENT_RING_SIZE slots; written by all, read through memory by anybody */
+MAP(17, EVENTS, "cilium_events", ARRAY, __u32, struct event, 32768 * CPUS, BPF_F_MMAPABLE)
 /* programs of one load, by enum call; never shared between two loads */
 MAP(18, CALLS, "cilium_calls", PROG_ARRAY, __u32, __u32, 32, 0)
-/* where events and connections are put together, the stack being too small; within one packet */
+/* the packet at hand and its connection, the stack being too small; within one packet */
 MAP(19, SCRATCH, "cilium_scratch", PERCPU_ARRAY, __u32, struct scratch, 1, 0)
+/* how many events each processor has written */
+MAP(20, EVENT_HEADS, "cilium_event_heads", ARRAY, __u32, struct event_head, CPUS, BPF_F_MMAPABLE)
 };
 /* clang-format on */
 

@@ -48,8 +48,8 @@ _SIZES = {
     "cilium_ipv6_frag_datagrams": 256,
     "cilium_ratelimit": 256,
 }
-_NOT_EMPTIED = {syscalls.MAP_TYPES[kind] for kind in ("PERF_EVENT_ARRAY", "PERCPU_ARRAY")}
-"""Rings are read instead, and scratch room holds nothing from one packet to the next."""
+_NOT_EMPTIED = {"EVENTS", "EVENT_HEADS", "SCRATCH"}
+"""Rings are read on, and scratch room holds nothing from one packet to the next."""
 _CLONE_NEWNET = 0x40000000
 _SKB = {
     "mark": 8,
@@ -154,73 +154,49 @@ class Namespace:
         self._thread.shutdown()
 
 
-class _PerfAttr(ctypes.Structure):
-    _fields_ = (
-        ("type", ctypes.c_uint32),
-        ("size", ctypes.c_uint32),
-        ("config", ctypes.c_uint64),
-        ("sample_period", ctypes.c_uint64),
-        ("sample_type", ctypes.c_uint64),
-        ("rest", ctypes.c_byte * 96),
-    )
-
-
-_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
-
-
 class EventRing:
-    """Reads the perf rings behind the events map."""
+    """Reads what programs write to the ring of events, from a position of its own."""
 
-    _SOFTWARE, _BPF_OUTPUT, _RAW, _SAMPLE, _LOST = 1, 10, 1 << 10, 9, 2
-    _PAGES = 16
-
-    def __init__(self, events: maps.Map) -> None:
-        self._map = events
-        self._rings: list[tuple[int, mmap.mmap]] = []
+    def __init__(self, opened: maps.Maps) -> None:
+        self._slots = _mapped(opened["EVENTS"])
+        self._heads = _mapped(opened["EVENT_HEADS"])
+        self._size = abi.sizeof("event")
+        self._stride = abi.sizeof("event_head")
+        self._read = [self._written(cpu) for cpu in range(len(self._heads) // self._stride)]
         self.lost = 0
-        libc = ctypes.CDLL(None, use_errno=True)
-        for cpu in range(os.cpu_count() or 1):
-            attr = _PerfAttr(
-                type=self._SOFTWARE,
-                size=ctypes.sizeof(_PerfAttr),
-                config=self._BPF_OUTPUT,
-                sample_period=1,
-                sample_type=self._RAW,
-            )
-            number = _PERF_EVENT_OPEN[os.uname().machine]
-            fd = libc.syscall(number, ctypes.byref(attr), -1, cpu, -1, 8)
-            if fd < 0:
-                raise OSError(ctypes.get_errno(), "perf_event_open")
-            ring = mmap.mmap(fd, (1 + self._PAGES) * mmap.PAGESIZE)
-            self._rings.append((fd, ring))
-            events.set(cpu.to_bytes(4, "little"), fd.to_bytes(4, "little"))
+
+    def _written(self, cpu: int) -> int:
+        return int(struct.unpack_from("<Q", self._heads, cpu * self._stride)[0])
 
     def read(self) -> list[Event]:
         """Every record since the last read, in order of time."""
         found: list[Event] = []
-        for _, ring in self._rings:
-            head, tail = struct.unpack_from("<QQ", ring, 1024)
-            size = self._PAGES * mmap.PAGESIZE
-            body = ring[mmap.PAGESIZE : mmap.PAGESIZE + size]
-            body += body
-            while tail < head:
-                kind, _, length = struct.unpack_from("<IHH", body, tail % size)
-                record = body[tail % size + 8 : tail % size + length]
-                if kind == self._SAMPLE:
-                    found.append(Event(record[4:]))
-                elif kind == self._LOST:
-                    self.lost += struct.unpack_from("<Q", record, 8)[0]
-                tail += length
-            struct.pack_into("<Q", ring, 1032, head)
+        for cpu, position in enumerate(self._read):
+            head = self._written(cpu)
+            first = max(position, head - abi.EVENT_RING_SIZE)
+            self.lost += first - position
+            for number in range(first, head):
+                slot = cpu * abi.EVENT_RING_SIZE + number % abi.EVENT_RING_SIZE
+                at = slot * self._size
+                found.append(Event(self._slots[at : at + self._size]))
+                assert found[-1].sequence == (number << 1 | 1) & 0xFFFFFFFF
+            self._read[cpu] = head
         return sorted(found, key=lambda event: event.time_ns)
 
+    def skip(self) -> None:
+        """Forget what was written so far."""
+        self._read = [self._written(cpu) for cpu in range(len(self._read))]
+        self.lost = 0
+
     def close(self) -> None:
-        """Give the rings back."""
-        for cpu, (fd, ring) in enumerate(self._rings):
-            self._map.delete(cpu.to_bytes(4, "little"))
-            ring.close()
-            os.close(fd)
-        self._rings = []
+        """Let go of the memory."""
+        self._slots.close()
+        self._heads.close()
+
+
+def _mapped(held: maps.Map) -> mmap.mmap:
+    size = -(-held.spec.max_entries * held.value_size // mmap.PAGESIZE) * mmap.PAGESIZE
+    return mmap.mmap(held.fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
 
 
 class Plane:
@@ -235,18 +211,19 @@ class Plane:
             self.templates, self.maps, self.specs, specs.read_calls(folder), None
         )
         self.namespace = Namespace()
-        self.ring = EventRing(self.maps["EVENTS"])
+        self.ring = EventRing(self.maps)
         self._devices: dict[str, int] = {}
         self.reset()
 
     def reset(self) -> None:
         """Empty every map and forget the events, as if all had just been made."""
-        self.ring.read()
-        self.ring.lost = 0
+        self.ring.skip()
         for held in self.maps:
+            if held.spec.name in _NOT_EMPTIED:
+                continue
             if held.spec.type == syscalls.MAP_TYPES["ARRAY"]:
                 held.set(bytes(4), bytes(held.value_size))
-            elif held.spec.type not in _NOT_EMPTIED:
+            else:
                 held.delete_many([key for key, _ in held.items()])
         self.endpoints = Endpoints(self.maps)
         self.ipcache = Ipcache(self.maps)

@@ -73,7 +73,8 @@ def test_the_real_lists_are_read_whole() -> None:
     assert found["LXC"].max_entries == 10
     assert found["POLICY"].inner is not None
     assert found["POLICY"].inner.max_entries == 512
-    assert found["EVENTS"].max_entries == syscalls.possible_cpus()
+    assert found["EVENTS"].max_entries == abi.EVENT_RING_SIZE * syscalls.possible_cpus()
+    assert found["EVENT_HEADS"].max_entries == syscalls.possible_cpus()
 
 
 def test_a_size_for_an_unknown_map_is_refused() -> None:

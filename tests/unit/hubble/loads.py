@@ -201,23 +201,40 @@ def strange(count: int, seed: int) -> NDArray[Any]:
 
 # ---- real events ----
 
-_MAP_TYPE_PERF_EVENT_ARRAY = 4
+_MAP_TYPE_ARRAY = 2
+_MMAPABLE = 1 << 10
 _PROGRAM = """
-#include <uapi/linux/bpf.h>
-#include <linux/types.h>
-#undef CONFIG_AUDIT
-#include "abi.h"
+#include "maps.h"
+#undef map_of
+#define map_of(name) ((__u64)bpf_pseudo_fd(1, FD_##name))
+enum { FD_EVENTS = FD_OF_EVENTS, FD_EVENT_HEADS = FD_OF_HEADS, FD_SCRATCH = -1 };
+#include "ring.h"
 int emit(struct __sk_buff *skb)
 {
-    struct event e = { .type = EVENT_TRACE, .flags = EVENT_L3 | EVENT_L4, .proto = 6 };
-    e.time_ns = bpf_ktime_get_ns();
-    e.saddr[0] = 10, e.saddr[1] = 244, e.saddr[3] = 1;
-    e.daddr[0] = 10, e.daddr[1] = 244, e.daddr[3] = 2 + (e.time_ns & 31);
-    e.src_identity = 1000, e.dst_identity = 1001 + (e.time_ns & 31);
-    bpf_perf_event_output(skb, (void *)bpf_pseudo_fd(1, MAP_FD), BPF_F_CURRENT_CPU, &e, sizeof(e));
+    __u32 sequence;
+    struct event *e = event_begin(EVENT_TRACE, TRACE_TO_LXC, &sequence);
+    __u64 now = bpf_ktime_get_ns();
+    if (!e)
+        return 0;
+    e->flags = EVENT_L3 | EVENT_L4, e->proto = 6;
+    e->saddr[0] = 10, e->saddr[1] = 244, e->saddr[3] = 1;
+    e->daddr[0] = 10, e->daddr[1] = 244, e->daddr[3] = 2 + (now & 31);
+    e->src_identity = 1000, e->dst_identity = 1001 + (now & 31);
+    event_commit(e, sequence);
     return 0;
 }
 """
+
+
+class _CreateOptions(ctypes.Structure):
+    """The head of struct bpf_map_create_opts of libbpf."""
+
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("btf", ctypes.c_uint32 * 4),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+    )
 
 
 class _TestRun(ctypes.Structure):
@@ -243,26 +260,36 @@ class _TestRun(ctypes.Structure):
 
 
 class Emitter:
-    """A pinned events map and a program that writes events into it, as the data plane does.
+    """Pinned events maps and a program that writes events into them, as the data plane does.
 
     Needs root and a bpffs at /sys/fs/bpf; use `emitter()`.
     """
 
     def __init__(self, directory: Path) -> None:
         self._libbpf = ctypes.CDLL("libbpf.so.1", use_errno=True)
+        self.root = directory
         self.path = directory / "cilium_events"
-        self._fd = self._create_map()
+        self.heads_path = directory / "cilium_event_heads"
+        self._fds = self._create_maps()
         self._load()
 
-    def _create_map(self) -> int:
+    def _create_maps(self) -> list[int]:
         cpus = os.cpu_count() or 1
+        heads = self._create_map(self.heads_path, abi.sizeof("event_head"), cpus)
+        events = self._create_map(self.path, abi.sizeof("event"), cpus * abi.EVENT_RING_SIZE)
+        return [events, heads]
+
+    def _create_map(self, path: Path, value_size: int, entries: int) -> int:
+        options = _CreateOptions(size=ctypes.sizeof(_CreateOptions), map_flags=_MMAPABLE)
         fd = int(
-            self._libbpf.bpf_map_create(_MAP_TYPE_PERF_EVENT_ARRAY, b"events", 4, 4, cpus, None)
+            self._libbpf.bpf_map_create(
+                _MAP_TYPE_ARRAY, b"events", 4, value_size, entries, ctypes.byref(options)
+            )
         )
         if fd < 0:
             raise OSError(ctypes.get_errno(), "bpf_map_create")
-        self.path.unlink(missing_ok=True)
-        if self._libbpf.bpf_obj_pin(fd, os.fsencode(self.path)):
+        path.unlink(missing_ok=True)
+        if self._libbpf.bpf_obj_pin(fd, os.fsencode(path)):
             raise OSError(ctypes.get_errno(), "bpf_obj_pin")
         return fd
 
@@ -270,12 +297,14 @@ class Emitter:
         from bcc import BPF
 
         include = Path(__file__).parents[3] / "bpf" / "lib"
-        text = _PROGRAM.replace("MAP_FD", str(self._fd))
+        text = _PROGRAM
+        for name, fd in zip(("EVENTS", "HEADS"), self._fds, strict=True):
+            text = text.replace(f"FD_OF_{name}", str(fd))
         self._bpf = BPF(text=text.encode(), cflags=[f"-I{include}"])
         self._program = self._bpf.load_func(b"emit", BPF.SCHED_CLS)
 
     def emit(self, count: int) -> None:
-        """Write `count` events on the processor this runs on, some 300 ns each."""
+        """Write `count` events on the processor this runs on, some 80 ns each."""
         packet = ctypes.create_string_buffer(64)
         run = _TestRun(
             size=ctypes.sizeof(_TestRun),
@@ -288,17 +317,18 @@ class Emitter:
 
     def replace_map(self) -> None:
         """Pin a new map, as an agent does that needs another shape, and write into that."""
-        old = self._fd
-        self._fd = self._create_map()
+        old, self._fds = self._fds, self._create_maps()
         self._bpf.cleanup()
         self._load()
-        os.close(old)
+        for fd in old:
+            os.close(fd)
 
     def close(self) -> None:
         """Unpin and free everything."""
         self._bpf.cleanup()
-        self.path.unlink(missing_ok=True)
-        os.close(self._fd)
+        for path, fd in zip((self.path, self.heads_path), self._fds, strict=True):
+            path.unlink(missing_ok=True)
+            os.close(fd)
 
 
 @contextmanager
@@ -313,5 +343,6 @@ def emitter(name: str) -> Iterator[Emitter]:
         finally:
             made.close()
     finally:
-        (directory / "cilium_events").unlink(missing_ok=True)
+        for left in directory.iterdir():
+            left.unlink()
         directory.rmdir()

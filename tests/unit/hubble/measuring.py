@@ -32,8 +32,9 @@ from hubble_server.flows.querying import Cursor, Query
 from hubble_server.flows.store import LARGEST_CAPACITY, FlowStore
 from hubble_server.ingest import Ingest, Snapshot
 from hubble_server.metadata.directory import Directory
+from hubble_server.ring.buffers import CpuRing
 from hubble_server.ring.reading import EventReader, Reading
-from hubble_server.ring.records import RECORD_SIZE, sample, split
+from hubble_server.ring.records import sequences_of
 from observer import observer_pb2
 
 from tests.unit.hubble.loads import emitter, snapshot, traffic
@@ -43,25 +44,18 @@ PODS = 100
 _GET_FLOWS = "/observer.Observer/GetFlows"
 
 
-def _ring_bytes(count: int) -> np.typing.NDArray[np.uint8]:
-    """Bytes of a perf ring that holds `count` events."""
-    events = traffic(count, PODS)
-    one = np.frombuffer(sample(bytes(events.itemsize)), dtype=np.uint8)
-    raw = np.tile(one, (count, 1))
-    raw[:, 12 : 12 + events.itemsize] = events.view(np.uint8).reshape(count, -1)
-    assert raw.shape[1] == RECORD_SIZE
-    return raw.ravel()
-
-
 def ingest_rate(seconds: float = 2.0) -> float:
-    """Events per second of CPU from ring bytes to the store, names joined, on one core."""
+    """Events per second of CPU from ring memory to the store, names joined, on one core."""
     pipeline = Pipeline(LARGEST_CAPACITY, pods=PODS)
-    raw = _ring_bytes(32_768)
+    slots = traffic(32_768, PODS)
+    slots["sequence"] = sequences_of(np.arange(len(slots), dtype=np.uint64))
+    heads = np.array([len(slots)], dtype=np.uint64)
     done, started = 0, time.thread_time()
     while time.thread_time() - started < seconds:
-        events = split(raw).events
-        pipeline.ingest.process(Reading(events))
-        done += len(events)
+        ring = CpuRing(slots, heads, 0, 0)
+        while len(events := ring.take()):
+            pipeline.ingest.process(Reading(events))
+            done += len(events)
     return done / (time.thread_time() - started)
 
 
@@ -81,7 +75,7 @@ class Offered:
 def offered_load(events_per_s: int = 300_000, seconds: float = 3.0) -> Offered:
     """Write events from the kernel at a rate, and read them with the ingest thread. Needs root."""
     with emitter("measure") as kernel:
-        reader = EventReader(kernel.path)
+        reader = EventReader(kernel.root)
         store, directory = FlowStore(LARGEST_CAPACITY), Directory()
         ingest = Ingest(reader, store, directory, lambda: NODE)
         ingest.tell(Snapshot(snapshot(PODS)))

@@ -28,7 +28,6 @@ from hubble_server.ingest import Ingest, Snapshot
 from hubble_server.metadata.client import MetadataClient
 from hubble_server.metadata.directory import Directory
 from hubble_server.peers import PeerBook, PeerSettings
-from hubble_server.ring.maps import EVENTS_MAP
 from hubble_server.ring.reading import EventReader
 from hubble_server.servicers.flows import FLOWS_SERVICE, FlowStreams
 from hubble_server.servicers.observer import OBSERVER, ObserverService
@@ -64,8 +63,7 @@ class App:
         self._reader: EventReader | None = None
         if source is None:
             source = self._reader = EventReader(
-                settings.bpf_root / EVENTS_MAP,
-                pages=settings.hubble_perf_ring_pages,
+                settings.bpf_root,
                 interval_s=settings.hubble_poll_interval,
             )
         self.node = NodeFacts(settings.node_name, settings.cluster_name)

@@ -17,7 +17,6 @@ from cilium_core.settings import (
 
 from hubble_server.errors import CapacityError
 from hubble_server.flows.store import DEFAULT_CAPACITY, check_capacity
-from hubble_server.ring.reading import DEFAULT_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,17 +35,9 @@ class ServerSettings(LoggingSettings, NodeSettings, ClusterSettings):
         "Flows and events kept: one less than a power of two. More reach further back in time.",
         group=_RING,
     )
-    hubble_perf_ring_pages: int = setting(
-        DEFAULT_PAGES,
-        "Memory pages of each processor's kernel buffer, a power of two. More bridge longer "
-        "bursts; lost events show up in `hubble observe` and in metrics.",
-        group=_RING,
-        low=2,
-        high=1 << 16,
-    )
     hubble_poll_interval: Seconds = setting(
         0.025,
-        "How often the kernel buffers are looked at when they do not fill up.",
+        "How often the kernel's events are looked at. Each processor has room for 32,768 of them.",
         group=_RING,
         low=0.001,
         high=1,
@@ -93,12 +84,6 @@ class ServerSettings(LoggingSettings, NodeSettings, ClusterSettings):
             check_capacity(self.hubble_event_buffer_capacity)
         except CapacityError as error:
             yield Problem("hubble-event-buffer-capacity", str(error))
-        pages = self.hubble_perf_ring_pages
-        if pages & (pages - 1):
-            yield Problem(
-                "hubble-perf-ring-pages",
-                f"{pages} is no power of two; {DEFAULT_PAGES} is the default",
-            )
         if not self.hubble_disable_tls and self.hubble_listen_address:
             for key, value in (
                 ("hubble-tls-cert-file", self.hubble_tls_cert_file),

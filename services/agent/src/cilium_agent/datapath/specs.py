@@ -107,7 +107,7 @@ def _spec(line: str, index: int, name: str, pin: str, rest: list[str]) -> MapSpe
             type=syscalls.MAP_TYPES[kind],
             key=key.removeprefix("struct "),
             value=value.removeprefix("struct "),
-            max_entries=int(entries, 0),
+            max_entries=_entries(entries),
             flags=sum(
                 0 if flag == "0" else syscalls.MAP_FLAGS[flag]
                 for flag in re.split(r"\s*\|\s*", flags)
@@ -115,6 +115,14 @@ def _spec(line: str, index: int, name: str, pin: str, rest: list[str]) -> MapSpe
         )
     except (KeyError, ValueError) as error:
         raise SourceError(f"maps.h: {error} is not known in: {line.strip()}") from error
+
+
+def _entries(text: str) -> int:
+    """Number of entries: a number, `CPUS`, or a number of them for each processor."""
+    number, _, times = text.partition("*") if "*" in text else ("1", "", text)
+    if times.strip() != "CPUS":
+        return int(text, 0)
+    return int(number, 0) * syscalls.possible_cpus()
 
 
 def parse_calls(text: str) -> dict[str, int]:
@@ -131,7 +139,7 @@ def read_maps(folder: Path, sizes: Mapping[str, int] | None = None) -> dict[str,
     """Read the maps of a source folder with this node's sizes.
 
     `sizes` maps pin names to numbers of entries; for a map of maps it is the size of the inner
-    ones. An array of 0 entries gets one for each processor. Raises SourceError for an unknown map.
+    ones. Raises SourceError for an unknown map.
     """
     found = parse_maps((folder / "lib" / "maps.h").read_text(encoding="utf-8"))
     by_pin = {spec.pin: name for name, spec in found.items()}
@@ -143,10 +151,7 @@ def read_maps(folder: Path, sizes: Mapping[str, int] | None = None) -> dict[str,
             found[by_pin[pin]] = replace(spec, inner=replace(spec.inner, max_entries=entries))
         else:
             found[by_pin[pin]] = replace(spec, max_entries=entries)
-    return {
-        name: spec if spec.max_entries else replace(spec, max_entries=syscalls.possible_cpus())
-        for name, spec in found.items()
-    }
+    return found
 
 
 def read_calls(folder: Path) -> dict[str, int]:

@@ -1,1 +1,1 @@
-"""The read side of the kernel's event ring: our own perf buffers behind the pinned events map."""
+"""The read side of the kernel's events: the mapped ring, emptied in bulk, in order of time."""

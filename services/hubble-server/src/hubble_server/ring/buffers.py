@@ -1,139 +1,87 @@
-"""One processor's perf buffer: opened, mapped, and emptied in bulk.
+"""One processor's ring of events: where this reader is, and taking what is new in bulk.
 
-The kernel writes at `data_head`, we give space back at `data_tail`; both only grow, positions are
-taken modulo the size. Owned by one `EventReader`, which is the only caller; not thread-safe.
+A program claims a number n by adding one to the processor's head, writes slot n modulo the size,
+and last of all the slot's `sequence`, which is 2n + 1 (the low half) from then on and 0 in between.
+So a reader takes the longest run of slots with the right sequence, and looks at the head again
+afterwards: what was claimed meanwhile may have overwritten what it copied. A number that is
+overwritten before it was read is a loss, counted exactly.
+
+Not thread-safe; owned by one `EventReader`.
 """
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
-import struct
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubble_server.errors import RingError
-from hubble_server.ring.records import RECORD_SIZE
+from hubble_server.ring.records import NO_EVENTS, Events, concatenate, sequences_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_PAGE = mmap.PAGESIZE
-_SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+MOST_TAKEN = 16_384
+"""Events taken in one go, which bounds the copy."""
 
-# include/uapi/linux/perf_event.h
-_PERF_TYPE_SOFTWARE = 1
-_PERF_COUNT_SW_BPF_OUTPUT = 10
-_PERF_SAMPLE_RAW = 1 << 10
-_PERF_FORMAT_LOST = 1 << 4
-_PERF_ATTR_SIZE = 112
-_PERF_FLAG_FD_CLOEXEC = 1 << 3
-_ATTR_WATERMARK = 1 << 14
-_HEAD_OFFSET = 1024
-
-_libc = ctypes.CDLL(None, use_errno=True)
+_fence = threading.Lock()
+"""Taking it keeps the processor from reading slots before heads and sequences, on any machine."""
 
 
-def _perf_event_open(cpu: int, watermark: int, read_format: int) -> int:
-    attr = bytearray(_PERF_ATTR_SIZE)
-    struct.pack_into(
-        "<IIQ", attr, 0, _PERF_TYPE_SOFTWARE, _PERF_ATTR_SIZE, _PERF_COUNT_SW_BPF_OUTPUT
-    )
-    struct.pack_into("<QQQ", attr, 24, _PERF_SAMPLE_RAW, read_format, _ATTR_WATERMARK)
-    struct.pack_into("<I", attr, 48, watermark)
-    number = _SYS_PERF_EVENT_OPEN.get(os.uname().machine)
-    if number is None:
-        raise RingError(f"perf_event_open is not known for machine type {os.uname().machine}")
-    raw = (ctypes.c_char * len(attr)).from_buffer(attr)
-    fd = _libc.syscall(number, raw, -1, cpu, -1, ctypes.c_ulong(_PERF_FLAG_FD_CLOEXEC))
-    if fd < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return int(fd)
+class CpuRing:
+    """Reader of one processor's slots. `position` is the number of the next event to take."""
 
+    def __init__(self, slots: Events, heads: NDArray[np.uint64], cpu: int, position: int) -> None:
+        self._slots = slots
+        self._sequences = slots["sequence"]
+        self._size = len(slots)
+        self._heads = heads
+        self._cpu = cpu
+        self.position = position
+        self.lost = 0
+        """Events overwritten unread so far."""
 
-class CpuBuffer:
-    """Perf buffer of one processor, of `pages` pages (a power of two).
+    def written(self) -> int:
+        """Events ever written on this processor."""
+        return int(self._heads[self._cpu])
 
-    `watermark` is the number of unread bytes at which the kernel makes `fd` readable. Raises
-    RingError when the kernel refuses the buffer.
-    """
+    def fill(self) -> float:
+        """Share of the slots that is waiting to be read; more than 1 means losses."""
+        return (self.written() - self.position) / self._size
 
-    def __init__(self, cpu: int, pages: int, watermark: int) -> None:
-        self.cpu = cpu
-        self.size = pages * _PAGE
-        self.counts_losses = True
-        try:
-            self.fd = _perf_event_open(cpu, watermark, _PERF_FORMAT_LOST)
-        except OSError:
-            # Linux before 6.0 cannot count losses on the descriptor; its lost records remain.
-            self.counts_losses = False
-            try:
-                self.fd = _perf_event_open(cpu, watermark, 0)
-            except OSError as error:
-                raise RingError(
-                    f"perf buffer of processor {cpu}: {error.strerror}; hubble-server needs the "
-                    "capabilities PERFMON (or SYS_ADMIN) and BPF"
-                ) from error
-        try:
-            self._map = mmap.mmap(self.fd, self.size + _PAGE)
-        except (OSError, ValueError) as error:
-            os.close(self.fd)
-            raise RingError(
-                f"perf buffer of processor {cpu}: cannot map {pages} pages: {error}; "
-                "lower hubble-perf-ring-pages"
-            ) from error
-        self._positions = np.frombuffer(self._map, dtype="<u8", count=2, offset=_HEAD_OFFSET)
-        self._data: NDArray[np.uint8] = np.frombuffer(
-            self._map, dtype=np.uint8, count=self.size, offset=_PAGE
-        )
-        self._lost_seen = 0
+    def take(self) -> Events:
+        """Copy the next events out, in order; none when there is nothing new."""
+        self._skip_overwritten()
+        count = min(self.written() - self.position, MOST_TAKEN)
+        if count <= 0:
+            return NO_EVENTS
+        start = self.position % self._size
+        first = min(count, self._size - start)
+        with _fence:
+            sequences = np.concatenate(
+                [self._sequences[start : start + first], self._sequences[: count - first]]
+            )
+        count = self._committed(sequences)
+        first = min(count, first)
+        with _fence:
+            events = concatenate([self._slots[start : start + first], self._slots[: count - first]])
+        with _fence:
+            torn = self._skip_overwritten()
+        self.position += count - min(torn, count)
+        return events[torn:]
 
-    def pending(self) -> int:
-        """Position up to which the kernel has written."""
-        return int(self._positions[0])
+    def _committed(self, sequences: NDArray[np.uint32]) -> int:
+        """How many events from the position on are complete, without a gap."""
+        numbers = np.arange(self.position, self.position + len(sequences), dtype=np.uint64)
+        wrong = sequences != sequences_of(numbers)
+        return int(wrong.argmax()) if bool(wrong.any()) else len(sequences)
 
-    def take(self, head: int) -> NDArray[np.uint8]:
-        """Copy everything up to `head` (from `pending`) out and give the space back."""
-        tail = int(self._positions[1])
-        count = head - tail
-        out = np.empty(count, dtype=np.uint8)
-        start = tail % self.size
-        first = min(count, self.size - start)
-        out[:first] = self._data[start : start + first]
-        out[first:] = self._data[: count - first]
-        self._positions[1] = head
-        return out
-
-    def new_losses(self) -> int:
-        """Events the kernel could not write since the last call; 0 when it does not count them."""
-        if not self.counts_losses:
+    def _skip_overwritten(self) -> int:
+        """Step over what is overwritten already, and return how many events that was."""
+        oldest = self.written() - self._size
+        missed = oldest - self.position
+        if missed <= 0:
             return 0
-        _, total = struct.unpack("<QQ", os.read(self.fd, 16))
-        fresh = int(total) - self._lost_seen
-        self._lost_seen = int(total)
-        return fresh
-
-    @property
-    def capacity(self) -> int:
-        """Events that fit."""
-        return self.size // RECORD_SIZE
-
-    def close(self) -> None:
-        """Unmap and close; the kernel stops writing here."""
-        del self._positions, self._data
-        self._map.close()
-        os.close(self.fd)
-
-
-def online_cpus() -> list[int]:
-    """Numbers of the processors that are on, from sysfs."""
-    with open("/sys/devices/system/cpu/online", encoding="ascii") as file:  # noqa: PTH123
-        ranges = file.read().strip().split(",")
-    found: list[int] = []
-    for part in ranges:
-        low, _, high = part.partition("-")
-        found.extend(range(int(low), int(high or low) + 1))
-    return found
+        self.position = oldest
+        self.lost += missed
+        return missed

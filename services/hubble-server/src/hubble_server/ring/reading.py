@@ -1,45 +1,46 @@
 """Reading the events of all processors in bulk, in the order in which they happened.
 
-`EventReader` owns the perf buffers and the map they are put in. It is driven by one thread
-(`hubble_server.ingest`), which calls `wait` and then `read`. The kernel wakes it by watermark
-only; otherwise it looks every `interval_s`, which costs next to nothing and keeps following live.
+`EventReader` owns the mapped ring. It is driven by one thread (`hubble_server.ingest`), which calls
+`wait` and then `read`. Nobody is woken: the reader looks every `interval_s`, sooner while the ring
+fills up quickly, so that the data plane spends nothing on its readers.
 
-The agent may create its map anew (a change of shape) at any time: the reader looks once a second
-and moves its buffers over. Without a map it goes on trying, and nothing is lost that anyone wrote
-for us.
+The agent may pin maps anew (a change of shape) at any time: the reader looks once a second, takes
+the rest of the old ring and moves over. Without maps it goes on trying. What was written while no
+server ran is read at start, as far as it is young enough for today's names to be right.
 """
 
 from __future__ import annotations
 
-import select
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from cilium_core.telemetry import get_logger
 
 from hubble_server.errors import EventsMapMissingError, RingError
-from hubble_server.ring.buffers import CpuBuffer, online_cpus
-from hubble_server.ring.maps import EventsMap
-from hubble_server.ring.records import NO_EVENTS, Events, split
+from hubble_server.ring.buffers import CpuRing
+from hubble_server.ring.maps import EventMaps
+from hubble_server.ring.records import NO_EVENTS, Events, concatenate, pick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+
 _log = get_logger()
 
-DEFAULT_PAGES = 1024
-"""Pages of each processor's buffer: 4 MiB hold 29,000 events."""
+REPLAYED_NS: Final = 10_000_000_000
+"""Age up to which events of the time before this reader are taken."""
 
-_WATERMARK_SHARE = 8
-_RECHECK_S = 1.0
+_RECHECK_S: Final = 1.0
+_RELAXED_FILL: Final = 0.125
+"""Share of a ring that may fill up between two readings before they come closer together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Events of all processors in order of time, and what the kernel could not write."""
+    """Events of all processors in order of time, and what was overwritten unread."""
 
     events: Events = field(default_factory=lambda: NO_EVENTS)
     lost: dict[int, int] = field(default_factory=dict)
@@ -47,105 +48,115 @@ class Reading:
 
 
 class EventReader:
-    """Perf buffers of all processors behind the events map pinned at `path`."""
+    """Reader of the ring whose maps are pinned below `root`."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        pages: int = DEFAULT_PAGES,
-        interval_s: float = 0.025,
-        cpus: Sequence[int] | None = None,
-    ) -> None:
-        self._path = path
+    def __init__(self, root: Path, *, interval_s: float = 0.025) -> None:
+        self._root = root
         self._interval_s = interval_s
-        self._map: EventsMap | None = None
+        self._next_wait_s = interval_s
+        self._maps: EventMaps | None = None
+        self._rings: list[CpuRing] = []
         self._check_at = 0.0
         self._complaint = ""
-        self.malformed = 0
-        self._epoll = select.epoll()
-        self._buffers: list[CpuBuffer] = []
-        try:
-            for cpu in online_cpus() if cpus is None else cpus:
-                buffer = CpuBuffer(cpu, pages, watermark=pages * 4096 // _WATERMARK_SHARE)
-                self._buffers.append(buffer)
-                self._epoll.register(buffer.fd, select.EPOLLIN)
-        except RingError:
-            self.close()
-            raise
 
     @property
     def attached(self) -> bool:
-        """Whether the programs write into our buffers."""
-        return self._map is not None
+        """Whether there is a ring to read."""
+        return self._maps is not None
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Sleep until a buffer fills up or the interval is over."""
-        self._epoll.poll(self._interval_s if timeout_s is None else timeout_s)
+        """Sleep until it is time to look again."""
+        time.sleep(self._next_wait_s if timeout_s is None else timeout_s)
 
     def read(self) -> Reading:
-        """Take everything written so far. Never blocks."""
-        self._follow_map()
-        heads = [buffer.pending() for buffer in self._buffers]
-        parts: list[Events] = []
-        lost: dict[int, int] = {}
-        for buffer, head in zip(self._buffers, heads, strict=True):
-            found = split(buffer.take(head))
-            self.malformed += found.malformed
-            if len(found.events):
-                parts.append(found.events)
-            count = buffer.new_losses() if buffer.counts_losses else found.lost
-            if count:
-                lost[buffer.cpu] = count
-        return Reading(merge(parts), lost)
+        """Take what was written so far, or a good part of it. Never blocks."""
+        before = self._follow_maps()
+        fill = max((ring.fill() for ring in self._rings), default=0.0)
+        self._next_wait_s = self._interval_s * min(1.0, _RELAXED_FILL / max(fill, 1e-9))
+        current = _take(self._rings)
+        if not len(before.events) and not before.lost:
+            return current
+        lost = {
+            cpu: before.lost.get(cpu, 0) + current.lost.get(cpu, 0)
+            for cpu in before.lost.keys() | current.lost.keys()
+        }
+        return Reading(concatenate([before.events, current.events]), lost)
 
-    def _follow_map(self) -> None:
+    def _follow_maps(self) -> Reading:
+        """Find the maps, or notice that they were replaced; return the rest of the old ring."""
         now = time.monotonic()
         if now < self._check_at:
-            return
-        self._check_at = now + (_RECHECK_S if self._map else _RECHECK_S / 4)
+            return Reading()
+        self._check_at = now + (_RECHECK_S if self._maps else _RECHECK_S / 4)
+        if self._maps is not None and not self._maps.replaced():
+            return Reading()
+        rest = _take(self._rings)
         try:
-            if self._map is not None and not self._map.replaced():
-                return
-            fresh = EventsMap(self._path)
+            fresh = EventMaps(self._root)
         except EventsMapMissingError:
-            if self._map is not None:
-                _log.warning("events map gone", path=str(self._path))
+            if self._maps is not None:
+                _log.warning("event maps gone", root=str(self._root))
                 self._detach()
-            return
+            return rest
         except RingError as error:
             self._complain(str(error))
-            return
+            return rest
         self._detach()
-        try:
-            for buffer in self._buffers:
-                fresh.put(buffer.cpu, buffer.fd)
-        except RingError as error:
-            fresh.close()
-            self._complain(str(error))
-            return
-        self._map = fresh
+        self._attach(fresh)
+        return rest
+
+    def _attach(self, maps: EventMaps) -> None:
+        """Start with the events of the last seconds, whoever was there to read them."""
+        oldest_ns = time.monotonic_ns() - REPLAYED_NS
+        heads = maps.heads()
+        self._rings = [
+            CpuRing(slots, heads, cpu, _first_since(slots, int(heads[cpu]), oldest_ns))
+            for cpu, slots in ((cpu, maps.slots_of(cpu)) for cpu in range(maps.cpus))
+        ]
+        self._maps = maps
         self._complaint = ""
-        _log.info("reading events", path=str(self._path), cpus=len(self._buffers), map_id=fresh.id)
+        _log.info(
+            "reading events", root=str(self._root), cpus=maps.cpus, slots=maps.slots, map_id=maps.id
+        )
 
     def _complain(self, text: str) -> None:
         """Log a failure once, not at each attempt."""
         if text != self._complaint:
             self._complaint = text
-            _log.error("cannot attach to the events map", reason=text)
+            _log.error("cannot read events", reason=text)
 
     def _detach(self) -> None:
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        self._rings = []
+        if self._maps is not None:
+            self._maps.close()
+            self._maps = None
 
     def close(self) -> None:
-        """Take the buffers out of the map and free them."""
+        """Unmap the ring. Another reader can go on where this one stopped."""
         self._detach()
-        for buffer in self._buffers:
-            buffer.close()
-        self._buffers = []
-        self._epoll.close()
+
+
+def _first_since(slots: Events, written: int, oldest_ns: int) -> int:
+    """Number of the first event in the ring that is young enough."""
+    size = len(slots)
+    numbers = np.arange(max(0, written - size), written)
+    times = slots["time_ns"][numbers % size]
+    young = np.flatnonzero(times >= oldest_ns)
+    return int(numbers[young[0]]) if len(young) else written
+
+
+def _take(rings: Sequence[CpuRing]) -> Reading:
+    """One step of every processor's ring."""
+    parts: list[Events] = []
+    lost: dict[int, int] = {}
+    for cpu, ring in enumerate(rings):
+        before = ring.lost
+        events = ring.take()
+        if len(events):
+            parts.append(events)
+        if ring.lost != before:
+            lost[cpu] = ring.lost - before
+    return Reading(merge(parts), lost)
 
 
 def merge(parts: Sequence[Events]) -> Events:
@@ -154,9 +165,8 @@ def merge(parts: Sequence[Events]) -> Events:
         return NO_EVENTS
     if len(parts) == 1:
         return parts[0]
-    events = np.concatenate(parts)
-    order = np.argsort(events["time_ns"], kind="stable")
-    return events[order]
+    events = concatenate(parts)
+    return pick(events, np.argsort(events["time_ns"], kind="stable"))
 
 
 class Clock:
