@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,6 @@ from ..waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from pathlib import Path
 
 
 class Follower:
@@ -219,3 +219,17 @@ async def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
     finally:
         await store.close()
         etcd.kill()
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ({"etcd_ca_file": "/none"}, "etcd-ca-file: /none is not a file"),
+        ({"etcd_ca_file": "/etc/hosts", "etcd_key_file": "/etc/hosts"}, "go together"),
+        ({"etcd_cert_file": "/etc/hosts", "etcd_key_file": "/etc/hosts"}, "needs etcd-ca-file"),
+    ],
+)
+def test_tls_files_that_cannot_work_are_named(files: dict[str, str], problem: str) -> None:
+    settings = KvstoreSettings(**{key: Path(path) for key, path in files.items()})
+    with pytest.raises(InvalidError, match=problem):
+        EtcdStore.from_settings(settings)

@@ -36,6 +36,7 @@ async def echo(request: Request) -> Response:
         (b"nonsense\r\n\r\n", 400),
         (b"GET /echo HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"GET /echo HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400),
+        (b"GET /echo HTTP/1.1\r\nContent-Length: \xb2\r\n\r\n", 400),
         (b"GET /echo HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", 413),
         (b"GET /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 411),
         (b"GET /echo HTTP/1.1\r\nX: " + b"y" * 20000 + b"\r\n\r\n", 431),

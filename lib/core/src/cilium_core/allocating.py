@@ -327,7 +327,7 @@ class IdentityAllocator:
                     self._synced.set()
                     continue
                 number = event.key.removeprefix(MASTERS)
-                if not number.isdigit():
+                if not number.isdecimal():
                     log.warning("identity key ignored", key=event.key)
                 elif event.kind is EventKind.PUT:
                     self._learn(int(number), event.value.decode("utf-8", "replace"))

@@ -68,7 +68,7 @@ class IdentityCollector:
         alive = deleted = 0
         for master in masters:
             number = master.key.removeprefix(MASTERS)
-            if not number.isdigit() or int(number) not in self._numbers:
+            if not number.isdecimal() or int(number) not in self._numbers:
                 continue
             labels = master.value.decode("utf-8", "surrogateescape")
             if labels in used:

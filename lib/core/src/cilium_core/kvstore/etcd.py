@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from etcd import rpc_pb2
 
+from cilium_core.errors import InvalidError
 from cilium_core.kvstore.base import BaseStore, LeaseGoneError
 from cilium_core.kvstore.etcd_client import EtcdClient, EtcdTls, pause
 from cilium_core.kvstore.etcd_watching import CompactedError, StreamBrokenError, WatchStream
@@ -60,7 +61,19 @@ class EtcdStore(BaseStore):
 
     @classmethod
     def from_settings(cls, settings: KvstoreSettings) -> EtcdStore:
-        """Make the store that the settings describe."""
+        """Make the store that the settings describe. Raises InvalidError."""
+        files = {
+            "etcd-ca-file": settings.etcd_ca_file,
+            "etcd-cert-file": settings.etcd_cert_file,
+            "etcd-key-file": settings.etcd_key_file,
+        }
+        for key, path in files.items():
+            if path is not None and not path.is_file():
+                raise InvalidError(f"{key}: {path} is not a file")
+        if (settings.etcd_cert_file is None) != (settings.etcd_key_file is None):
+            raise InvalidError("etcd-cert-file and etcd-key-file go together; give both or none")
+        if settings.etcd_cert_file is not None and settings.etcd_ca_file is None:
+            raise InvalidError("etcd-cert-file needs etcd-ca-file, which turns TLS on")
         tls = None
         if settings.etcd_ca_file is not None:
             tls = EtcdTls(settings.etcd_ca_file, settings.etcd_cert_file, settings.etcd_key_file)

@@ -107,7 +107,10 @@ class EtcdClient:
             raise InvalidError("etcd-endpoints is empty; give at least one host:port")
         self._endpoints = tuple(endpoints)
         for endpoint in self._endpoints:
-            split_address(endpoint)
+            try:
+                split_address(endpoint)
+            except InvalidError as error:
+                raise InvalidError(f"etcd-endpoints: {error}") from None
         self._tls = tls
         self._at = 0
         self._connections: dict[str, Any] = {}

@@ -47,7 +47,7 @@ class Document:
         words: list[str | int] = [*self._at]
         best = self.line
         for part in path.replace("]", "").replace("[", ".").split("."):
-            words.append(int(part) if part.isdigit() else part)
+            words.append(int(part) if part.isdecimal() else part)
             if (line := self._lines.get(tuple(words))) is None:
                 break
             best = line

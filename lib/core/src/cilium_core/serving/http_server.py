@@ -167,7 +167,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Request:
     if "transfer-encoding" in headers:
         raise _BadRequestError(HTTPStatus.LENGTH_REQUIRED, "send Content-Length, not chunks")
     length = headers.get("content-length", "0")
-    if not length.isdigit():
+    if not length.isdecimal():
         raise _BadRequestError(HTTPStatus.BAD_REQUEST, "Content-Length is not a number")
     if int(length) > _BODY_LIMIT:
         raise _BadRequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the body is too large")

@@ -58,7 +58,7 @@ def file_mode(mode: int) -> Iterator[None]:
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of `host:port`, `[v6]:port` or `:port`. Raises InvalidError."""
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535 or host.count("[") != host.count("]"):
+    if not colon or not port.isdecimal() or int(port) > 65535 or host.count("[") != host.count("]"):
         raise InvalidError(f"the address {address!r} is not of the form host:port or [v6]:port")
     return host.strip("[]"), int(port)
 
