@@ -1,0 +1,214 @@
+"""The order and the failures of policy passes, with the real engine and a recording kernel."""
+
+import pytest
+from cilium_agent.datapath import PolicyMapOverflow
+from cilium_agent.endpoints.records import Attachment, Endpoint, EndpointID, Link
+from cilium_agent.endpoints.states import State
+from cilium_agent.endpoints.tables import EndpointTable
+from cilium_agent.errors import EndpointError
+from cilium_agent.feeds import Feed
+from cilium_agent.ipcaches import Entry, IPCache, Source
+from cilium_agent.metadata import MetadataHub
+from cilium_agent.policies import Policies
+from cilium_core.identities import LocalIdentityAllocator
+from cilium_core.labels import LabelSet
+from cilium_core.policy import PolicyOptions, PolicyRef
+
+WEB = LabelSet.parse(["k8s:app=web", "k8s:io.kubernetes.pod.namespace=shop"])
+REF = PolicyRef("CiliumNetworkPolicy", "shop", "p")
+
+
+def policy(**rule):
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": "p", "namespace": "shop"},
+        "spec": {"endpointSelector": {"matchLabels": {"app": "web"}}, "ingress": [rule]},
+    }
+
+
+FROM_CIDR = policy(fromCIDR=["192.0.2.0/24"])
+FROM_ALL = policy(fromEntities=["all"])
+
+
+class Bench:
+    """A node's policy with everything around it in memory; `log` has what the kernel was told."""
+
+    def __init__(self):
+        self.log = []
+        self.maps = {}
+        self.rows = {}
+        self.error = None
+        self.table = EndpointTable()
+        self.ipcache = IPCache(self.write_addresses)
+        self.feed = Feed(MetadataHub(), self.table)
+        self.policies = Policies(
+            PolicyOptions(),
+            table=self.table,
+            ipcache=self.ipcache,
+            write=self.write,
+            feed=self.feed,
+            allocator=LocalIdentityAllocator(),
+        )
+
+    async def write(self, changes, rows):
+        if self.error:
+            raise self.error
+        for number, change in changes.items():
+            held = {} if change.replace else dict(self.maps.get(number, {}))
+            for key in change.remove:
+                held.pop(key, None)
+            self.maps[number] = {**held, **change.add}
+            self.log.append(("map", {key.identity for key in change.add}))
+        for row in rows:
+            self.rows[row.id] = row
+
+    async def write_addresses(self, upserts, deletes):
+        self.log.extend(("address", prefix) for prefix in [*upserts, *deletes])
+
+    def endpoint(self, number=1):
+        endpoint = Endpoint(
+            id=EndpointID(number),
+            attachment=Attachment(f"c{number}", "/n", "eth0"),
+            namespace="shop",
+            pod_name=f"web-{number}",
+            pod_uid="",
+            ipv4=f"10.0.0.{number}",
+            ipv6="",
+            state=State.RESTORING,
+            link=Link(f"lxc{number}", number, "02:00:00:00:00:01", "02:00:00:00:00:02"),
+            labels=WEB,
+            identity=300,
+            created=True,
+        )
+        self.table.add(endpoint)
+        self.policies.upsert_identity(300, WEB)
+        return endpoint
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+async def test_a_built_endpoint_is_ready_and_its_row_open(bench):
+    endpoint = bench.endpoint()
+    await bench.policies.build(endpoint)
+    assert (endpoint.state, bench.rows[1].flags) == (State.READY, 0)
+
+
+async def test_maps_know_a_new_prefix_before_the_address_table_does(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, FROM_ALL)
+    await bench.policies.reconcile()
+    bench.log.clear()
+    bench.policies.upsert_object(REF, FROM_CIDR)
+    await bench.policies.reconcile()
+    number = bench.ipcache.get("192.0.2.0/24").identity
+    address = bench.log.index(("address", "192.0.2.0/24"))
+    allowed = next(i for i, item in enumerate(bench.log) if item[0] == "map" and number in item[1])
+    # Under the old rules every peer was allowed by one entry, so no map had to learn the number.
+    assert address < allowed
+
+
+async def test_a_prefix_out_of_use_leaves_the_address_table_before_the_maps(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, FROM_CIDR)
+    await bench.policies.reconcile()
+    bench.policies.delete_object(REF)
+    await bench.policies.reconcile()
+    assert bench.ipcache.get("192.0.2.0/24") is None
+    assert bench.rows[1].flags == 0
+
+
+async def test_an_address_waits_until_its_identity_is_known(bench):
+    bench.policies.upsert_address("10.9.0.1/32", Source.KVSTORE, Entry(77_777))
+    await bench.policies.reconcile()
+    before = bench.ipcache.get("10.9.0.1")
+    bench.policies.upsert_identity(77_777, LabelSet.parse(["k8s:app=other"]))
+    await bench.policies.reconcile()
+    assert (before, bench.ipcache.get("10.9.0.1").identity) == (None, 77_777)
+
+
+async def test_a_refused_version_leaves_the_earlier_one_in_force(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, FROM_CIDR)
+    await bench.policies.reconcile()
+    held, revision = dict(bench.maps[1]), bench.policies.engine.revision
+    bench.policies.upsert_object(REF, policy(fromNowhere=[]))
+    await bench.policies.reconcile()
+    assert (held, revision) == (bench.maps[1], bench.policies.engine.revision)
+    assert "fromNowhere" in bench.policies.refused[REF].error
+
+
+async def test_a_corrected_version_clears_the_refusal(bench):
+    bench.policies.upsert_object(REF, policy(fromNowhere=[]))
+    await bench.policies.reconcile()
+    bench.policies.upsert_object(REF, FROM_ALL)
+    await bench.policies.reconcile()
+    assert bench.policies.refused == {}
+
+
+async def test_a_failed_write_is_made_up_for_in_full(bench):
+    endpoint = bench.endpoint()
+    await bench.policies.build(endpoint)
+    bench.error = OSError("no memory")
+    bench.policies.upsert_object(REF, FROM_CIDR)
+    with pytest.raises(OSError, match="no memory"):
+        await bench.policies.reconcile()
+    assert "no memory" in endpoint.error
+    bench.error = None
+    await bench.policies.reconcile()
+    wanted = bench.policies.realized(endpoint)
+    assert (wanted.entries, "", State.READY) == (bench.maps[1], endpoint.error, endpoint.state)
+    assert bench.rows[1].flags
+
+
+async def test_an_endpoint_that_overflows_keeps_its_policy_and_holds_up_no_other(bench):
+    first, second = bench.endpoint(1), bench.endpoint(2)
+    await bench.policies.build_many([first, second])
+    held = dict(bench.maps[1])
+    write = bench.write
+
+    async def overflowing(changes, rows):
+        if 1 in changes:
+            raise PolicyMapOverflow(1, 20_000, 16_384)
+        await write(changes, rows)
+
+    bench.policies._write = overflowing
+    bench.policies.upsert_object(REF, FROM_CIDR)
+    with pytest.raises(EndpointError, match="endpoint 1"):
+        await bench.policies.reconcile()
+    assert held == bench.maps[1]
+    assert "20000" in first.error
+    assert ("", bench.policies.engine.revision) == (second.error, second.policy_revision)
+    assert first.policy_revision < second.policy_revision
+
+
+async def test_a_new_endpoint_without_a_policy_stays_closed(bench):
+    endpoint = bench.endpoint()
+    bench.error = OSError("no memory")
+    with pytest.raises(OSError, match="no memory"):
+        await bench.policies.build(endpoint)
+    assert bench.rows == {}
+
+
+async def test_waiting_for_a_revision_ends_when_every_endpoint_has_it(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, FROM_CIDR)
+    before = bench.policies.enforced_revision()
+    await bench.policies.reconcile()
+    assert before < await bench.policies.wait_for(bench.policies.engine.revision)
+
+
+async def test_restored_prefixes_keep_their_numbers():
+    labels = LabelSet.parse(["cidr:192.0.2.0/24", "reserved:world-ipv4"])
+    bench = Bench()
+    bench.policies._allocator.restore({0x01000042: labels})
+    bench.policies.restore_identities({0x01000042: labels})
+    bench.ipcache.restore({"192.0.2.0/24": Entry(0x01000042), "198.51.100.0/24": Entry(0x01000043)})
+    bench.policies.upsert_object(REF, FROM_CIDR)
+    await bench.policies.reconcile()
+    await bench.policies.finish_restoring()
+    assert bench.ipcache.get("192.0.2.0/24").identity == 0x01000042
+    assert bench.ipcache.get("198.51.100.0/24") is None
