@@ -50,7 +50,7 @@ class PrefixIdentities:
     def __init__(self, families: Families, allocator: LocalIdentityAllocator | None = None) -> None:
         """`allocator` may hold numbers restored after a restart."""
         self._families = families
-        self._allocator = allocator or LocalIdentityAllocator()
+        self._allocator = LocalIdentityAllocator() if allocator is None else allocator
         self._identities: dict[Prefix, Identity] = {}
 
     def add(self, prefixes: Iterable[Prefix]) -> dict[Prefix, Identity]:
