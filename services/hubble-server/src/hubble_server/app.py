@@ -51,6 +51,9 @@ RING_HEALTH_NAME = "hubble.server.Ring"
 """Health name that serves once the kernel writes into our buffers."""
 
 _SOCKET_GROUP = "cilium"
+_NAMES_WAIT_S = 1.0
+"""How long events may wait for the agent's names at start; the ring holds them meanwhile."""
+
 _CHECK_INTERVAL_S = 0.5
 _CERTIFICATE_INTERVAL_S = 10.0
 
@@ -156,7 +159,6 @@ class App:
         stack = self._stack
         if self._reader is not None:
             stack.callback(self._reader.close)
-        self.ingest.start()
         stack.push_async_callback(asyncio.to_thread, self.ingest.stop)
         new_events = NewEvents(self.store)
         stack.callback(new_events.stop)
@@ -164,6 +166,7 @@ class App:
         stack.push_async_callback(server.stop)
         await self._listen(server)
         self._keep(self.metadata.run())
+        self._keep(self._begin_ingest())
         self._keep(self._watch_ring(server))
         if self._settings.hubble_observability_address:
             await self._observe()
@@ -229,6 +232,14 @@ class App:
 
         self._keep(watch())
         return context
+
+    async def _begin_ingest(self) -> None:
+        """Start reading once there are names for what is waiting in the ring, or none in sight."""
+        if self._reader is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_NAMES_WAIT_S):
+                    await self.metadata.known.wait()
+        self.ingest.start()
 
     async def _watch_ring(self, server: PackedServer) -> None:
         """Tell through health whether the kernel writes into our buffers."""

@@ -35,6 +35,7 @@ from hubble_server.flows.columns import (
     TYPE_L7,
 )
 from hubble_server.ring.reading import Clock, Reading
+from hubble_server.ring.records import pick
 
 if TYPE_CHECKING:
     from hubble_server.flows.store import FlowStore
@@ -113,9 +114,10 @@ class Ingest:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and wait for it."""
+        """End the thread, if it was started, and wait for it."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def tell(self, change: Change) -> None:
         """Hand over something the agent said; applied within one interval, in order."""
@@ -158,14 +160,17 @@ class Ingest:
         later: list[Change] = []
         for _ in range(len(self._changes)):
             change = self._changes.popleft()
-            waits = bool(later) or isinstance(change, Snapshot)
-            if not waits and isinstance(change, metadata_pb2.Update):
-                waits = not self._directory.is_addition(change)
-            if waits:
+            if later or not self._adds(change):
                 later.append(change)
             else:
                 self._apply(change)
         return later
+
+    def _adds(self, change: Change) -> bool:
+        """Whether a change says only what nobody knew before."""
+        if isinstance(change, Snapshot):
+            return self._directory.is_empty
+        return self._directory.is_addition(change)
 
     def _apply(self, change: Change) -> None:
         if isinstance(change, Snapshot):
@@ -222,8 +227,8 @@ class Ingest:
     def _store_flows(self, events: Events) -> None:
         are_flows = decoding.are_flows(events)
         if not are_flows.all():
-            self._store_others(events[~are_flows])
-            events = events[are_flows]
+            self._store_others(pick(events, ~are_flows))
+            events = pick(events, are_flows)
         count = len(events)
         if not count:
             return

@@ -45,6 +45,8 @@ class MetadataClient:
         self._sink = sink
         self.connected = False
         """Whether a snapshot is complete and changes are coming in."""
+        self.known = asyncio.Event()
+        """Set by the first complete snapshot."""
 
     async def run(self) -> None:
         """Follow for ever; ends by being cancelled."""
@@ -84,5 +86,6 @@ class MetadataClient:
                     if response.snapshot_complete:
                         self._sink.replace(snapshot)
                         self.connected = True
+                        self.known.set()
                         _log.info("following the agent", updates=len(snapshot))
                         snapshot = []

@@ -77,6 +77,11 @@ class Directory:
 
     # ---- changes ----
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the agent has told nothing yet."""
+        return not self._identities and not self._endpoints and not self._entries
+
     def is_addition(self, update: metadata_pb2.Update) -> bool:
         """Whether the change adds something about which nothing was known."""
         match update.WhichOneof("update"):

@@ -38,6 +38,10 @@ _RELAXED_FILL: Final = 0.125
 """Share of a ring that may fill up between two readings before they come closer together."""
 
 
+_QUIET_ROUNDS: Final = 100
+"""Rounds without an event after which the reader looks half as often."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Events of all processors in order of time, and what was overwritten unread."""
@@ -54,6 +58,7 @@ class EventReader:
         self._root = root
         self._interval_s = interval_s
         self._next_wait_s = interval_s
+        self._quiet = 0
         self._maps: EventMaps | None = None
         self._rings: list[CpuRing] = []
         self._check_at = 0.0
@@ -72,7 +77,10 @@ class EventReader:
         """Take what was written so far, or a good part of it. Never blocks."""
         before = self._follow_maps()
         fill = max((ring.fill() for ring in self._rings), default=0.0)
+        self._quiet = self._quiet + 1 if not fill else 0
         self._next_wait_s = self._interval_s * min(1.0, _RELAXED_FILL / max(fill, 1e-9))
+        if self._quiet > _QUIET_ROUNDS:
+            self._next_wait_s *= 2
         current = _take(self._rings)
         if not len(before.events) and not before.lost:
             return current

@@ -17,7 +17,8 @@ from hubble_server.encoding.encoder import Encoder
 from hubble_server.encoding.masks import Mask, freeze, parse_mask
 from hubble_server.errors import ContradictionError, RequestError
 from hubble_server.filters import FilterContext, compile_filters
-from hubble_server.flows.querying import Query
+from hubble_server.flows.querying import Cursor, Query
+from hubble_server.ring.records import pick
 from hubble_server.servicers.streaming import Encoding, NewEvents, chunks
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class FlowStreams:
                 _SENT.add(len(chunk.responses))
 
     def _chunks(self, request: observer_pb2.GetFlowsRequest) -> AsyncGenerator[Chunk, None]:
-        """Check a request, all of it before anything is sent, and start its stream."""
+        """Check a request and take its place in the ring, before anything is sent."""
         check_direction(request)
         node = self._node()
         filters = compile_filters(
@@ -146,7 +147,7 @@ class FlowStreams:
 
         return chunks(
             self._store,
-            query,
+            Cursor(self._store, query),
             Encoding(encoder.responses, encode, encode_lost),
             self._new_events,
             _OVERTAKEN.add,
@@ -181,7 +182,7 @@ class FlowStreams:
             arrival.set()
 
         def tap(events: Events, lost: dict[int, int], offset_ns: int) -> None:
-            chosen = events[_wanted(events, request)]
+            chosen = pick(events, _wanted(events, request))
             if len(chosen) or lost:
                 batch = flows_pb2.EventBatch(
                     records=chosen.tobytes(), lost=lost, clock_offset_ns=offset_ns

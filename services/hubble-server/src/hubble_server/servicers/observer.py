@@ -10,7 +10,7 @@ from cilium_core.serving.packed import Call, CallError, Method, Status, stream, 
 from observer import observer_pb2
 
 from hubble_server.facts import DEFAULT_CLUSTER, VERSION
-from hubble_server.flows.querying import AGENT_EVENTS, DEBUG_EVENTS, Query
+from hubble_server.flows.querying import AGENT_EVENTS, DEBUG_EVENTS, Cursor, Query
 from hubble_server.servicers.flows import check_direction, time_range
 from hubble_server.servicers.streaming import Encoding, chunks
 
@@ -106,7 +106,8 @@ class ObserverService:
             kinds=kinds,
         )
         encoding = Encoding(lambda _: [], encode, None)
-        found = chunks(self._store, query, encoding, self._new_events, lambda _: None)
+        cursor = Cursor(self._store, query)
+        found = chunks(self._store, cursor, encoding, self._new_events, lambda _: None)
         async with aclosing(found):
             await call.start()
             async for chunk in found:

@@ -16,9 +16,9 @@ from flow import flow_pb2
 from google.protobuf.message import Message
 
 from hubble_server.flows.columns import KIND_LOST, Batch
-from hubble_server.flows.querying import Cursor, Found, Query
 
 if TYPE_CHECKING:
+    from hubble_server.flows.querying import Cursor, Found
     from hubble_server.flows.store import FlowStore
 
 
@@ -111,15 +111,14 @@ class _Overtaken:
 
 async def chunks(
     store: FlowStore,
-    query: Query,
+    cursor: Cursor,
     encoding: Encoding,
     new_events: NewEvents,
     on_lost: Callable[[int], None],
     *,
     lost_interval_s: float = 1.0,
 ) -> AsyncGenerator[Chunk, None]:
-    """Encoded responses of a query until it ends. Other calls get a turn after each step."""
-    cursor = Cursor(store, query)
+    """Encoded responses of what a cursor finds until it ends. Others get a turn at each step."""
     overtaken = _Overtaken(lost_interval_s)
     while True:
         chunk = Chunk([], [])
