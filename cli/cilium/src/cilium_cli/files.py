@@ -23,12 +23,16 @@ def read(names: Iterable[str], *, recursive: bool = False) -> list[Document]:
     return [
         document
         for name in names
-        for source, text in _texts(name, recursive=recursive)
+        for source, text in texts(name, recursive=recursive)
         for document in _load(text, source)
     ]
 
 
-def _texts(name: str, *, recursive: bool) -> Iterator[tuple[str, str]]:
+def texts(name: str, *, recursive: bool) -> Iterator[tuple[str, str]]:
+    """Give the name and text of a file, of those in a folder, or of standard input for `-`.
+
+    Raises InputError.
+    """
     if name == "-":
         yield "stdin", _text("stdin", sys.stdin.buffer.read(_MAX_BYTES + 1))
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`cilium policy`: what a node enforces, and waiting until it does."""
+"""`cilium policy`: what a node enforces, waiting until it does, and checking files beforehand."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import json
 import click
 from cilium.agent.v1 import agent_pb2
 
+from cilium_cli.commands.policy_files import validate
 from cilium_cli.connecting import TIMEOUT_S, agent
 from cilium_cli.errors import DeadlineError, NotFoundError
 from cilium_cli.outputs import emit, output_option, table
 from cilium_cli.targets import Target, node_options
 
 
-@click.group(short_help="Policies in force: get, wait.")
+@click.group(short_help="Policies: get, wait, validate.")
 def policy() -> None:
-    """Show the policies in force on a node."""
+    """Show the policies in force on a node, and check policy files."""
+
+
+policy.add_command(validate)
 
 
 @policy.command("get")

@@ -66,17 +66,25 @@ def load_documents(text: str, source: str) -> list[Document]:
     Raises DocumentError.
     """
     found: list[Document] = []
-    for document in _parse(text, source):
-        items = _expand(document)
-        for item in items:
-            try:
-                kind, namespace, _name = identify(item.object)
-            except InvalidError as error:
-                raise item.error(str(error)) from None
-            if kind.namespaced:
-                item.object["metadata"]["namespace"] = namespace
-            found.append(item)
+    for item in read_documents(text, source):
+        try:
+            kind, namespace, _name = identify(item.object)
+        except InvalidError as error:
+            raise item.error(str(error)) from None
+        if kind.namespaced:
+            item.object["metadata"]["namespace"] = namespace
+        found.append(item)
     return found
+
+
+def read_documents(text: str, source: str) -> Iterator[Document]:
+    """Read the objects of a YAML text one by one as they are written, of whatever kind.
+
+    Raises DocumentError where the text is not YAML or a document is no object; what stands before
+    has been given by then.
+    """
+    for document in _parse(text, source):
+        yield from _expand(document)
 
 
 def _parse(text: str, source: str) -> Iterator[Document]:
@@ -110,14 +118,17 @@ def _parse(text: str, source: str) -> Iterator[Document]:
 def _check_depth(text: str, source: str) -> None:
     """Refuse deep nesting before nodes are composed, which recurses in C and would crash."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > _DEEPEST:
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                raise DocumentError(f"{source}:{line}: the document is too deep")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > _DEEPEST:
+                    line = event.start_mark.line + 1 if event.start_mark else 1
+                    raise DocumentError(f"{source}:{line}: the document is too deep")
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+    except yaml.YAMLError:
+        return  # composing gets no further than this either, and then says so
 
 
 def _expand(document: Document) -> list[Document]:
