@@ -6,6 +6,7 @@ Everything here is a pure function from a key to bytes; caching is the encoder's
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from cilium_core import abi
@@ -134,14 +135,20 @@ def l4(protocol: int, first: int, second: int, tcp_flags: int) -> bytes:
     """Field l4; nothing for a protocol that flow.Layer4 has no place for."""
     pair = number_field(1, first) + number_field(2, second)
     if protocol == texts.TCP:
-        flags = b"".join(
-            number_field(number, bool(tcp_flags & texts.TCP_FLAG_BITS[field.name]))
-            for number, field in flow_pb2.TCPFlags.DESCRIPTOR.fields_by_number.items()
-            if field.name in texts.TCP_FLAG_BITS
-        )
-        return message_field(FIELDS["l4"], message_field(1, pair + message_field(3, flags)))
+        return message_field(FIELDS["l4"], message_field(1, pair + _tcp_flags(tcp_flags)))
     place = {texts.UDP: 2, texts.ICMPV4: 3, texts.ICMPV6: 4, texts.SCTP: 5}.get(protocol)
     return b"" if place is None else message_field(FIELDS["l4"], message_field(place, pair))
+
+
+@functools.cache
+def _tcp_flags(flags: int) -> bytes:
+    """Field flags of flow.TCP."""
+    bits = b"".join(
+        number_field(number, bool(flags & texts.TCP_FLAG_BITS[field.name]))
+        for number, field in flow_pb2.TCPFlags.DESCRIPTOR.fields_by_number.items()
+        if field.name in texts.TCP_FLAG_BITS
+    )
+    return message_field(3, bits)
 
 
 def endpoint(row: EndpointRow) -> bytes:

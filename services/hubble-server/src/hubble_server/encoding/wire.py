@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+@functools.cache
 def tag(number: int, *, length_delimited: bool) -> bytes:
     """Key of a field: a varint or something with a length."""
     return varint(number << 3 | (2 if length_delimited else 0))

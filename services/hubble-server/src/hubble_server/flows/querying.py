@@ -70,15 +70,26 @@ class Found:
         return bool(self.runs)
 
 
-def start_of(store: FlowStore, query: Query) -> int:
-    """Number of the event a query starts with."""
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a query starts, and what finding that out has found already."""
+
+    position: int
+    """Number of the first event."""
+    passing: NDArray[np.int64] | None = None
+    """Numbers of the events from there up to `known_to` that pass; None when nobody looked."""
+    known_to: int = 0
+
+
+def start_of(store: FlowStore, query: Query) -> Start:
+    """Where a query starts."""
     head, oldest = store.head, store.oldest
     if query.since_ns is not None:
-        return _first_since(store, query.since_ns, oldest, head)
+        return Start(_first_since(store, query.since_ns, oldest, head))
     if query.first:
-        return oldest
+        return Start(oldest)
     if not query.number:
-        return max(oldest, head - 1) if query.follow else oldest
+        return Start(max(oldest, head - 1) if query.follow else oldest)
     return _last(store, query, oldest, head)
 
 
@@ -92,15 +103,22 @@ def _first_since(store: FlowStore, since_ns: int, oldest: int, head: int) -> int
     return start
 
 
-def _last(store: FlowStore, query: Query, oldest: int, head: int) -> int:
+def _last(store: FlowStore, query: Query, oldest: int, head: int) -> Start:
     """Walk back until `number` events that pass were seen."""
-    wanted = query.number
+    wanted, position = query.number, oldest
+    found: list[NDArray[np.int64]] = []
     for block in store.blocks_backwards(oldest, head, SCAN):
-        hits = np.flatnonzero(_counted(store, block, query))
+        hits = np.flatnonzero(_counted(store, block, query)) + block.first
         if len(hits) >= wanted:
-            return block.first + int(hits[len(hits) - wanted])
+            hits = hits[len(hits) - wanted :]
+            position = int(hits[0])
+            found.append(hits)
+            break
         wanted -= len(hits)
-    return oldest
+        found.append(hits)
+    if query.filters.pass_all or not found:
+        return Start(position)
+    return Start(position, np.concatenate(found[::-1]), head)
 
 
 def _counted(store: FlowStore, block: Block, query: Query) -> Mask:
@@ -123,7 +141,8 @@ class Cursor:
     def __init__(self, store: FlowStore, query: Query) -> None:
         self._store = store
         self._query = query
-        self.position = start_of(store, query)
+        self._start = start_of(store, query)
+        self.position = self._start.position
         self._stop = None if query.follow else store.head
         self._remaining = query.number if query.number and not query.follow else None
         self.ended = False
@@ -181,12 +200,17 @@ class Cursor:
         """Events to hand out: those asked for that pass, and losses, which bypass everything."""
         query = self._query
         mask: Mask = np.zeros(len(block), dtype=np.bool_)
-        if KIND_FLOW in query.kinds:
-            mask = kinds == KIND_FLOW
-            if not query.filters.pass_all and mask.any():
-                mask &= query.filters.mask(Columns(block, len(block)))
-        for row in np.flatnonzero(kinds != KIND_FLOW).tolist():
-            mask[row] = self._wanted(int(kinds[row]), self._store.object(block.first + row))
+        passing = self._start.passing
+        if passing is not None and block.first + len(block) <= self._start.known_to:
+            within = np.searchsorted(passing, (block.first, block.first + len(block)))
+            mask[passing[within[0] : within[1]] - block.first] = True
+        else:
+            if KIND_FLOW in query.kinds:
+                mask = kinds == KIND_FLOW
+                if not query.filters.pass_all and mask.any():
+                    mask &= query.filters.mask(Columns(block, len(block)))
+            for row in np.flatnonzero(kinds != KIND_FLOW).tolist():
+                mask[row] = self._wanted(int(kinds[row]), self._store.object(block.first + row))
         if query.since_ns is not None:
             mask &= times >= query.since_ns
         if query.kinds == FLOWS:
