@@ -185,6 +185,17 @@ async def test_an_endpoint_that_overflows_keeps_its_policy_and_holds_up_no_other
     assert first.policy_revision < second.policy_revision
 
 
+async def test_nothing_is_written_for_an_endpoint_that_is_being_removed(bench):
+    endpoint = bench.endpoint()
+    await bench.policies.build(endpoint)
+    held = dict(bench.maps[1])
+    endpoint.enter(State.DISCONNECTING, "deleted")
+    bench.policies.upsert_object(REF, FROM_CIDR)
+    bench.policies.forget(endpoint.id)
+    await bench.policies.reconcile()
+    assert held == bench.maps[1]
+
+
 async def test_a_new_endpoint_without_a_policy_stays_closed(bench):
     endpoint = bench.endpoint()
     bench.error = OSError("no memory")

@@ -71,6 +71,9 @@ class World:
         self.calls.append("remove_link")
         self.links.discard(endpoint.attachment)
 
+    def has_link(self, endpoint):
+        return endpoint.attachment in self.links
+
     async def connect(self, row):
         self.rows[row.id] = row
         self.step("connect")
@@ -190,6 +193,23 @@ async def test_a_removal_that_failed_half_way_can_be_repeated(world):
     assert await world.provisioner.delete(request())
     await world.provisioner.drain()
     assert world.nothing_is_left()
+
+
+async def test_an_endpoint_whose_interface_stays_away_is_removed(world):
+    endpoint = await world.provisioner.add(request())
+    world.links.clear()
+    await world.provisioner.sweep()
+    assert endpoint in world.table
+    await world.provisioner.sweep()
+    await world.provisioner.drain()
+    assert world.nothing_is_left()
+
+
+async def test_an_interface_that_is_there_is_left_alone(world):
+    await world.provisioner.add(request())
+    for _ in range(3):
+        await world.provisioner.sweep()
+    assert len(world.table) == 1
 
 
 async def test_a_freed_id_and_address_rest_before_they_are_used_again(world):

@@ -78,6 +78,7 @@ log = get_logger()
 
 COOKIE_SWEEP_S = 300.0
 COUNTERS_S = 5.0
+INTERFACE_SWEEP_S = 30.0
 IPCACHE_REFRESH_S = 300.0
 
 
@@ -440,6 +441,7 @@ class Agent:
             Controller("labels", self._relabeller.reconcile, interval_s=60)
         ).trigger
         self.pods.listen(lambda _keys: self._relabeller.trigger())
+        add(Controller("interfaces", self.provisioner().sweep, interval_s=INTERFACE_SWEEP_S))
         add(Controller("address-table", self.ipcache.refresh, interval_s=IPCACHE_REFRESH_S))
         add(Controller("cookies", self.policies.sweep_cookies, interval_s=COOKIE_SWEEP_S))
         if self.settings.prometheus_serve_addr:

@@ -77,6 +77,10 @@ class Plane:
             partial(netns.delete_host, attachment.container_id, attachment.ifname),
         )
 
+    def has_link(self, endpoint: Endpoint) -> bool:
+        """Whether the host side of an endpoint's pair is there."""
+        return endpoint.link is not None and link_exists(endpoint.link)
+
     async def check_link(self, endpoint: Endpoint) -> None:
         """Raise `PodLinkError` where a pod's interface is not as it was made."""
         try:

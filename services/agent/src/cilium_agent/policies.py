@@ -381,9 +381,11 @@ class Policies:
     ) -> None:
         while states:
             endpoints = self._begin(states)
+            living = {endpoint.id for endpoint in endpoints}
+            wanted = {number: change for number, change in work.items() if number in living}
             changed = [self._row(e, states[e.id]) for e in endpoints if self._row_due(e, states)]
             try:
-                await self._write(work, changed)
+                await self._write(wanted, changed)
             except PolicyMapOverflow as error:
                 failed = EndpointID(error.endpoint_id)
                 self._fail(failed, str(error))

@@ -17,6 +17,7 @@ from cilium_core.serving.http_server import HttpServer, Request, Response
 from cilium_core.telemetry import get_logger, histogram
 
 from cilium_agent.cni import requests, results
+from cilium_agent.datapath.errors import NamespaceError
 from cilium_agent.errors import (
     EndpointError,
     NotStartedError,
@@ -43,6 +44,7 @@ REQUEST_SECONDS = histogram(
 # The first class that matches decides: (CNI code, HTTP status).
 _CODES: tuple[tuple[type[Exception], int, HTTPStatus], ...] = (
     (RequestError, results.INVALID_REQUEST, HTTPStatus.BAD_REQUEST),
+    (NamespaceError, results.INVALID_REQUEST, HTTPStatus.BAD_REQUEST),
     (NotStartedError, results.TRY_AGAIN, HTTPStatus.SERVICE_UNAVAILABLE),
     (PodNotFoundError, results.TRY_AGAIN, HTTPStatus.SERVICE_UNAVAILABLE),
     (UnavailableError, results.TRY_AGAIN, HTTPStatus.SERVICE_UNAVAILABLE),

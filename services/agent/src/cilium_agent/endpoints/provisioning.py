@@ -48,6 +48,9 @@ class Plane(Protocol):
     async def remove_link(self, endpoint: Endpoint) -> None:
         """Remove the pair; one that is gone is fine."""
 
+    def has_link(self, endpoint: Endpoint) -> bool:
+        """Whether the host side of the pair is there."""
+
     async def connect(self, row: EndpointInfo) -> None:
         """Write an endpoint's row and attach the programs to its device."""
 
@@ -135,6 +138,7 @@ class Provisioner:
         self._announcer = announcer
         self._remnants = remnants
         self._locks = KeyedLocks()
+        self._missing: set[EndpointID] = set()
         self._sweeps: set[asyncio.Task[None]] = set()
 
     async def add(self, request: PodRequest) -> Endpoint:
@@ -170,10 +174,10 @@ class Provisioner:
         if endpoint.state is not State.DISCONNECTING:
             endpoint.enter(State.DISCONNECTING, reason)
         self._table.changed(endpoint)
+        self._policies.forget(endpoint.id)
         await self._plane.disconnect(endpoint.id)
         await self._plane.remove_link(endpoint)
         await self._announcer.withdraw(endpoint)
-        self._policies.forget(endpoint.id)
         if endpoint.identity:
             self._identities.release(endpoint.labels)
             endpoint.identity = 0
@@ -181,6 +185,20 @@ class Provisioner:
         self._table.remove(endpoint)
         self._spawn(self._give_back(endpoint))
         log.info("endpoint removed", endpoint=endpoint.id, pod=endpoint.pod, reason=reason)
+
+    async def sweep(self) -> None:
+        """Remove endpoints whose interface was gone at two sweeps in a row.
+
+        A pod's namespace can end without the runtime ever saying so.
+        """
+        missing = {e.id for e in self._table if e.created and not self._plane.has_link(e)}
+        for endpoint in self._table:
+            if endpoint.id in missing & self._missing:
+                attachment = endpoint.attachment
+                async with self._locks.hold((attachment.container_id, attachment.ifname)):
+                    if endpoint in self._table:
+                        await self.dismantle(endpoint, "its interface is gone")
+        self._missing = missing
 
     async def drain(self) -> None:
         """Wait until addresses of removed endpoints are free again."""
