@@ -44,6 +44,27 @@ def eventually(condition: Callable[[], Any], limit_s: float, what: str) -> Any:
     return value
 
 
+class Running:
+    """A traffic.py that runs."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def wait_line(self, text: str) -> None:
+        """Wait until it prints that line next."""
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline().strip() == text
+
+    def outcome(self, limit_s: float) -> Any:
+        """Return what it prints at its end; AssertionError when that does not come in time."""
+        try:
+            output, _ = self.process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.process.args!r} still runs after {limit_s:g} s") from None
+        assert self.process.returncode == 0, f"{self.process.args!r} failed"
+        return json.loads(output)
+
+
 class Lab:
     """A lab by name."""
 
@@ -109,24 +130,25 @@ class Lab:
         )
         return f":{ECHO_PORT:04X} " in done.stdout
 
-    def spawn(self, place: str, *arguments: str) -> subprocess.Popen[str]:
-        """Start traffic.py in a pod or place."""
-        return subprocess.Popen(
-            [
-                *(str(BIN / "cilium"), "lab", "exec", "--lab", self.name, place, "--"),
-                *(PYTHON, str(TRAFFIC), *arguments),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    @contextlib.contextmanager
+    def spawned(self, place: str, *arguments: str) -> Iterator[Running]:
+        """Run traffic.py in a pod or place while the block runs."""
+        command = [
+            *(str(BIN / "cilium"), "lab", "exec", "--lab", self.name, place, "--"),
+            *(PYTHON, str(TRAFFIC), *arguments),
+        ]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                yield Running(process)
+            finally:
+                process.kill()
 
     def traffic(self, place: str, *arguments: str) -> Any:
         """Run traffic.py in a pod or place and decode what it prints."""
-        with self.spawn(place, *arguments) as process:
-            output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, f"traffic.py {arguments} in {place} failed"
-        return json.loads(output)
+        with self.spawned(place, *arguments) as running:
+            return running.outcome(limit_s=60)
 
     def reaches(
         self, source: str, addresses: list[str], port: int = ECHO_PORT, protocol: str = "tcp"
@@ -146,4 +168,4 @@ class Lab:
             try:
                 yield
             finally:
-                self.cilium("delete", "-f", file.name)
+                self.cilium("delete", "-f", file.name, "--ignore-not-found")

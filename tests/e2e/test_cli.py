@@ -71,10 +71,9 @@ def test_an_endpoint_is_found_by_id_address_and_pod(lab: Lab, pod: Pod) -> None:
 
 
 def test_monitor_prints_events_as_lines_and_json(lab: Lab, pod: Pod) -> None:
-    with lab.spawn("other", "load", "3", pod.ipv4, str(ECHO_PORT)) as load:
+    with lab.spawned("other", "load", "3", pod.ipv4, str(ECHO_PORT)):
         lines = lab.cilium("monitor", "--node", "node1", "--number", "5").splitlines()
         objects = lab.cilium("monitor", "-j", "-t", "trace", "--number", "3").splitlines()
-        load.communicate(timeout=30)
 
     assert len(lines) == 5
     assert all("->" in line for line in lines)

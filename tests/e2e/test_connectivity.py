@@ -37,12 +37,9 @@ def cast(lab: Lab) -> Cast:
 @contextlib.contextmanager
 def echoing(lab: Lab, place: str) -> Iterator[None]:
     """Echo in a place that is no pod."""
-    with lab.spawn(place, "serve", str(ECHO_PORT)) as server:
-        try:
-            eventually(lambda: lab.reaches(place, ["127.0.0.1"]) == [True], 10, f"{place} listens")
-            yield
-        finally:
-            server.kill()
+    with lab.spawned(place, "serve", str(ECHO_PORT)):
+        eventually(lambda: lab.reaches(place, ["127.0.0.1"]) == [True], 10, f"{place} listens")
+        yield
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "icmp"])

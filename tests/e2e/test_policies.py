@@ -102,14 +102,12 @@ def test_a_policy_for_udp_leaves_tcp_refused(lab: Lab, cast: Cast) -> None:
 def test_revoking_a_rule_stops_an_established_connection(lab: Lab, cast: Cast, source: str) -> None:
     with (
         lab.applied(policy()),
-        lab.spawn(source, "hold", cast.server.ipv4, str(ECHO_PORT)) as held,
+        lab.spawned(source, "hold", cast.server.ipv4, str(ECHO_PORT)) as held,
     ):
-        assert held.stdout is not None
-        assert held.stdout.readline().strip() == "talking"
-
+        held.wait_line("talking")
         with lab.applied(policy().replace("app: friend", "app: nobody")):
             revoked = time.time()
-            outcome = json.loads(held.stdout.read())
+            outcome = held.outcome(limit_s=10)
 
     assert outcome["ended_by"] == "TimeoutError"
     assert outcome["last_talk"] - revoked < SETTLE_S
@@ -118,13 +116,12 @@ def test_revoking_a_rule_stops_an_established_connection(lab: Lab, cast: Cast, s
 def test_a_connection_that_stays_allowed_survives_policy_changes(lab: Lab, cast: Cast) -> None:
     with (
         lab.applied(policy()),
-        lab.spawn("far-friend", "load", "4", cast.server.ipv4, str(ECHO_PORT)) as loading,
+        lab.spawned("far-friend", "load", "4", cast.server.ipv4, str(ECHO_PORT)) as loading,
     ):
         for _ in range(3):
             with lab.applied(policy(peer="stranger")):
                 pass
-        output, _ = loading.communicate(timeout=30)
-    outcome = json.loads(output)
+        outcome = loading.outcome(limit_s=30)
 
     assert outcome["tcp"]["errors"] == []
 
@@ -220,13 +217,11 @@ def test_a_policy_is_enforced_soon_after_apply_returns(lab: Lab, cast: Cast) -> 
     """A small version of the benchmark; the bound is loose, machines under test are shared."""
     seconds = []
     for _ in range(3):
-        with lab.spawn("friend", "hold", cast.server.ipv4, str(ECHO_PORT)) as held:
-            assert held.stdout is not None
-            held.stdout.readline()
+        with lab.spawned("friend", "hold", cast.server.ipv4, str(ECHO_PORT)) as held:
+            held.wait_line("talking")
             with lab.applied(policy(peer="nobody")):
                 applied = time.time()
-                outcome = json.loads(held.stdout.read())
-                seconds.append(outcome["last_talk"] - applied)
+                seconds.append(held.outcome(limit_s=10)["last_talk"] - applied)
         becomes(lab, "friend", cast.server, True)
 
     assert sorted(seconds)[1] < 1.0

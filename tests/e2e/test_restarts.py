@@ -77,17 +77,18 @@ def ready(lab: Lab) -> bool:
 )
 def test_a_crash_costs_no_packet_and_is_over_soon(lab: Lab, cast: Cast, component: str) -> None:
     before = facts(lab)
-    loads = [
-        lab.spawn("client", "load", str(LOAD_S), address, str(ECHO_PORT))
-        for address in (cast.server.ipv4, cast.server.ipv6)
-    ]
-    eventually(lambda: lab.reaches("client", [cast.server.ipv4]) == [True], 5, "traffic flows")
+    load = ("load", str(LOAD_S))
+    with (
+        lab.spawned("client", *load, cast.server.ipv4, str(ECHO_PORT)) as first,
+        lab.spawned("client", *load, cast.server.ipv6, str(ECHO_PORT)) as second,
+    ):
+        eventually(lambda: lab.reaches("client", [cast.server.ipv4]) == [True], 5, "traffic flows")
 
-    lab.cilium("lab", "restart", component)
-    killed = time.monotonic()
-    lab.cilium("lab", "wait", "--timeout", "20")
-    healthy_s = time.monotonic() - killed
-    outcomes = [json.loads(load.communicate(timeout=60)[0]) for load in loads]
+        lab.cilium("lab", "restart", component)
+        killed = time.monotonic()
+        lab.cilium("lab", "wait", "--timeout", "20")
+        healthy_s = time.monotonic() - killed
+        outcomes = [running.outcome(limit_s=60) for running in (first, second)]
 
     for outcome in outcomes:
         assert outcome["tcp"]["errors"] == []

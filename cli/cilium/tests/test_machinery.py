@@ -127,7 +127,7 @@ def test_a_process_runs_in_its_namespace_and_cgroup_and_logs(lab: Layout) -> Non
     pid = start(lab, "sh", "-c", "readlink /proc/self/ns/net; pwd; cat /proc/self/cgroup; sleep 60")
 
     log = lab.logs / "part.log"
-    assert eventually(lambda: log.exists() and "cilium-lab" in log.read_text())
+    assert eventually(lambda: log.exists() and "/part\n" in log.read_text())
     link, folder, *groups = log.read_text().splitlines()
     assert link != own_namespace()
     assert folder == str(lab.folder)
