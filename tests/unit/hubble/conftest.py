@@ -54,7 +54,7 @@ class Server:
         self.channel = channel
         self.observer = observer_pb2_grpc.ObserverStub(channel)
 
-    async def until(self, holds: Callable[[], bool], limit_s: float = 5.0) -> None:
+    async def until(self, holds: Callable[[], bool], limit_s: float = 30.0) -> None:
         """Wait for a condition."""
         async with asyncio.timeout(limit_s):
             while not holds():  # noqa: ASYNC110 - what is waited for knows no events

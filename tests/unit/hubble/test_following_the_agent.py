@@ -96,6 +96,6 @@ async def test_an_agent_that_dies_within_its_snapshot_changes_nothing(tmp_path: 
         metadata_pb2_grpc.add_MetadataServiceServicer_to_server(Dying(snapshot(1)[:1]), dying)
         dying.add_insecure_port(f"unix:{tmp_path / 'metadata.sock'}")
         await dying.start()
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), 30)
         assert await name_of_the_source(server) == "pod-0"
         await dying.stop(None)

@@ -41,7 +41,7 @@ async def flows_of_a_server(
     """Start a server, wait until it has so many flows, return them, stop it."""
     settings = ServerSettings(node_name="node1", state_dir=tmp_path, bpf_root=kernel.root)
     async with App(settings) as app:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(app.store) < wanted:  # noqa: ASYNC110 - a store has no such event
                 await asyncio.sleep(0.01)
         async with grpc.aio.insecure_channel(f"unix:{settings.socket_path}") as channel:
