@@ -20,45 +20,55 @@ static __always_inline __u32 mark_of(const struct packet *p)
 	return mark_of_identity(p->src_identity);
 }
 
-static __always_inline int send_remote(struct __sk_buff *skb, struct packet *p,
-				       const struct ipcache_info *remote, const __u8 family)
+/*
+ * Find where the packet goes and who is there. The pod, when it is one of this node, is returned;
+ * the rest is written into the packet, so that only one pointer lives on.
+ */
+static __always_inline const struct endpoint_info *find_way(struct packet *p, const __u8 family)
 {
+	const struct endpoint_info *local = endpoint_of_address(&p->tuple.daddr, family);
+	const struct ipcache_info *remote;
+
+	if (local) {
+		p->dst_identity = local->identity;
+		p->way = local->flags & ENDPOINT_HOST ? WAY_STACK : WAY_POD;
+		return local->flags & ENDPOINT_HOST ? NULL : local;
+	}
+	remote = ipcache_of(&p->tuple.daddr, family);
+	p->dst_identity = identity_or_world(remote);
 	if (remote && remote->flags & IPCACHE_HAS_TUNNEL &&
-	    !(remote->flags & IPCACHE_SKIP_TUNNEL) && config_of()->flags & CONFIG_TUNNEL)
-		return deliver_to_node(skb, p, remote->tunnel_ipv4, p->src_identity, family);
-	return deliver_to_world(skb, p, mark_of(p), family);
+	    !(remote->flags & IPCACHE_SKIP_TUNNEL) && config_of()->flags & CONFIG_TUNNEL) {
+		p->way = WAY_TUNNEL;
+		p->node = remote->tunnel_ipv4;
+	}
+	return NULL;
 }
 
 /* From here on the packet is well-formed and really the pod's. */
 static __always_inline int send(struct __sk_buff *skb, struct packet *p,
 				const struct endpoint_info *pod, const __u8 family)
 {
-	const struct endpoint_info *local = endpoint_of_address(&p->tuple.daddr, family),
-				   *peer = NULL;
-	const struct ipcache_info *remote = NULL;
+	const struct endpoint_info *peer = find_way(p, family);
 	int verdict;
 
-	if (local) {
-		p->dst_identity = local->identity;
-		if (!(local->flags & ENDPOINT_HOST))
-			peer = local;
-	} else {
-		remote = ipcache_of(&p->tuple.daddr, family);
-		p->dst_identity = identity_or_world(remote);
-	}
 	if (peer && unlikely_(peer->flags & ENDPOINT_NOT_READY)) {
 		p->endpoint = peer->id;
 		p->direction = DIR_INGRESS;
 		return DROP(DROP_EP_NOT_READY);
 	}
+	barrier();
 	verdict = admit(skb, p, pod, peer, family);
 	if (verdict < 0)
 		return verdict;
 	if (peer)
 		return deliver_to_pod(skb, p, peer, family);
-	if (local)
+	switch (p->way) {
+	case WAY_TUNNEL:
+		return deliver_to_node(skb, p, p->node, p->src_identity, family);
+	case WAY_STACK:
 		return deliver_to_stack(skb, p, TRACE_TO_STACK, mark_of(p), family);
-	return send_remote(skb, p, remote, family);
+	}
+	return deliver_to_world(skb, p, mark_of(p), family);
 }
 
 static __always_inline int from_container(struct __sk_buff *skb, struct packet *p,

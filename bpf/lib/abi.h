@@ -376,9 +376,7 @@ enum source_file {
 	FILE_POLICY = 104,
 	FILE_NAT = 105,
 	FILE_DELIVERY = 106,
-	FILE_ENCAP = 107,
 	FILE_NEIGHBOURS = 108,
-	FILE_ENDPOINTS = 109,
 };
 
 /* ---- events: cilium_events, a ring of records for each processor ---- */

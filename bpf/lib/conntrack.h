@@ -174,8 +174,7 @@ static __always_inline void ct_update(struct __sk_buff *skb, struct packet *p,
 /* A connection that policy has just allowed. The first packet is always reported. */
 static __always_inline int ct_create(struct __sk_buff *skb, struct packet *p,
 				     const struct endpoint_info *src,
-				     const struct endpoint_info *dst, __u32 cookie, __u32 now,
-				     const __u8 family)
+				     const struct endpoint_info *dst, __u32 now, const __u8 family)
 {
 	struct scratch *room = scratch();
 	struct ct_entry *entry;
@@ -193,7 +192,7 @@ static __always_inline int ct_create(struct __sk_buff *skb, struct packet *p,
 	entry->tx_flags = p->tcp_flags;
 	entry->tx_reported_packets = 1;
 	entry->tx_reported_bytes = skb->len;
-	entry->cookie = cookie;
+	entry->cookie = p->judged.cookie;
 	entry->flags = ct_flags_after(p->sender_high ? CT_INITIATOR_HIGH : 0, p, false);
 	if (src) {
 		entry->flags |= CT_OUT;

@@ -11,7 +11,7 @@
 #include "parse.h"
 
 #define DELIVERY_DROP(reason) DROP_AT(FILE_DELIVERY, reason)
-#define ENCAP_DROP(reason)    DROP_AT(FILE_ENCAP, reason)
+#define DELIVERY_DROP(reason)    DROP_AT(FILE_ENCAP, reason)
 
 #define OUTER_TTL 64
 
@@ -103,12 +103,12 @@ static __always_inline int deliver_to_node(struct __sk_buff *skb, struct packet 
 	};
 
 	if (!node || !config->tunnel_ifindex)
-		return ENCAP_DROP(DROP_NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT);
+		return DELIVERY_DROP(DROP_NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT);
 	/* the VNI has 24 bits: the cluster's identities fit, those of CIDRs mean nothing elsewhere */
 	if (identity > ID_CLUSTER_MAX)
-		return ENCAP_DROP(DROP_INVALID_IDENTITY);
+		return DELIVERY_DROP(DROP_INVALID_IDENTITY);
 	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX))
-		return ENCAP_DROP(DROP_ERROR_WRITING_TO_PACKET);
+		return DELIVERY_DROP(DROP_ERROR_WRITING_TO_PACKET);
 	p->flags |= PACKET_TUNNEL;
 	p->peer = node;
 	trace_to(skb, p, TRACE_TO_OVERLAY, 0, family);

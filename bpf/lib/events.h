@@ -114,8 +114,7 @@ static __always_inline void trace_to(struct __sk_buff *skb, const struct packet 
 }
 
 static __always_inline void report_verdict(struct __sk_buff *skb, const struct packet *p,
-					   const __u8 direction, __s32 verdict, __u32 cookie,
-					   __u8 match, bool audited, const __u8 family)
+					   const __u8 direction, int verdict, const __u8 family)
 {
 	struct event *e;
 	__u32 sequence;
@@ -125,14 +124,14 @@ static __always_inline void report_verdict(struct __sk_buff *skb, const struct p
 	e = event_begin(EVENT_POLICY_VERDICT, 0, &sequence);
 	if (!e)
 		return;
-	e->verdict = verdict;
-	e->cookie = cookie;
-	e->match = match;
+	e->verdict = -(__s32)drop_reason_of(verdict);
+	e->cookie = p->judged.cookie;
+	e->match = p->judged.match;
 	e->packets = 1;
 	e->bytes = skb->len;
 	event_packet(e, p, family);
 	e->flags |= direction == DIR_INGRESS ? EVENT_INGRESS : EVENT_EGRESS;
-	if (audited)
+	if (p->judged.audited)
 		e->flags |= EVENT_AUDITED;
 	event_write(skb, e, sequence);
 }

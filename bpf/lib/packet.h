@@ -46,9 +46,25 @@ struct sighting {
 	__u32 bytes;
 };
 
+/* What policy says about it, and why. */
+struct judgement {
+	__u32 cookie; /* of the entry that decided */
+	__u8 match;   /* enum policy_match */
+	__u8 audited; /* denied, and let pass */
+	__u8 pad[2];
+};
+
 union ct_key {
 	struct ct_key4 v4;
 	struct ct_key6 v6;
+};
+
+/* How a packet of a pod goes on. */
+enum way {
+	WAY_WORLD = 0,
+	WAY_POD = 1,    /* of this node */
+	WAY_TUNNEL = 2, /* to another node */
+	WAY_STACK = 3,  /* to this node itself */
 };
 
 struct packet {
@@ -63,10 +79,14 @@ struct packet {
 	__u16 pad;
 	__u32 src_identity;
 	__u32 dst_identity;
-	__u32 peer;    /* be; node at the other end of the tunnel */
+	__u32 peer; /* be; node at the other end of the tunnel */
+	__u32 node; /* be; where the way leads to */
+	__u8 way;   /* enum way */
+	__u8 pad3[3];
 	__s32 verdict; /* see forget() */
 	struct sighting seen;
-	__u8 sender_high; /* the packet comes from the end in the high half of the key */
+	struct judgement judged; /* by the last policy that was asked */
+	__u8 sender_high;        /* the packet comes from the end in the high half of the key */
 	__u8 pad2[3];
 	union ct_key key; /* of the connection; set by the look-up */
 };

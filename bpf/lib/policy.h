@@ -49,14 +49,31 @@ static __always_inline __u16 policy_port(const struct packet *p, bool reply)
 	return reply ? p->tuple.sport : p->tuple.dport;
 }
 
+/* What the winning entry says. */
+static __always_inline int policy_decide(struct packet *p, const struct policy_entry *entry,
+					 bool exact, bool audit)
+{
+	int verdict = 0;
+
+	p->judged.cookie = entry->cookie;
+	p->judged.match = policy_match_of(entry, exact);
+	if (entry->flags & POLICY_DENY)
+		verdict = POLICY_DROP(DROP_POLICY_DENY);
+	else if (entry->proxy_port)
+		/* nothing listens there in this data plane: refuse rather than let by */
+		verdict = POLICY_DROP(DROP_PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL);
+	p->judged.audited = audit || entry->flags & POLICY_AUDIT;
+	return verdict;
+}
+
 /*
- * The verdict of one endpoint in one direction: 0 or a drop. `tell` writes the verdict event, which
- * is the caller's choice for packets that are allowed; a denied or audited one is always told.
+ * The verdict of one endpoint in one direction: 0 or a drop. It is told when it denies, when it
+ * would have but for audit mode, and when the connection is new; the packets of an answer are not
+ * what the rules speak of, and tell nothing.
  */
-static __always_inline int policy_check(struct __sk_buff *skb, const struct packet *p,
+static __always_inline int policy_check(struct __sk_buff *skb, struct packet *p,
 					const struct endpoint_info *endpoint, __u32 peer,
-					__u16 port, const __u8 direction, bool tell, bool quiet,
-					__u32 *cookie, const __u8 family)
+					__u16 port, const __u8 direction, const __u8 family)
 {
 	const __u16 enforced = direction == DIR_INGRESS ? ENDPOINT_ENFORCE_INGRESS :
 							  ENDPOINT_ENFORCE_EGRESS;
@@ -68,10 +85,9 @@ static __always_inline int policy_check(struct __sk_buff *skb, const struct pack
 		.port = port,
 	};
 	const struct policy_entry *exact, *any;
-	__u32 id = endpoint->id, found_cookie = 0;
-	__u8 match = MATCH_NONE;
-	bool audit, audited;
+	__u32 id = endpoint->id;
 	int verdict;
+	bool audit;
 	void *rules;
 
 	if (!(endpoint->flags & enforced) || p->flags & PACKET_PATH_MTU)
@@ -83,31 +99,25 @@ static __always_inline int policy_check(struct __sk_buff *skb, const struct pack
 	key.identity = 0;
 	any = bpf_map_lookup_elem(rules, &key);
 
-	verdict = POLICY_DROP(DROP_POLICY_DENIED);
 	audit = endpoint->flags & ENDPOINT_AUDIT || config_of()->flags & CONFIG_AUDIT;
 	if (any && (!exact || policy_outranks(any, exact))) {
-		match = policy_match_of(any, false);
-		exact = any;
+		verdict = policy_decide(p, any, false, audit);
 	} else if (exact) {
-		match = policy_match_of(exact, true);
+		verdict = policy_decide(p, exact, true, audit);
+	} else {
+		verdict = POLICY_DROP(DROP_POLICY_DENIED);
+		p->judged.cookie = 0;
+		p->judged.match = MATCH_NONE;
+		p->judged.audited = audit;
 	}
-	if (exact) {
-		found_cookie = exact->cookie;
-		audit = audit || exact->flags & POLICY_AUDIT;
+	verdict = forget(p, verdict);
+	if (!verdict)
+		p->judged.audited = false;
+	else if (p->judged.audited)
 		verdict = 0;
-		if (exact->flags & POLICY_DENY)
-			verdict = POLICY_DROP(DROP_POLICY_DENY);
-		else if (exact->proxy_port)
-			/* nothing listens there in this data plane: refuse rather than let by */
-			verdict = POLICY_DROP(DROP_PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL);
-	}
-	audited = verdict && audit;
-	if (audited)
-		verdict = 0;
-	*cookie = found_cookie;
-	if ((verdict || audited || tell) && !quiet)
-		report_verdict(skb, p, direction, verdict ? -(__s32)drop_reason_of(verdict) : 0,
-			       found_cookie, match, audited, family);
+	if (p->seen.reason != REASON_REPLY &&
+	    (verdict || p->judged.audited || p->seen.reason == REASON_NEW))
+		report_verdict(skb, p, direction, verdict, family);
 	return verdict;
 }
 
@@ -147,6 +157,59 @@ static __always_inline bool ct_current(const struct packet *p, const struct ct_e
 }
 
 /*
+ * Ask the policy of both local ends. For an answer, that is the question of the one who started: what
+ * is asked is always whether the initiator may speak to the responder.
+ */
+static __always_inline int judge(struct __sk_buff *skb, struct packet *p,
+				 const struct ct_entry *entry, const struct endpoint_info *src,
+				 const struct endpoint_info *dst, const __u8 family)
+{
+	bool reply = p->seen.reason == REASON_REPLY;
+	const struct endpoint_info *initiator = reply ? dst : src, *responder = reply ? src : dst;
+	__u32 initiator_id = p->src_identity, responder_id = p->dst_identity;
+	__u16 port = policy_port(p, reply);
+	int verdict = 0;
+
+	if (reply && entry) {
+		initiator_id = entry->src_identity;
+		responder_id = entry->dst_identity;
+	}
+	if (initiator)
+		verdict = policy_check(skb, p, initiator, responder_id, port, DIR_EGRESS, family);
+	if (!verdict && responder) {
+		if (!reply) {
+			p->endpoint = responder->id;
+			p->direction = DIR_INGRESS;
+		}
+		verdict = policy_check(skb, p, responder, initiator_id, port, DIR_INGRESS, family);
+	}
+	return forget(p, verdict);
+}
+
+/* Write down under which revision of their policies, and for whom, the connection is allowed. */
+static __always_inline void ct_renew(const struct packet *p, struct ct_entry *entry,
+				     const struct endpoint_info *src,
+				     const struct endpoint_info *dst)
+{
+	bool reply = p->seen.reason == REASON_REPLY;
+
+	if (src && reply)
+		entry->in_rev = src->policy_rev;
+	else if (src)
+		entry->out_rev = src->policy_rev;
+	if (dst && reply)
+		entry->out_rev = dst->policy_rev;
+	else if (dst)
+		entry->in_rev = dst->policy_rev;
+	if (!reply) {
+		entry->src_identity = p->src_identity;
+		entry->dst_identity = p->dst_identity;
+	}
+	if (p->judged.cookie)
+		entry->cookie = p->judged.cookie;
+}
+
+/*
  * The heart of the data plane: find the packet's connection, ask the policy of both local ends when
  * the connection is new or the answer may have changed, and write down the outcome. `src` and `dst`
  * are the local endpoints at either end, NULL for an end that lives elsewhere.
@@ -155,71 +218,32 @@ static __always_inline int admit(struct __sk_buff *skb, struct packet *p,
 				 const struct endpoint_info *src, const struct endpoint_info *dst,
 				 const __u8 family)
 {
-	__u32 now = now_seconds(), cookie = 0, initiator_id, responder_id;
-	const struct endpoint_info *initiator, *responder;
 	struct ct_entry *entry = NULL;
-	bool reply, fresh;
-	int verdict = 0;
-	__u16 port;
+	__u32 now = now_seconds();
+	int verdict;
 
 	see(skb, p, REASON_NEW, true);
-	if (unlikely_(p->flags & PACKET_ICMP_ERROR)) {
-		if (related(skb, p, src != NULL, now, family)) {
-			p->seen.reason = REASON_RELATED;
-			return 0;
-		}
-	} else {
+	if (likely_(!(p->flags & PACKET_ICMP_ERROR))) {
 		entry = ct_lookup(p, now, family);
-		if (likely_(entry && ct_current(p, entry, src, dst))) {
-			ct_update(skb, p, entry, now);
-			return 0;
-		}
-	}
-
-	barrier();
-	reply = p->seen.reason == REASON_REPLY;
-	fresh = p->seen.reason == REASON_NEW;
-	initiator = reply ? dst : src;
-	responder = reply ? src : dst;
-	initiator_id = p->src_identity;
-	responder_id = p->dst_identity;
-	if (reply && entry) {
-		initiator_id = entry->src_identity;
-		responder_id = entry->dst_identity;
-	}
-	port = policy_port(p, reply);
-	if (initiator)
-		verdict = policy_check(skb, p, initiator, responder_id, port, DIR_EGRESS, fresh,
-				       reply, &cookie, family);
-	if (!verdict && responder) {
-		if (!reply) {
-			p->endpoint = responder->id;
-			p->direction = DIR_INGRESS;
-		}
-		verdict = policy_check(skb, p, responder, initiator_id, port, DIR_INGRESS, fresh,
-				       reply, &cookie, family);
-	}
-	verdict = forget(p, verdict);
-	if (verdict) {
-		/* what is refused now is no connection any more, in neither direction */
-		if (entry)
-			ct_remove(p, family);
-		return verdict;
-	}
-	if (p->flags & PACKET_ICMP_ERROR)
+	} else if (related(skb, p, src != NULL, now, family)) {
+		p->seen.reason = REASON_RELATED;
 		return 0;
-	if (!entry)
-		return ct_create(skb, p, src, dst, cookie, now, family);
-	if (initiator)
-		entry->out_rev = initiator->policy_rev;
-	if (responder)
-		entry->in_rev = responder->policy_rev;
-	if (!reply) {
-		entry->src_identity = p->src_identity;
-		entry->dst_identity = p->dst_identity;
 	}
-	if (cookie)
-		entry->cookie = cookie;
+	barrier();
+	if (unlikely_(!entry || !ct_current(p, entry, src, dst))) {
+		verdict = judge(skb, p, entry, src, dst, family);
+		if (verdict) {
+			/* what is refused now is no connection any more, in neither direction */
+			if (entry)
+				ct_remove(p, family);
+			return verdict;
+		}
+		if (p->flags & PACKET_ICMP_ERROR)
+			return 0;
+		if (!entry)
+			return ct_create(skb, p, src, dst, now, family);
+		ct_renew(p, entry, src, dst);
+	}
 	ct_update(skb, p, entry, now);
 	return 0;
 }
