@@ -11,7 +11,6 @@
 #include "parse.h"
 
 #define DELIVERY_DROP(reason) DROP_AT(FILE_DELIVERY, reason)
-#define DELIVERY_DROP(reason)    DROP_AT(FILE_ENCAP, reason)
 
 #define OUTER_TTL 64
 
