@@ -161,8 +161,8 @@ def expect(addresses: dict[str, list[str]], allowed: set[tuple[str, str]] | None
 
 def observe(relay: str, *arguments: str) -> list[str]:
     """Show flows through the relay, and return the lines."""
-    command = ["hubble", "observe", "--server", relay, "--last", "3", *arguments]
-    lines = run(*command).splitlines()
+    shown = ["--last", "3", "--use-default-field-masks=false"]
+    lines = run("hubble", "observe", "--server", relay, *shown, *arguments).splitlines()
     print("\n".join(lines) or "(none)", flush=True)
     return lines
 

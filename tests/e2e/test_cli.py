@@ -162,7 +162,7 @@ spec: {endpointSelector: {}, ingress: [{}]}
 @pytest.mark.parametrize(
     ("text", "place", "words"),
     [
-        ("a: [", "p.yaml:7", "YAML"),
+        ("a: [", "p.yaml:8", "YAML"),
         ("kind: CiliumNetworkPolicy\nkind: Pod", "p.yaml:8", "twice"),
         ("- not an object", "p.yaml:7", "object"),
         ("kind: Spaceship\napiVersion: v1\nmetadata: {name: a}", "p.yaml:7", "Spaceship"),

@@ -226,6 +226,16 @@ def test_an_answer_without_a_code_is_an_internal_error(
     assert plugin("ADD").answer["code"] == 999
 
 
+def test_it_installs_itself_where_a_runtime_looks(launcher: Path, tmp_path: Path) -> None:
+    command = [str(launcher), "install", str(tmp_path / "bin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    installed = tmp_path / "bin" / "cilium-cni"
+    assert done.stdout == f"{installed}\n"
+    assert installed.read_text() == launcher.read_text()
+    assert installed.stat().st_mode & 0o777 == 0o755
+
+
 def test_only_what_is_needed_is_imported(launcher: Path) -> None:
     program = (
         "import sys\n"

@@ -88,14 +88,20 @@ _VERBS = {
 
 
 def main() -> int:
-    """Serve one call."""
+    """Serve one call of a runtime, or `cilium-cni install FOLDER`."""
     version = VERSIONS[-1]
+    if sys.argv[1:2] == ["install"] and len(sys.argv) == 3:
+        from cilium_cni.installing import install
+
+        print(install(sys.argv[2]))
+        return 0
     try:
         if os.environ.get("CNI_COMMAND") == "VERSION":
             _print({"cniVersion": version, "supportedVersions": list(VERSIONS)})
             return 0
         if not os.environ.get("CNI_COMMAND") and sys.stdin.isatty():
             print(f"cilium-cni is run by a container runtime; it speaks CNI {', '.join(VERSIONS)}")
+            print("cilium-cni install FOLDER puts it where a runtime looks for its plugins")
             return 0
         request = read(os.environ, sys.stdin.read())
         version = request.version

@@ -11,9 +11,10 @@ from pathlib import Path
 NAME = "cilium-cni"
 
 
-def install(directory: Path, python: str = sys.executable) -> Path:
+def install(directory: str | Path, python: str = sys.executable) -> Path:
     """Write the launcher `cilium-cni` into the directory and return its path."""
     packages = Path(__file__).resolve().parent.parent
+    directory = Path(directory)
     launcher = directory / NAME
     draft = directory / f".{NAME}.new"
     directory.mkdir(parents=True, exist_ok=True)

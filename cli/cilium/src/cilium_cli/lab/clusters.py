@@ -135,9 +135,7 @@ def _create(lab: Layout, count: int, progress: Callable[[str], None]) -> None:
         for folder in (node.run, node.cni_config, node.bpf):
             folder.mkdir(parents=True, exist_ok=True)
     components.write_configs(lab, layouts)
-    from cilium_cni.installing import install
-
-    install(lab.bin)
+    _install_plugin(lab)
     lab.record.write_text(json.dumps({"name": lab.name, "nodes": count}))
     all_parts = components.all_components(lab, layouts)
     fabrics.create_fabric(lab)
