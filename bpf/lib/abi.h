@@ -47,39 +47,39 @@ enum aggregation {
 };
 
 enum config_flag {
-	CONFIG_HUBBLE = 1,	     /* write trace events at all */
+	CONFIG_HUBBLE = 1, /* write trace events at all */
 	CONFIG_MASQUERADE_IPV4 = 2,
 	CONFIG_MASQUERADE_IPV6 = 4,
-	CONFIG_POLICY_VERDICTS = 8,  /* write policy verdict events */
-	CONFIG_TUNNEL = 16,	     /* remote pods are reached through the tunnel device */
-	CONFIG_AUDIT = 32,	     /* policy denials are reported and passed */
-	CONFIG_DROPS = 64,	     /* write drop events */
+	CONFIG_POLICY_VERDICTS = 8, /* write policy verdict events */
+	CONFIG_TUNNEL = 16,         /* remote pods are reached through the tunnel device */
+	CONFIG_AUDIT = 32,          /* policy denials are reported and passed */
+	CONFIG_DROPS = 64,          /* write drop events */
 };
 
 struct config {
 	__u32 flags;
-	__u32 aggregation;	    /* enum aggregation */
+	__u32 aggregation;          /* enum aggregation */
 	__u32 aggregation_flags;    /* TCP flags whose first sight is reported */
 	__u32 aggregation_interval; /* seconds between reports of a live connection */
 	__u32 tunnel_ifindex;
-	__u32 host_ifindex;	    /* cilium_host */
-	__u32 device_ifindex;	    /* the node's own device */
-	__u32 node_ipv4;	    /* be */
+	__u32 host_ifindex;   /* cilium_host */
+	__u32 device_ifindex; /* the node's own device */
+	__u32 node_ipv4;      /* be */
 	__u8 node_ipv6[16];
-	__u32 router_ipv4;	    /* be; gateway of the pods */
-	__u32 masquerade_ipv4;	    /* be; source of masqueraded traffic */
+	__u32 router_ipv4;     /* be; gateway of the pods */
+	__u32 masquerade_ipv4; /* be; source of masqueraded traffic */
 	__u8 router_ipv6[16];
 	__u8 masquerade_ipv6[16];
 	__u16 nat_port_min;
 	__u16 nat_port_max;
-	__u32 ct_timeout_tcp;	    /* seconds */
+	__u32 ct_timeout_tcp; /* seconds */
 	__u32 ct_timeout_tcp_syn;
 	__u32 ct_timeout_tcp_fin;
 	__u32 ct_timeout_any;
-	__u8 host_mac[6];	    /* of cilium_host */
-	__u8 net_mac[6];	    /* of cilium_net */
+	__u8 host_mac[6]; /* of cilium_host */
+	__u8 net_mac[6];  /* of cilium_net */
 	__u32 cluster_id;
-	__u32 rate_limit_pps;	    /* XDP, packets per second and source; 0 is off */
+	__u32 rate_limit_pps; /* XDP, packets per second and source; 0 is off */
 	__u32 rate_limit_burst;
 	__u32 reserved[4];
 };
@@ -94,22 +94,22 @@ struct endpoint_key {
 };
 
 enum endpoint_flag {
-	ENDPOINT_HOST = 1,	      /* an address of this node, delivered by the stack */
+	ENDPOINT_HOST = 1,            /* an address of this node, delivered by the stack */
 	ENDPOINT_ENFORCE_INGRESS = 2, /* look ingress traffic up in the policy map */
 	ENDPOINT_ENFORCE_EGRESS = 4,
 	ENDPOINT_AUDIT = 8,
-	ENDPOINT_NOT_READY = 16,      /* policy not installed yet: drop */
+	ENDPOINT_NOT_READY = 16, /* policy not installed yet: drop */
 };
 
 struct endpoint_info {
-	__u32 ifindex;	    /* of the host-side device */
+	__u32 ifindex; /* of the host-side device */
 	__u32 identity;
-	__u32 policy_rev;   /* raised after each change of the policy map */
-	__u16 id;	    /* endpoint id, 0 for the host */
-	__u16 flags;	    /* enum endpoint_flag */
-	__u8 mac[6];	    /* of the pod */
-	__u8 node_mac[6];   /* of the host-side device */
-	__u32 ipv4;	    /* be; the endpoint's addresses, for source validation */
+	__u32 policy_rev; /* raised after each change of the policy map */
+	__u16 id;         /* endpoint id, 0 for the host */
+	__u16 flags;      /* enum endpoint_flag */
+	__u8 mac[6];      /* of the pod */
+	__u8 node_mac[6]; /* of the host-side device */
+	__u32 ipv4;       /* be; the endpoint's addresses, for source validation */
 	__u8 ipv6[16];
 	__u32 pad;
 };
@@ -141,7 +141,7 @@ struct ipcache_key {
 struct ipcache_info {
 	__u32 identity;
 	__u32 tunnel_ipv4; /* be; node that hosts the prefix */
-	__u8 flags;	   /* enum ipcache_flag */
+	__u8 flags;        /* enum ipcache_flag */
 	__u8 key;
 	__u16 pad;
 };
@@ -157,8 +157,8 @@ struct policy_key {
 	__u32 prefixlen;
 	__u32 identity; /* 0 is any peer */
 	__u8 direction; /* enum direction */
-	__u8 proto;	/* 0 with no prefix bits is any */
-	__u16 port;	/* be; ICMP: type, as a be16 too */
+	__u8 proto;     /* 0 with no prefix bits is any */
+	__u16 port;     /* be; ICMP: type, as a be16 too */
 };
 
 enum policy_flag {
@@ -168,10 +168,10 @@ enum policy_flag {
 
 struct policy_entry {
 	__u32 precedence; /* higher wins; then the longer prefix; then the exact identity */
-	__u32 cookie;	  /* names the rules behind the entry */
+	__u32 cookie;     /* names the rules behind the entry */
 	__u16 proxy_port; /* be; 0 is no redirect */
-	__u8 flags;	  /* enum policy_flag */
-	__u8 prefixlen;	  /* protocol and port bits of the key, 0 to 24 */
+	__u8 flags;       /* enum policy_flag */
+	__u8 prefixlen;   /* protocol and port bits of the key, 0 to 24 */
 };
 
 enum policy_match {
@@ -193,12 +193,12 @@ enum policy_match {
  * that two hosts pinging each other with one identifier stay two connections.
  */
 struct ct_key4 {
-	__u32 addr_low;	 /* be, compared as a number in network order */
+	__u32 addr_low; /* be, compared as a number in network order */
 	__u32 addr_high;
-	__u16 port_low;	 /* be */
+	__u16 port_low; /* be */
 	__u16 port_high;
 	__u8 proto;
-	__u8 kind;	 /* enum ct_kind */
+	__u8 kind; /* enum ct_kind */
 	__u16 zone;
 };
 
@@ -218,12 +218,12 @@ enum ct_kind {
 };
 
 enum ct_flag {
-	CT_INITIATOR_HIGH = 1,	/* the end in the high half spoke first */
-	CT_TX_CLOSING = 2,	/* FIN or RST from the initiator */
+	CT_INITIATOR_HIGH = 1, /* the end in the high half spoke first */
+	CT_TX_CLOSING = 2,     /* FIN or RST from the initiator */
 	CT_RX_CLOSING = 4,
 	CT_SEEN_NON_SYN = 8,
-	CT_OUT = 16,		/* the initiator is an endpoint of this node */
-	CT_IN = 32,		/* the responder is an endpoint of this node */
+	CT_OUT = 16, /* the initiator is an endpoint of this node */
+	CT_IN = 32,  /* the responder is an endpoint of this node */
 	CT_PROXY_REDIRECT = 64,
 	CT_NODE_PORT = 128,
 	CT_FROM_TUNNEL = 256,
@@ -235,24 +235,24 @@ struct ct_entry {
 	__u64 tx_bytes;
 	__u64 rx_packets;
 	__u64 rx_bytes;
-	__u32 lifetime;	    /* absolute, seconds of the monotonic clock */
-	__u32 flags;	    /* enum ct_flag */
-	__u32 out_rev;	    /* policy_rev of the initiator the entry was allowed under */
-	__u32 in_rev;	    /* policy_rev of the responder the entry was allowed under */
+	__u32 lifetime;     /* absolute, seconds of the monotonic clock */
+	__u32 flags;        /* enum ct_flag */
+	__u32 out_rev;      /* policy_rev of the initiator the entry was allowed under */
+	__u32 in_rev;       /* policy_rev of the responder the entry was allowed under */
 	__u32 src_identity; /* of the initiator */
 	__u32 dst_identity;
-	__u32 tx_report;    /* second of the last trace event of that direction */
+	__u32 tx_report; /* second of the last trace event of that direction */
 	__u32 rx_report;
-	__u8 tx_flags;	    /* TCP flags seen */
+	__u8 tx_flags; /* TCP flags seen */
 	__u8 rx_flags;
 	__u16 rev_nat;
-	__u16 proxy_port;   /* be */
+	__u16 proxy_port; /* be */
 	__u16 pad;
 	__u32 tx_reported_packets; /* low half of tx_packets at the last report */
 	__u32 tx_reported_bytes;
 	__u32 rx_reported_packets;
 	__u32 rx_reported_bytes;
-	__u32 cookie;	    /* of the entry that allowed it, ingress or egress */
+	__u32 cookie; /* of the entry that allowed it, ingress or egress */
 	__u32 pad2;
 };
 
@@ -344,15 +344,15 @@ struct rate_key {
 
 struct rate_bucket {
 	__u64 last_ns;
-	__u64 tokens;	 /* in packets × 2^20 */
-	__u32 refused;	 /* packets since the source was last let through */
+	__u64 tokens;  /* in packets × 2^20 */
+	__u32 refused; /* packets since the source was last let through */
 	__u32 pad;
 };
 
 /* ---- counters: cilium_metrics, per processor ---- */
 
 struct metrics_key {
-	__u8 reason;	/* drop code, 0 for forwarded */
+	__u8 reason;    /* drop code, 0 for forwarded */
 	__u8 direction; /* enum direction */
 	__u16 line;
 	__u8 file; /* enum source_file */
@@ -416,13 +416,13 @@ enum trace_reason {
 
 enum event_flag {
 	EVENT_IPV6 = 1,
-	EVENT_L3 = 2,	      /* addresses are valid */
-	EVENT_L4 = 4,	      /* ports or ICMP type are valid */
-	EVENT_ETHERNET = 8,   /* MAC addresses are valid */
+	EVENT_L3 = 2,       /* addresses are valid */
+	EVENT_L4 = 4,       /* ports or ICMP type are valid */
+	EVENT_ETHERNET = 8, /* MAC addresses are valid */
 	EVENT_AUDITED = 16,
-	EVENT_INGRESS = 32,   /* verdict: direction */
+	EVENT_INGRESS = 32, /* verdict: direction */
 	EVENT_EGRESS = 64,
-	EVENT_TUNNEL = 128,   /* the packet came through or goes into the tunnel */
+	EVENT_TUNNEL = 128, /* the packet came through or goes into the tunnel */
 	EVENT_FRAGMENT = 256,
 	EVENT_PROXIED = 512,
 };
@@ -432,36 +432,36 @@ enum event_flag {
  * packet bytes; `flags` says which of the header fields are valid.
  */
 struct event {
-	__u64 time_ns;	   /* monotonic */
-	__u8 type;	   /* enum event_type */
-	__u8 subtype;	   /* drop: reason; trace: enum trace_point */
-	__u8 reason;	   /* trace: enum trace_reason */
-	__u8 proto;	   /* IP protocol */
-	__u16 endpoint;	   /* local endpoint the event belongs to, 0 is none */
-	__u16 flags;	   /* enum event_flag */
+	__u64 time_ns;  /* monotonic */
+	__u8 type;      /* enum event_type */
+	__u8 subtype;   /* drop: reason; trace: enum trace_point */
+	__u8 reason;    /* trace: enum trace_reason */
+	__u8 proto;     /* IP protocol */
+	__u16 endpoint; /* local endpoint the event belongs to, 0 is none */
+	__u16 flags;    /* enum event_flag */
 	__u32 src_identity;
 	__u32 dst_identity;
-	__u32 dst_id;	   /* trace: endpoint id, or proxy port; drop: endpoint id on ingress */
+	__u32 dst_id; /* trace: endpoint id, or proxy port; drop: endpoint id on ingress */
 	__u32 ifindex;
-	__s32 verdict;	   /* verdict: 0 allow, > 0 proxy port, < 0 minus the drop code */
-	__u32 cookie;	   /* verdict: rules that decided */
-	__u8 saddr[16];	   /* IPv4 in the first four bytes, the rest zero */
+	__s32 verdict;  /* verdict: 0 allow, > 0 proxy port, < 0 minus the drop code */
+	__u32 cookie;   /* verdict: rules that decided */
+	__u8 saddr[16]; /* IPv4 in the first four bytes, the rest zero */
 	__u8 daddr[16];
 	__u8 orig_saddr[16]; /* source before translation, zero when there was none */
-	__u16 sport;	   /* be; ICMP: type, as a be16 too */
-	__u16 dport;	   /* be; ICMP: code, as a be16 too */
+	__u16 sport;         /* be; ICMP: type, as a be16 too */
+	__u16 dport;         /* be; ICMP: code, as a be16 too */
 	__u8 tcp_flags;
-	__u8 match;	   /* verdict: enum policy_match */
-	__u8 file;	   /* drop: enum source_file */
+	__u8 match; /* verdict: enum policy_match */
+	__u8 file;  /* drop: enum source_file */
 	__u8 pad;
-	__u16 line;	   /* drop: source line */
-	__u16 ethertype;   /* be */
+	__u16 line;      /* drop: source line */
+	__u16 ethertype; /* be */
 	__u8 smac[6];
 	__u8 dmac[6];
-	__u32 bytes;	   /* since the last event of this direction, this packet included */
+	__u32 bytes; /* since the last event of this direction, this packet included */
 	__u32 packets;
 	__u32 tunnel_peer; /* be; node at the other end of the tunnel */
-	__u32 sequence;	   /* twice the record's number in its ring plus one, 0 while it is written */
+	__u32 sequence; /* twice the record's number in its ring plus one, 0 while it is written */
 };
 
 enum event_ring {

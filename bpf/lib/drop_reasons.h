@@ -7,6 +7,7 @@
 #ifndef CILIUM_DROP_REASONS_H
 #define CILIUM_DROP_REASONS_H
 
+/* clang-format off */
 enum drop_reason {
 	DROP_INVALID_SOURCE_MAC = 130, /* Invalid source mac */
 	DROP_INVALID_DESTINATION_MAC = 131, /* Invalid destination mac */
@@ -103,5 +104,6 @@ enum metric_reason {
 	REASON_METRIC_LB_REVERSE_ENTRY_DELETED = 14, /* LB: sock cgroup: Reverse entry delete succeeded */
 	REASON_METRIC_MTU_MESSAGE = 15, /* MTU error message */
 };
+/* clang-format on */
 
 #endif

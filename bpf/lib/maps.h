@@ -68,6 +68,6 @@ MAP(20, EVENT_HEADS, "cilium_event_heads", ARRAY, __u32, struct event_head, CPUS
 
 /* Direct address of a map's first value, and the map itself, as the loader will patch them. */
 #define map_of(name) ((__u64)bpf_pseudo_fd(1, MAP_##name))
-#define config_of() ((const struct config *)bpf_pseudo_fd(2, MAP_CONFIG))
+#define config_of()  ((const struct config *)bpf_pseudo_fd(2, MAP_CONFIG))
 
 #endif
