@@ -160,6 +160,13 @@ def _create(lab: Layout, count: int, progress: Callable[[str], None]) -> None:
         store.close()
 
 
+def _install_plugin(lab: Layout) -> None:
+    command = [components.executable("cilium-cni"), "install", str(lab.bin)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CommandError(f"cilium-cni cannot be installed: {done.stdout or done.stderr}")
+
+
 def _checks(lab: Layout, layouts: list[NodeLayout], store: Gateway) -> dict[str, Callable[[], str]]:
     """What ready means, by component."""
     checks: dict[str, Callable[[], str]] = {"etcd": partial(readiness.etcd_ready, store)}
