@@ -78,11 +78,6 @@ static __always_inline bool is_tcp(const struct packet *p)
 	return p->tuple.proto == IPPROTO_TCP;
 }
 
-static __always_inline void ct_remove(const struct packet *p, const __u8 family)
-{
-	map_delete(ct_map_of(is_tcp(p), family), &p->key);
-}
-
 /* A packet that asks for a connection, whatever was there before. */
 static __always_inline bool ct_opens(const struct packet *p)
 {

@@ -232,12 +232,13 @@ static __always_inline int admit(struct __sk_buff *skb, struct packet *p,
 	barrier();
 	if (unlikely_(!entry || !ct_current(p, entry, src, dst))) {
 		verdict = judge(skb, p, entry, src, dst, family);
-		if (verdict) {
-			/* what is refused now is no connection any more, in neither direction */
-			if (entry)
-				ct_remove(p, family);
+		/*
+		 * The entry of a connection that is refused now stays, out of date: without it the
+		 * answers still under way would open the connection anew from the other side.
+		 * Nothing renews it, so it dies with its lifetime.
+		 */
+		if (verdict)
 			return verdict;
-		}
 		if (p->flags & PACKET_ICMP_ERROR)
 			return 0;
 		if (!entry)

@@ -268,9 +268,42 @@ def test_a_revoked_rule_stops_the_established_connection(scene: Scene) -> None:
     tcp(scene, "S", "<SA", "A")
     assert scene.send(RED, scene.tcp(RED, BLUE, flags="A")).verdict == TC_REDIRECT
     scene.plane.policy.replace(BLUE.endpoint, {})
-    run = scene.send(RED, scene.tcp(RED, BLUE, flags="A"))
-    assert (run.verdict, drops(run)) == (TC_SHOT, [133])
-    assert scene.connections() == []
+    for flags in ("A", "PA", "S"):
+        run = scene.send(RED, scene.tcp(RED, BLUE, flags=flags))
+        assert (run.verdict, drops(run)) == (TC_SHOT, [133])
+
+
+def test_a_revoked_connection_does_not_come_back_through_the_other_side(scene: Scene) -> None:
+    # given a connection that is refused in the middle of the server's answer
+    scene.rules(BLUE, {port_rule(INGRESS, RED): ALLOW})
+    tcp(scene, "S", "<SA", "A")
+    scene.plane.policy.replace(BLUE.endpoint, {})
+    # when both sides go on, whoever is first
+    for _ in range(2):
+        assert scene.send(BLUE, scene.tcp(BLUE, RED, 80, 40000, flags="PA")).verdict == TC_SHOT
+        assert scene.send(RED, scene.tcp(RED, BLUE, flags="A")).verdict == TC_SHOT
+    # then it is still red's connection, and nobody's packets pass
+    assert str(scene.connection().source) == scene.address(RED)
+
+
+def test_a_refused_packet_does_not_keep_its_connection_alive(scene: Scene) -> None:
+    scene.rules(BLUE, {port_rule(INGRESS, RED): ALLOW})
+    tcp(scene, "S", "<SA", "A")
+    scene.plane.policy.replace(BLUE.endpoint, {})
+    before = scene.connection()
+    tcp(scene, "A", "<A", "FA")
+    assert scene.connection() == before
+
+
+def test_a_connection_that_is_allowed_again_goes_on(scene: Scene) -> None:
+    rules = {port_rule(INGRESS, RED): ALLOW}
+    scene.rules(BLUE, rules)
+    tcp(scene, "S", "<SA", "A")
+    scene.plane.policy.replace(BLUE.endpoint, {})
+    tcp(scene, "A")
+    scene.plane.policy.replace(BLUE.endpoint, rules)
+    assert scene.send(BLUE, scene.tcp(BLUE, RED, 80, 40000, flags="A")).verdict == TC_REDIRECT
+    assert scene.send(RED, scene.tcp(RED, BLUE, flags="A")).verdict == TC_REDIRECT
 
 
 def test_a_revoked_rule_stops_the_answers_too(scene: Scene) -> None:
