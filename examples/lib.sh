@@ -22,7 +22,7 @@ address() {
 
 # reaches NAMESPACE/POD KIND:PORT:ADDRESS: whether the pod gets an answer.
 reaches() {
-	[[ $(cilium lab exec "$1" -- python3 "$CLIENT" "it=$2") != *null* ]]
+	[[ $(cilium lab exec "$1" -- python3 "$CLIENT" "it=$2") == *"says hello"* ]]
 }
 
 # expect yes|no NAMESPACE/POD KIND:PORT:ADDRESS WHAT: try for up to five seconds until it is so.
