@@ -130,6 +130,66 @@ async def test_an_address_waits_until_its_identity_is_known(bench):
     assert (before, bench.ipcache.get("10.9.0.1").identity) == (None, 77_777)
 
 
+def office(*cidrs):
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumCIDRGroup",
+        "metadata": {"name": "office"},
+        "spec": {"externalCIDRs": list(cidrs)},
+    }
+
+
+OFFICE = PolicyRef("CiliumCIDRGroup", "", "office")
+FROM_OFFICE = policy(fromCIDRSet=[{"cidrGroupRef": "office"}])
+
+
+async def test_a_group_that_comes_after_its_policy_opens_what_it_lists(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, FROM_OFFICE)
+    await bench.policies.reconcile()
+    closed = {key.identity for key in bench.maps[1] if key.direction == 1}
+    bench.log.clear()
+    bench.policies.upsert_object(OFFICE, office("192.0.2.0/24"))
+    await bench.policies.reconcile()
+    number = bench.ipcache.get("192.0.2.0/24").identity
+    # The address has its identity while the rules are the old ones still.
+    assert bench.log == [("address", "192.0.2.0/24"), ("map", {number})]
+    assert {key.identity for key in bench.maps[1] if key.direction == 1} - closed == {number}
+
+
+async def test_a_group_and_its_policy_may_come_together_in_any_order(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, FROM_OFFICE)
+    bench.policies.upsert_object(OFFICE, office("192.0.2.0/24"))
+    await bench.policies.reconcile()
+    number = bench.ipcache.get("192.0.2.0/24").identity
+    assert number in {key.identity for key in bench.maps[1]}
+
+
+async def test_a_deleted_group_closes_and_lets_go_of_its_prefixes(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, FROM_OFFICE)
+    bench.policies.upsert_object(OFFICE, office("192.0.2.0/24"))
+    await bench.policies.reconcile()
+    number = bench.ipcache.get("192.0.2.0/24").identity
+    bench.policies.delete_object(OFFICE)
+    await bench.policies.reconcile()
+    assert number not in {key.identity for key in bench.maps[1]}
+    assert bench.ipcache.get("192.0.2.0/24") is None
+
+
+async def test_a_refused_group_stays_as_it_was_and_says_so(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, FROM_OFFICE)
+    bench.policies.upsert_object(OFFICE, office("192.0.2.0/24"))
+    await bench.policies.reconcile()
+    held = dict(bench.maps[1])
+    bench.policies.upsert_object(OFFICE, {**office(), "spec": {"cidrs": []}})
+    await bench.policies.reconcile()
+    assert held == bench.maps[1]
+    assert "externalCIDRs" in bench.policies.refused[OFFICE].error
+
+
 async def test_a_refused_version_leaves_the_earlier_one_in_force(bench):
     await bench.policies.build(bench.endpoint())
     bench.policies.upsert_object(REF, FROM_CIDR)

@@ -8,7 +8,7 @@ makes no attempt to be fast. Labels are `{key: (source, value)}`.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Labels = dict[str, tuple[str, str]]
@@ -45,6 +45,7 @@ class Setting:
     mode: str = "default"
     local_host: bool = True
     pods: tuple[Party, ...] = ()
+    groups: tuple[dict[str, Any], ...] = ()
 
 
 def passes(objects: list[dict[str, Any]], subject: Party, packet: Packet, setting: Setting) -> bool:
@@ -54,7 +55,11 @@ def passes(objects: list[dict[str, Any]], subject: Party, packet: Packet, settin
     verdicts: list[str] = []
     selecting = 0
     closing = 0
+    groups = tuple(obj for obj in objects if obj["kind"] == "CiliumCIDRGroup")
+    setting = replace(setting, groups=groups)
     for obj in objects:
+        if obj in groups:
+            continue
         readings = read_kubernetes if obj["kind"] == "NetworkPolicy" else read_cilium
         for closes, verdict in readings(obj, subject, packet, setting):
             selecting += 1
@@ -173,8 +178,30 @@ def peers_match(item, packet, namespace, init, setting):
     if any(entity_covers(name, labels, setting) for name in written.get("Entities") or []):
         return True
     cidrs = [(text, []) for text in written.get("CIDR") or []]
-    cidrs += [(rule["cidr"], rule.get("except") or []) for rule in written.get("CIDRSet") or []]
+    for rule in written.get("CIDRSet") or []:
+        parts = rule.get("except") or []
+        if "cidr" in rule:
+            cidrs.append((rule["cidr"], parts))
+        elif in_groups(rule, packet.peer.address, parts, setting.groups):
+            return True
     return any(inside(packet.peer.address, cidr, parts) for cidr, parts in cidrs)
+
+
+def in_groups(rule, address, excepts, groups):
+    """Whether the groups around an address are among those that a rule means."""
+    around = sorted(
+        (ipaddress.ip_network(cidr).prefixlen, group["metadata"]["name"], group["metadata"])
+        for group in groups
+        for cidr in group["spec"]["externalCIDRs"]
+        if inside(address, cidr, excepts)
+    )
+    if "cidrGroupRef" in rule:
+        return any(name == rule["cidrGroupRef"] for _, name, _ in around)
+    labels = {}
+    for _, _, metadata in around:
+        for key, value in metadata["labels"].items():
+            labels[key] = ("cidrgroup", value)
+    return bool(around) and selects(rule["cidrGroupSelector"], labels)
 
 
 def entity_covers(name, labels, setting):

@@ -18,6 +18,7 @@ from tests.unit.policy.worlds import (
     UDP,
     World,
     ccnp,
+    cidr_group,
     cnp,
     knp,
     outside,
@@ -125,6 +126,41 @@ EXCEPTS = {
 }
 
 
+GROUPS = ("g", "h", "i")
+env_keys = st.sampled_from(["env", "any:env", "cidrgroup:env", "k8s:env", "site"])
+group_selectors = st.fixed_dictionaries(
+    {},
+    optional={
+        "matchLabels": st.dictionaries(env_keys, st.sampled_from(["a", "b"]), max_size=2),
+        "matchExpressions": st.lists(
+            expressions(env_keys, st.sampled_from(["a", "b"])), min_size=1, max_size=1
+        ),
+    },
+)
+group_rules = st.fixed_dictionaries(
+    {},
+    optional={
+        "except": st.lists(
+            st.sampled_from(["10.1.0.0/16", "10.0.0.1/32", "192.0.2.9/32", "fd00::/16"]),
+            max_size=2,
+        )
+    },
+).flatmap(
+    lambda excepts: st.one_of(
+        st.builds(lambda name: {"cidrGroupRef": name, **excepts}, st.sampled_from(GROUPS)),
+        st.builds(lambda chosen: {"cidrGroupSelector": chosen, **excepts}, group_selectors),
+    )
+)
+
+
+@st.composite
+def cidr_groups(draw):
+    labels = draw(
+        st.dictionaries(st.sampled_from(["env", "site"]), st.sampled_from(["a", "b"]), max_size=2)
+    )
+    return cidr_group(draw(st.sampled_from(GROUPS)), *draw(st.lists(cidrs, max_size=3)), **labels)
+
+
 @st.composite
 def cidr_rules(draw):
     cidr = draw(cidrs)
@@ -173,7 +209,9 @@ def items(draw, word: str):
             st.fixed_dictionaries({f"{word}Endpoints": st.lists(selectors(keys), max_size=2)}),
             st.fixed_dictionaries({f"{word}Entities": st.lists(entities, max_size=2)}),
             st.fixed_dictionaries({f"{word}CIDR": st.lists(cidrs, max_size=2)}),
-            st.fixed_dictionaries({f"{word}CIDRSet": st.lists(cidr_rules(), max_size=2)}),
+            st.fixed_dictionaries(
+                {f"{word}CIDRSet": st.lists(st.one_of(cidr_rules(), group_rules), max_size=2)}
+            ),
             st.just({f"{word}Nodes": []}),
         )
     )
@@ -275,7 +313,9 @@ def kubernetes_specs(draw):
 @st.composite
 def policies(draw):
     name = draw(st.sampled_from(["p", "q", "r"]))
-    kind = draw(st.sampled_from(["cnp", "cnp", "ccnp", "knp"]))
+    kind = draw(st.sampled_from(["cnp", "cnp", "ccnp", "knp", "group"]))
+    if kind == "group":
+        return draw(cidr_groups())
     space = draw(st.sampled_from(SPACES))
     if kind == "ccnp":
         return ccnp(draw(rules()), name=name)

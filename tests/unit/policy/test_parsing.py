@@ -115,7 +115,7 @@ REFUSED = {
     "set item without a prefix": (
         cnp_with(ingress=[{"fromCIDRSet": [{}]}]),
         "spec.ingress[0].fromCIDRSet[0]",
-        "needs cidr",
+        "needs exactly one of cidr",
     ),
     "not a prefix": (
         cnp_with(egress=[{"toCIDR": ["10.0.0.300/8"]}]),
@@ -322,14 +322,6 @@ LATER = {
     "authentication": (ingress({"authentication": {"mode": "required"}}), "authentication"),
     "nodes": (ingress({"fromNodes": [{}]}), "fromNodes"),
     "groups": (ingress({"fromGroups": [{}]}), "fromGroups"),
-    "CIDR group": (
-        ingress({"fromCIDRSet": [{"cidrGroupRef": "a"}]}),
-        "fromCIDRSet[0].cidrGroupRef",
-    ),
-    "CIDR groups": (
-        ingress({"fromCIDRSet": [{"cidrGroupSelector": {}}]}),
-        "fromCIDRSet[0].cidrGroupSelector",
-    ),
 }
 
 

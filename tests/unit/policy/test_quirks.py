@@ -12,6 +12,7 @@ from tests.unit.policy.worlds import (
     TCP,
     World,
     ccnp,
+    cidr_group,
     cnp,
     conformance_parties,
     knp,
@@ -52,9 +53,22 @@ def test_13_4_services_in_a_deny_rule_are_not_silently_dropped():
         parse(cnp(endpointSelector={}, egressDeny=[{"toServices": [{}], **WEB}]))
 
 
-def test_13_6_a_group_selector_never_selects_pods():
-    with pytest.raises(PolicyError, match="cidrGroupSelector"):
-        parse(cnp(endpointSelector={}, egress=[{"toCIDRSet": [{"cidrGroupSelector": {}}]}]))
+@pytest.mark.parametrize(
+    "selector",
+    [{}, {"matchExpressions": [{"key": "env", "operator": "DoesNotExist"}]}],
+    ids=["empty", "negative"],
+)
+def test_13_6_a_group_selector_never_selects_pods(selector):
+    here = world()
+
+    here.apply(
+        cidr_group("g", "10.0.0.0/8"),
+        cnp(endpointSelector={}, egress=[{"toCIDRSet": [{"cidrGroupSelector": selector}]}]),
+    )
+
+    assert here.reaches("x/a", "10.0.0.1", 80)
+    assert not here.reaches("x/a", "y/a", 80)
+    assert not here.reaches("x/a", "198.51.100.7", 80)
 
 
 def test_13_7_icmp_type_0_is_one_type():

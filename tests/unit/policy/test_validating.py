@@ -117,6 +117,22 @@ def test_what_only_sounds_like_a_policy_is_an_error(kind: str):
     assert found.errors[0].path == "kind"
 
 
+def test_cidr_groups_are_checked_too():
+    group = "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: g}\n"
+    valid, wrong = check(
+        f"{group}spec:\n  externalCIDRs:\n  - 10.0.0.0/8\n  - 10.0.0.300/8\n",
+        f"{group}spec:\n  externalCidrs: []\n",
+    )
+
+    assert valid.outcome is Outcome.VALID
+    assert [(item.line, item.path) for item in valid.warnings] == [(7, "spec.externalCIDRs[1]")]
+    assert wrong.outcome is Outcome.INVALID
+    assert {(item.line, item.path) for item in wrong.errors} == {
+        (4, "spec.externalCIDRs"),
+        (5, "spec.externalCidrs"),
+    }
+
+
 def test_two_objects_of_one_name_are_pointed_out():
     first, second = check(VALID, VALID)
 

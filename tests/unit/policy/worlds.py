@@ -135,8 +135,12 @@ class World:
         return self._numbers[labels]
 
     def apply(self, *objects: dict[str, Any]) -> None:
-        """Create or change policies, and update every map once."""
+        """Create or change policies and CIDR groups, and update every map once."""
         for obj in objects:
+            if obj["kind"] == "CiliumCIDRGroup":
+                self.engine.upsert_cidr_group(obj)
+                self.objects["CiliumCIDRGroup", "", obj["metadata"]["name"]] = obj
+                continue
             policy = self.engine.parse(obj)
             self.objects[policy.ref] = obj
             self.engine.upsert_policy(policy)
@@ -144,10 +148,14 @@ class World:
         self.flush()
 
     def delete(self, obj: dict[str, Any]) -> None:
-        """Delete a policy."""
-        ref = self.engine.parse(obj).ref
-        del self.objects[ref]
-        self.engine.delete_policy(*ref)
+        """Delete a policy or CIDR group."""
+        if obj["kind"] == "CiliumCIDRGroup":
+            del self.objects["CiliumCIDRGroup", "", obj["metadata"]["name"]]
+            self.engine.delete_cidr_group(obj["metadata"]["name"])
+        else:
+            ref = self.engine.parse(obj).ref
+            del self.objects[ref]
+            self.engine.delete_policy(*ref)
         self._follow_prefixes()
         self.flush()
 
@@ -198,6 +206,9 @@ class World:
         engine = PolicyEngine(self.engine.options)
         for number, labels in self.engine.selectors.identities.items():
             engine.upsert_identity(number, labels)
+        for obj in self.objects.values():
+            if obj["kind"] == "CiliumCIDRGroup":
+                engine.upsert_cidr_group(obj)
         for policy in self.engine.repository:
             engine.upsert_policy(policy.source)
         for other, party in self.parties.items():
@@ -270,6 +281,16 @@ def ccnp(
         "kind": "CiliumClusterwideNetworkPolicy",
         "metadata": {"name": name},
         "spec": spec if spec is not None else {"endpointSelector": {}, **fields},
+    }
+
+
+def cidr_group(name: str, *cidrs: str, **labels: str) -> dict[str, Any]:
+    """A CiliumCIDRGroup; keyword arguments are its labels."""
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumCIDRGroup",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"externalCIDRs": list(cidrs)},
     }
 
 

@@ -9,9 +9,10 @@ then carries it out, whole batches at once. A pass goes
     policies → maps                            (every endpoint its old policy or its new one)
     prefixes out of use: address table → maps
 
-so no packet meets an identity that the maps do not know, and none meets half of a policy. A pass
-that fails is repeated by the "policy" controller; what an endpoint should have is written in full
-then. An endpoint whose policy does not fit keeps the old one and says so, and holds up no other.
+where CIDR groups come before the policies that may refer to them. So no packet meets an identity
+that the maps do not know, and none meets half of a policy. A pass that fails is repeated by the
+"policy" controller; what an endpoint should have is written in full then. An endpoint whose policy
+does not fit keeps the old one and says so, and holds up no other.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from cilium_core.policy import (
     PrefixIdentities,
     Protocol,
     Subject,
+    parse_cidr_group,
 )
+from cilium_core.policy.groups import KIND as CIDR_GROUP_KIND
 from cilium_core.telemetry import counter, get_logger, histogram
 
 from cilium_agent.datapath import EndpointInfo, PolicyChange, PolicyMapOverflow
@@ -47,7 +50,7 @@ from cilium_agent.ipcaches import Entry, IPCache, Source
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from cilium_core.identities import Identity, LocalIdentityAllocator
+    from cilium_core.identities import Identity, LocalIdentityAllocator, Prefix
     from cilium_core.labels import LabelSet
 
     from cilium_agent.endpoints.records import NamedPort
@@ -280,8 +283,13 @@ class Policies:
     async def _change_policies(self, objects: Mapping[PolicyRef, Mapping[str, Any] | None]) -> None:
         if not objects:
             return
+        for ref, document in objects.items():
+            if ref.kind == CIDR_GROUP_KIND:
+                await self._change_group(ref, document)
         parsed: dict[PolicyRef, Policy | None] = {}
         for ref, document in objects.items():
+            if ref.kind == CIDR_GROUP_KIND:
+                continue
             if document is None:
                 parsed[ref] = None
                 self.refused.pop(ref, None)
@@ -292,11 +300,40 @@ class Policies:
                 self._refuse(ref, document, error)
             else:
                 self.refused.pop(ref, None)
-        await self._add_prefixes(policy for policy in parsed.values() if policy is not None)
+        await self._add_prefixes(
+            {prefix for policy in parsed.values() if policy for prefix in policy.prefixes}
+        )
         for ref, policy in parsed.items():
             self._change_policy(ref, policy)
         await self._flush()
         await self._remove_prefixes()
+
+    async def _change_group(self, ref: PolicyRef, document: Mapping[str, Any] | None) -> None:
+        """Have the policies that refer to a CIDR group follow it."""
+        if document is None:
+            self.refused.pop(ref, None)
+            change = self.engine.delete_cidr_group(ref.name)
+        else:
+            try:
+                group = parse_cidr_group(document)
+            except PolicyError as error:
+                self._refuse(ref, document, error)
+                return
+            self.refused.pop(ref, None)
+            for warning in group.warnings:
+                log.warning("policy warning", policy=str(ref), warning=warning)
+            await self._add_prefixes(self.engine.group_prefixes(group))
+            change = self.engine.upsert_cidr_group(group)
+        await self._flush()
+        await self._remove_prefixes()
+        CHANGES.add(1, "success")
+        log.info(
+            "CIDR group deleted" if document is None else "CIDR group taken up",
+            group=ref.name,
+            revision=change.revision,
+            policies=len(change.policies),
+            endpoints=len(change.affected),
+        )
 
     def _change_policy(self, ref: PolicyRef, policy: Policy | None) -> None:
         if policy is None:
@@ -325,9 +362,8 @@ class Policies:
         self.refused[ref] = RefusedPolicy(document, str(error))
         log.error("policy refused; an earlier version stays in force", error=str(error))
 
-    async def _add_prefixes(self, policies: Iterable[Policy]) -> None:
+    async def _add_prefixes(self, wanted: Iterable[Prefix]) -> None:
         """Give new prefixes identities that the maps treat as they treated the addresses before."""
-        wanted = {prefix for policy in policies for prefix in policy.prefixes}
         added = self.prefixes.add(wanted)
         if not added:
             return

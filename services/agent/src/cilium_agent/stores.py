@@ -40,7 +40,12 @@ T = TypeVar("T")
 
 log = get_logger()
 
-POLICY_KINDS = ("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy", "NetworkPolicy")
+POLICY_KINDS = (
+    "CiliumNetworkPolicy",
+    "CiliumClusterwideNetworkPolicy",
+    "NetworkPolicy",
+    "CiliumCIDRGroup",
+)
 RETRY_S = 1.0
 
 

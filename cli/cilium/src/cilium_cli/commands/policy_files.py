@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 @click.option("-R", "--recursive", is_flag=True, help="Folders below folders as well.")
 @output_option
 def validate(output: str, files: tuple[str, ...], *, recursive: bool) -> None:
-    """Check the policies in files, in folders, or (with -) on standard input.
+    """Check the policies and CIDR groups in files, in folders, or (with -) on standard input.
 
     Needs no cluster. Every problem is told as FILE:LINE: FIELD: MESSAGE. Older forms of a policy
-    that are still understood are warnings; objects that are no policies are skipped.
+    that are still understood are warnings; objects of other kinds are skipped.
 
     Exits with 1 if a policy would be refused, and with 2 if the command line is wrong.
     """

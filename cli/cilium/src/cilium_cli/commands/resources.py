@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from cilium_core.resources.keys import Kind
     from cilium_core.resources.model import Source
 
-_POLICY_KINDS = {"NetworkPolicy", "CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"}
+_GROUP_KIND = "CiliumCIDRGroup"
+_POLICY_KINDS = {
+    "NetworkPolicy",
+    "CiliumNetworkPolicy",
+    "CiliumClusterwideNetworkPolicy",
+    _GROUP_KIND,
+}
 
 
 def _read(files: tuple[str, ...], *, recursive: bool) -> list[Document]:
@@ -37,12 +43,15 @@ def _check(documents: list[Document]) -> None:
     if not policies:
         return
     from cilium_core.policy.errors import PolicyError
-    from cilium_core.policy.parsing import parse
+    from cilium_core.policy.parsing import parse, parse_cidr_group
 
     lines = []
     for document in policies:
         try:
-            parse(document.object)
+            if document.object["kind"] == _GROUP_KIND:
+                parse_cidr_group(document.object)
+            else:
+                parse(document.object)
         except PolicyError as error:
             subject = f"{error.subject}: " if error.subject else ""
             lines += [

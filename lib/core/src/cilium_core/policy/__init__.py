@@ -1,6 +1,7 @@
 """The policy engine: from policy objects and identities to the entries of policy maps.
 
     parse(obj) ──▶ Policy (rules in normal form) ──▶ Repository ─┐
+    CIDR groups ─▶ (bound into the rules that refer to them) ────┤
     identities ──▶ SelectorCache ────────────────────────────────┼─▶ resolved ──▶ map changes
     pods' ports ─▶ NamedPorts ───────────────────────────────────┘
 
@@ -12,7 +13,7 @@ and never changes what is enforced.
 
 from cilium_core.policy.caching import CachedSelector, SelectorCache
 from cilium_core.policy.cookies import Cookie, CookieTable
-from cilium_core.policy.engines import EndpointUpdate, PolicyChange, PolicyEngine
+from cilium_core.policy.engines import EndpointUpdate, GroupChange, PolicyChange, PolicyEngine
 from cilium_core.policy.entries import (
     EndpointPolicy,
     PolicyDelta,
@@ -25,9 +26,10 @@ from cilium_core.policy.errors import (
     Problem,
     UnsupportedPolicyError,
 )
+from cilium_core.policy.groups import CidrGroup, CidrGroups
 from cilium_core.policy.named_ports import NamedPorts
 from cilium_core.policy.options import EnforcementMode, PolicyOptions
-from cilium_core.policy.parsing import POLICY_KINDS, parse
+from cilium_core.policy.parsing import POLICY_KINDS, parse, parse_cidr_group
 from cilium_core.policy.ports import ContainerPort, Protocol
 from cilium_core.policy.prefixes import PrefixChange, PrefixIdentities
 from cilium_core.policy.repositories import Repository, RepositoryChange
@@ -45,6 +47,8 @@ from cilium_core.policy.rules import (
 __all__ = [
     "POLICY_KINDS",
     "CachedSelector",
+    "CidrGroup",
+    "CidrGroups",
     "ContainerPort",
     "Cookie",
     "CookieTable",
@@ -52,6 +56,7 @@ __all__ = [
     "EndpointPolicy",
     "EndpointUpdate",
     "EnforcementMode",
+    "GroupChange",
     "NamedPorts",
     "Origin",
     "Policy",
@@ -76,5 +81,6 @@ __all__ = [
     "Verdict",
     "look_up",
     "parse",
+    "parse_cidr_group",
     "precedence",
 ]

@@ -14,7 +14,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from cilium_core.identities import NumericIdentity
-from cilium_core.policy.selectors import CidrSelector, anchors_of
+from cilium_core.policy.selectors import anchors_of, is_prefix_anchor
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -144,7 +144,7 @@ class SelectorCache:
         anchors = selector.anchors()
         # Prefix anchors stand for containment; they are not kept by identity, since every address
         # prefix would be listed under all that contain it.
-        if anchors is None or (isinstance(selector, CidrSelector) and selector.prefix.prefixlen):
+        if anchors is None or any(is_prefix_anchor(anchor) for anchor in anchors):
             return list(self._identities)
         found: set[NumericIdentity] = set()
         for anchor in anchors:

@@ -20,6 +20,7 @@ from cilium_core.policy import parsing
 from cilium_core.policy.caching import SelectorCache
 from cilium_core.policy.cookies import CookieTable
 from cilium_core.policy.entries import NO_CHANGE, Changes, EndpointPolicy, PolicyDelta
+from cilium_core.policy.groups import CidrGroup, CidrGroups
 from cilium_core.policy.named_ports import NamedPorts
 from cilium_core.policy.options import PolicyOptions
 from cilium_core.policy.repositories import Repository, RepositoryChange
@@ -67,6 +68,16 @@ class PolicyChange:
     policy: Policy | None
 
 
+@dataclass(frozen=True, slots=True)
+class GroupChange:
+    """What a new, changed or deleted CIDR group does, and by way of which policies."""
+
+    name: str
+    revision: int
+    policies: frozenset[PolicyRef]
+    affected: frozenset[Hashable]
+
+
 @dataclass(slots=True)
 class _Endpoint:
     subject: Subject
@@ -105,7 +116,7 @@ class PolicyEngine:
 
         Raises `PolicyError`. The policy's `prefixes` tell which identities it needs.
         """
-        return parsing.parse(obj, self.options)
+        return self.repository.groups.bind(parsing.parse(obj, self.options))
 
     def upsert_policy(self, policy: Policy | object) -> PolicyChange:
         """Take in a policy, parsed or as an object.
@@ -119,6 +130,28 @@ class PolicyEngine:
     def delete_policy(self, kind: str, namespace: str, name: str) -> PolicyChange:
         """Take a policy out; `namespace` is empty for cluster-wide kinds."""
         return self._follow(self.repository.delete(kind, namespace, name))
+
+    def upsert_cidr_group(self, group: CidrGroup | object) -> GroupChange:
+        """Take in a CIDR group, parsed or as an object; the policies that refer to it follow.
+
+        Raises `PolicyError` for an object that is refused; then nothing has changed.
+        """
+        parsed = group if isinstance(group, CidrGroup) else parsing.parse_cidr_group(group)
+        return self._set_groups(parsed.name, self.repository.groups.with_group(parsed))
+
+    def delete_cidr_group(self, name: str) -> GroupChange:
+        """Take a CIDR group out; policies that refer to it select nobody by it."""
+        return self._set_groups(name, self.repository.groups.without(name))
+
+    def group_prefixes(self, group: CidrGroup) -> frozenset[Prefix]:
+        """The prefixes that need identities before a group may be taken in."""
+        return self.repository.group_prefixes(group)
+
+    def _set_groups(self, name: str, groups: CidrGroups) -> GroupChange:
+        changes = [self._follow(change) for change in self.repository.set_groups(groups)]
+        policies = frozenset(change.ref for change in changes)
+        affected = frozenset(endpoint for change in changes for endpoint in change.affected)
+        return GroupChange(name, self.revision, policies, affected)
 
     def required_prefixes(self) -> frozenset[Prefix]:
         """Every address prefix that needs an identity of its own."""

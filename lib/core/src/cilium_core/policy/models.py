@@ -127,6 +127,12 @@ def _integer_to_text(value: object) -> object:
     return value
 
 
+def _check_object_name(text: str) -> str:
+    if not _OBJECT_NAME.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is not a Kubernetes object name")
+    return text
+
+
 def _check_protocol(text: str) -> str:
     if text.upper() not in PROTOCOL_NAMES:
         raise ValueError(f"{text[:40]!r} is not one of {', '.join(PROTOCOL_NAMES)}")
@@ -164,6 +170,7 @@ def _rule_label(value: object) -> object:
 
 LabelKey = Annotated[StrictStr, AfterValidator(_check_key)]
 LabelValue = Annotated[StrictStr, AfterValidator(_check_value)]
+ObjectName = Annotated[StrictStr, AfterValidator(_check_object_name)]
 Entity = Annotated[StrictStr, AfterValidator(_check_entity)]
 Cidr = Annotated[Prefix, PlainValidator(_prefix)]
 CidrOrAddress = Annotated[Prefix, PlainValidator(_prefix_or_address)]
@@ -230,18 +237,20 @@ class Selector(Model):
 
 
 class CidrRule(Model):
-    """A prefix without some parts of it."""
+    """A prefix, or all prefixes of some CIDR groups, without some parts."""
 
     cidr: Cidr | None = None
-    cidr_group_ref: Later = None
-    cidr_group_selector: Later = None
+    cidr_group_ref: ObjectName | None = None
+    cidr_group_selector: Selector | None = None
     excepted: list[Cidr] | None = Field(default=None, alias="except")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.cidr is None:
-            raise ValueError("needs cidr")
-        check_excepts(self.cidr, self.excepted or [])
+        kinds = (self.cidr, self.cidr_group_ref, self.cidr_group_selector)
+        if sum(kind is not None for kind in kinds) != 1:
+            raise ValueError("needs exactly one of cidr, cidrGroupRef, cidrGroupSelector")
+        if self.cidr is not None:
+            check_excepts(self.cidr, self.excepted or [])
         return self
 
 

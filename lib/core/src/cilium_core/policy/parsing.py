@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cilium_core.policy import kubernetes, legacy, translating
+from cilium_core.policy import groups, kubernetes, legacy, translating
 from cilium_core.policy.errors import (
     PolicyError,
     Problem,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
+    from cilium_core.policy.groups import CidrGroup
     from cilium_core.policy.rules import Policy
 
 POLICY_KINDS: Final = (
@@ -47,10 +48,7 @@ _HINTS: Final = {
 def parse(obj: object, options: PolicyOptions | None = None) -> Policy:
     """Read one policy object of any kind. Raises `PolicyError` with every problem found."""
     options = options or PolicyOptions()
-    _check_size(obj)
-    if not isinstance(obj, dict):
-        raise PolicyError((Problem("", "a policy must be an object with kind and metadata"),))
-    subject = _subject(obj)
+    obj, subject = _object(obj)
     kind = obj.get("kind")
     findings = Findings()
     if kind == kubernetes.KIND:
@@ -74,6 +72,20 @@ def parse(obj: object, options: PolicyOptions | None = None) -> Policy:
             subject,
         )
     return policy
+
+
+def parse_cidr_group(obj: object) -> CidrGroup:
+    """Read one CiliumCIDRGroup. Raises `PolicyError` with every problem found."""
+    checked, subject = _object(obj)
+    return groups.translate(_validate(groups.CidrGroupObject, checked, subject))
+
+
+def _object(obj: object) -> tuple[dict[str, Any], str]:
+    """The object, if it is one of a decent size, and what to call it in an error."""
+    _check_size(obj)
+    if not isinstance(obj, dict):
+        raise PolicyError((Problem("", "must be an object with kind and metadata"),))
+    return obj, _subject(obj)
 
 
 def _check_size(obj: object) -> None:

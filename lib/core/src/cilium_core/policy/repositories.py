@@ -1,8 +1,8 @@
 """The policy repository: the accepted policies and the revision that they are at.
 
-It knows which rules select a subject, which namespace a change can concern, and which address
-prefixes the policies name. It holds what was accepted and nothing else: a refused object never gets
-here, so that the version before it stays in force.
+It knows which rules select a subject, which namespace a change can concern, which address prefixes
+the policies name, and the CIDR groups that they refer to. It holds what was accepted and nothing
+else: a refused object never gets here, so that the version before it stays in force.
 
 One repository per engine, used from one thread.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cilium_core.labels import KEY_NAMESPACE, SOURCE_K8S
+from cilium_core.policy.groups import CidrGroup, CidrGroups
 from cilium_core.policy.rules import Policy, PolicyRef, Rule
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Repository:
     def __init__(self) -> None:
         self._policies: dict[str, dict[PolicyRef, Policy]] = {}
         self._prefixes: Counter[Prefix] = Counter()
+        self.groups = CidrGroups()
         self.revision = 1
 
     def upsert(self, policy: Policy) -> RepositoryChange:
@@ -55,7 +57,7 @@ class Repository:
         if old is not None and _same(old, policy):
             return RepositoryChange(policy.ref, old, old, self.revision)
         self.revision += 1
-        new = _at_revision(policy, self.revision)
+        new = _at_revision(self.groups.bind(policy), self.revision)
         self._policies.setdefault(policy.ref.namespace, {})[policy.ref] = new
         self._count_prefixes(old, new)
         return RepositoryChange(policy.ref, old, new, self.revision)
@@ -73,6 +75,22 @@ class Repository:
             del self._policies[namespace]
         self._count_prefixes(old, None)
         return RepositoryChange(ref, old, None, self.revision)
+
+    def set_groups(self, groups: CidrGroups) -> list[RepositoryChange]:
+        """Have other CIDR groups; returns how that changes policies, all at one new revision."""
+        self.groups = groups
+        changed = [(old, new) for old in self if (new := groups.bind(old)) is not old]
+        self.revision += bool(changed)
+        for old, new in changed:
+            self._policies[new.ref.namespace][new.ref] = new
+            self._count_prefixes(old, new)
+        return [RepositoryChange(new.ref, old, new, self.revision) for old, new in changed]
+
+    def group_prefixes(self, group: CidrGroup) -> frozenset[Prefix]:
+        """The prefixes that policies which a group concerns would need if it were as given."""
+        groups = self.groups.with_group(group)
+        bound = (new for old in self if (new := groups.bind(old)) is not old)
+        return frozenset(prefix for policy in bound for prefix in policy.prefixes)
 
     def get(self, ref: PolicyRef) -> Policy | None:
         """The accepted version of a policy."""

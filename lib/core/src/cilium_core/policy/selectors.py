@@ -12,10 +12,11 @@ cache.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from cilium_core.identities import Families, Prefix, cidr_of_label
 from cilium_core.labels import (
@@ -48,8 +49,26 @@ def prefix_contains(outer: Prefix, inner: Prefix) -> bool:
     )
 
 
-def _prefix_anchor(version: int, length: int, bits: int) -> Hashable:
-    return ("prefix", version, length, bits)
+_PrefixAnchor = tuple[int, int, int]
+"""IP version, length, and as many bits of the address."""
+
+
+def _prefix_anchor(prefix: Prefix) -> _PrefixAnchor:
+    bits = int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
+    return prefix.version, prefix.prefixlen, bits
+
+
+def _enclosing_anchors(prefix: Prefix) -> Iterator[_PrefixAnchor]:
+    """The anchor of a prefix and of all around it, the whole address space excluded."""
+    _, _, bits = _prefix_anchor(prefix)
+    for length in range(prefix.prefixlen, 0, -1):
+        yield prefix.version, length, bits
+        bits >>= 1
+
+
+def is_prefix_anchor(anchor: Hashable) -> bool:
+    """Whether an anchor stands for containment in a prefix, not for a label."""
+    return isinstance(anchor, tuple) and len(anchor) == 3
 
 
 def anchors_of(labels: LabelSet) -> Iterator[Hashable]:
@@ -59,10 +78,7 @@ def anchors_of(labels: LabelSet) -> Iterator[Hashable]:
         yield label.key, None
         prefix = cidr_of_cached(label) if label.source == SOURCE_CIDR else None
         if prefix is not None:
-            bits = int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
-            for length in range(prefix.prefixlen, 0, -1):
-                yield _prefix_anchor(prefix.version, length, bits)
-                bits >>= 1
+            yield from _enclosing_anchors(prefix)
 
 
 class PeerSelector(Protocol):
@@ -239,14 +255,7 @@ class CidrSelector:
 
     def matches(self, labels: LabelSet) -> bool:
         """Whether an identity with these labels is selected; only outside ones ever are."""
-        prefix = next(
-            (
-                prefix
-                for label in labels.from_source(SOURCE_CIDR)
-                if (prefix := cidr_of_cached(label)) is not None
-            ),
-            None,
-        )
+        prefix = _outside_prefix(labels)
         if self.prefix.prefixlen == 0:
             inside = self.world in labels
         else:
@@ -259,9 +268,7 @@ class CidrSelector:
         """The prefix, or the world's label for the whole address space."""
         if self.prefix.prefixlen == 0:
             return ((self.world.key, self.world.value),)
-        length = self.prefix.prefixlen
-        bits = int(self.prefix.network_address) >> (self.prefix.max_prefixlen - length)
-        return (_prefix_anchor(self.prefix.version, length, bits),)
+        return (_prefix_anchor(self.prefix),)
 
     def prefixes(self) -> Iterable[Prefix]:
         """The prefix and its excepts."""
@@ -270,6 +277,92 @@ class CidrSelector:
     def __str__(self) -> str:
         excepts = ",".join(str(prefix) for prefix in self.excepts)
         return f"cidr:{self.prefix}" + (f" except {excepts}" if excepts else "")
+
+
+def _outside_prefix(labels: LabelSet) -> Prefix | None:
+    """The prefix of an outside identity; the world itself has none."""
+    prefixes = (cidr_of_cached(label) for label in labels.from_source(SOURCE_CIDR))
+    return next((prefix for prefix in prefixes if prefix is not None), None)
+
+
+class GroupMember(NamedTuple):
+    """A prefix of a CIDR group with the labels of the group that a selector asks about."""
+
+    prefix: Prefix
+    group: str
+    labels: LabelSet
+
+
+@dataclass(frozen=True, slots=True)
+class CidrGroupSelector:
+    """Outside addresses in CIDR groups that a selector selects, and outside its excepts.
+
+    `groups` is judged by the labels that all groups around an address give it together; an address
+    in no group is never selected. `members` are those of all groups that bear on that; until the
+    selector is bound to the groups that exist, there are none. `worlds` are the labels of the
+    outside world, IPv4's and IPv6's.
+    """
+
+    groups: LabelSelector
+    excepts: tuple[Prefix, ...]
+    worlds: tuple[Label, Label]
+    members: frozenset[GroupMember] = frozenset()
+    _by_anchor: dict[_PrefixAnchor, list[GroupMember]] = field(
+        init=False, compare=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        found: defaultdict[_PrefixAnchor, list[GroupMember]] = defaultdict(list)
+        for member in sorted(self.members, key=lambda member: member.group):
+            found[_prefix_anchor(member.prefix)].append(member)
+        object.__setattr__(self, "_by_anchor", dict(found))
+
+    def matches(self, labels: LabelSet) -> bool:
+        """Whether an identity with these labels is selected; only outside ones ever are."""
+        around = self._around(labels)
+        if not around:
+            return False
+        prefix = _outside_prefix(labels)
+        if prefix is not None and any(prefix_contains(part, prefix) for part in self.excepts):
+            return False
+        return self.groups.matches(LabelSet(label for member in around for label in member.labels))
+
+    def _around(self, labels: LabelSet) -> list[GroupMember]:
+        """The members around an outside identity, the one with the longest prefix last."""
+        prefix = _outside_prefix(labels)
+        if prefix is not None:
+            version: int | None = prefix.version
+            anchors = list(_enclosing_anchors(prefix))
+        else:
+            version = next(
+                (v for v, world in zip((4, 6), self.worlds, strict=True) if world in labels), None
+            )
+            anchors = []
+        if version is None:
+            return []
+        anchors.append((version, 0, 0))
+        return [
+            member for anchor in reversed(anchors) for member in self._by_anchor.get(anchor, ())
+        ]
+
+    def anchors(self) -> tuple[Hashable, ...] | None:
+        """Every member, and the world's label for the whole address space."""
+        return tuple(
+            anchor if anchor[1] else (self._world(anchor[0]).key, self._world(anchor[0]).value)
+            for anchor in self._by_anchor
+        )
+
+    def _world(self, version: int) -> Label:
+        return self.worlds[0] if version == 4 else self.worlds[1]
+
+    def prefixes(self) -> Iterable[Prefix]:
+        """The members, and the excepts if there are members to except from."""
+        members = {member.prefix for member in self.members}
+        return members.union(self.excepts) if members else ()
+
+    def __str__(self) -> str:
+        excepts = ",".join(str(prefix) for prefix in self.excepts)
+        return f"cidrgroup:{self.groups}" + (f" except {excepts}" if excepts else "")
 
 
 def equals(key: str, value: str, source: str = SOURCE_K8S) -> Requirement:
@@ -290,6 +383,19 @@ def parse_key(text: str) -> tuple[str, str]:
 
 def cidr_selector(prefix: Prefix, excepts: Iterable[Prefix], families: Families) -> CidrSelector:
     """A prefix without some parts, in a cluster with the given address families."""
-    # The order of excepts has no meaning, and equal selectors should be one.
-    ordered = tuple(sorted(set(excepts), key=lambda part: (part.prefixlen, int(part[0]))))
-    return CidrSelector(prefix, ordered, families.world(prefix.version).label)
+    return CidrSelector(prefix, _ordered(excepts), families.world(prefix.version).label)
+
+
+def cidr_group_selector(
+    groups: LabelSelector, excepts: Iterable[Prefix], families: Families
+) -> CidrGroupSelector:
+    """The groups with some labels without some prefixes, not bound to any groups yet."""
+    worlds = families.world(4).label, families.world(6).label
+    return CidrGroupSelector(groups, _ordered(excepts), worlds)
+
+
+def _ordered(excepts: Iterable[Prefix]) -> tuple[Prefix, ...]:
+    """The order of excepts has no meaning, and equal selectors should be one."""
+    return tuple(
+        sorted(set(excepts), key=lambda part: (part.version, part.prefixlen, int(part[0])))
+    )

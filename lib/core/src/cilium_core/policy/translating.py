@@ -19,6 +19,7 @@ from cilium_core.labels import (
     SOURCE_RESERVED,
     Label,
 )
+from cilium_core.policy import groups
 from cilium_core.policy.errors import Problem
 from cilium_core.policy.models import (
     CiliumRule,
@@ -48,6 +49,7 @@ from cilium_core.policy.selectors import (
     Operator,
     PeerSelector,
     Requirement,
+    cidr_group_selector,
     cidr_selector,
     equals,
     exists,
@@ -57,8 +59,8 @@ from cilium_core.policy.selectors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cilium_core.identities import Prefix
     from cilium_core.policy.models import (
+        CidrRule,
         CiliumPolicy,
         PeerItem,
         PortProtocol,
@@ -207,14 +209,21 @@ class _Context:
             return None if item.to_ports or item.icmps else ()
         if "all" in (item.entities or ()):
             return None
-        excepted: list[tuple[Prefix, Sequence[Prefix]]]
-        excepted = [(prefix, ()) for prefix in item.cidr or ()]
-        excepted += [(rule.cidr, rule.excepted or ()) for rule in item.cidr_set or () if rule.cidr]
+        families = self.options.families
         return (
             *(self._limit(read_selector(selector), subject) for selector in item.endpoints or ()),
             *(entity_selector(entity, self.options.cluster) for entity in item.entities or ()),
-            *(cidr_selector(cidr, parts, self.options.families) for cidr, parts in excepted),
+            *(cidr_selector(cidr, (), families) for cidr in item.cidr or ()),
+            *(self._cidr_rule(rule) for rule in item.cidr_set or ()),
         )
+
+    def _cidr_rule(self, rule: CidrRule) -> PeerSelector:
+        excepts, families = rule.excepted or (), self.options.families
+        if rule.cidr is not None:
+            return cidr_selector(rule.cidr, excepts, families)
+        if rule.cidr_group_ref is not None:
+            return cidr_group_selector(groups.named(rule.cidr_group_ref), excepts, families)
+        return cidr_group_selector(read_selector(rule.cidr_group_selector), excepts, families)
 
     def _limit(self, peer: LabelSelector, subject: LabelSelector) -> LabelSelector:
         """Limit a peer to the policy's namespace and cluster where it names none."""

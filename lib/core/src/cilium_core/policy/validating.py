@@ -1,5 +1,7 @@
 """Checks policy files without a cluster: every object, and the line of everything wrong with it.
 
+Policies are checked, and the CIDR groups that they refer to.
+
 One wrong object, or even a file that stops being YAML half-way, hides nothing about the others.
 Objects that are no policies are told as such, and what only sounds like a policy is an error, since
 a misspelt kind would otherwise pass for checked.
@@ -12,14 +14,17 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from cilium_core.policy import groups
 from cilium_core.policy.errors import PolicyError, UnsupportedPolicyError
-from cilium_core.policy.parsing import POLICY_KINDS, parse
+from cilium_core.policy.parsing import POLICY_KINDS, parse, parse_cidr_group
 from cilium_core.resources.documents import Document, DocumentError, read_documents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from cilium_core.policy.groups import CidrGroup
     from cilium_core.policy.options import PolicyOptions
+    from cilium_core.policy.rules import Policy
 
 
 class Outcome(Enum):
@@ -98,10 +103,14 @@ def _check(
 ) -> CheckedObject:
     kind, name = _names(document.object)
     here = (document.source, document.line, kind, name)
-    if kind and "networkpolicy" not in kind.lower():
+    if kind and not any(word in kind.lower() for word in ("networkpolicy", "cidrgroup")):
         return CheckedObject(*here, Outcome.SKIPPED)
+    checked: Policy | CidrGroup
     try:
-        policy = parse(document.object, options)
+        if kind == groups.KIND:
+            checked = parse_cidr_group(document.object)
+        else:
+            checked = parse(document.object, options)
     except PolicyError as error:
         unsupported = isinstance(error, UnsupportedPolicyError)
         errors = tuple(
@@ -110,7 +119,7 @@ def _check(
         )
         outcome = Outcome.UNSUPPORTED if unsupported else Outcome.INVALID
         return CheckedObject(*here, outcome, errors)
-    warnings = [_warning(document, text) for text in policy.warnings]
+    warnings = [_warning(document, text) for text in checked.warnings]
     place = f"{document.source}:{document.line}"
     earlier = first.setdefault((kind, name), place)
     if earlier != place:
