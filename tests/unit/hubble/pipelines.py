@@ -82,7 +82,7 @@ class Pipeline:
                 elif isinstance(run[2], flow_pb2.LostEvent):
                     response = observer_pb2.GetFlowsResponse(lost_events=run[2])
                     found.append(response.SerializeToString())
-                else:
+                elif isinstance(run[2], flow_pb2.Flow):
                     found.append(encoder.record(run[2]))
         return [observer_pb2.GetFlowsResponse.FromString(data) for data in found]
 

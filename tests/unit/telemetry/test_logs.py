@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 import structlog
-from cilium_core.settings import LoggingSettings
+from cilium_core.settings import TelemetrySettings
 from cilium_core.telemetry import get_logger, setup_logging
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def restored() -> Iterator[None]:
 
 def written(form: Literal["json", "console"]) -> io.StringIO:
     stream = io.StringIO()
-    settings = LoggingSettings(log_level="info", log_format=form)
+    settings = TelemetrySettings(log_level="info", log_format=form)
     setup_logging(settings, service="cilium-operator", node="n1", stream=stream)
     return stream
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from cilium_core.errors import CiliumError
 from cilium_core.settings import load_or_exit
-from cilium_core.telemetry import get_logger, setup_logging
+from cilium_core.telemetry import get_logger, pushing, setup_logging
 
 from cilium_agent.settings import AgentSettings
 
@@ -35,7 +35,8 @@ def main() -> None:
     from cilium_agent.datapath.errors import DatapathError
 
     async def run() -> None:
-        await Agent(settings, version=release).run()
+        agent = Agent(settings, version=release)
+        await pushing(agent.run(), settings, service="cilium-agent", node=settings.node_name)
 
     try:
         asyncio.run(run())

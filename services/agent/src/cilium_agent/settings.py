@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from cilium_core.settings import (
     ClusterSettings,
     KvstoreSettings,
-    LoggingSettings,
+    TelemetrySettings,
     NodeSettings,
     Problem,
     Seconds,
@@ -52,7 +52,7 @@ def tcp_flag_mask(names: tuple[str, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class AgentSettings(LoggingSettings, ClusterSettings, NodeSettings, KvstoreSettings):
+class AgentSettings(TelemetrySettings, ClusterSettings, NodeSettings, KvstoreSettings):
     """What an agent can be told."""
 
     node_ipv4: ipaddress.IPv4Address | None = setting(

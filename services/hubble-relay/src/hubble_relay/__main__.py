@@ -8,7 +8,7 @@ import sys
 
 from cilium_core.errors import CiliumError
 from cilium_core.settings import load_or_exit
-from cilium_core.telemetry import get_logger, setup_logging
+from cilium_core.telemetry import get_logger, pushing, setup_logging
 
 from hubble_relay.app import Relay, own_version
 from hubble_relay.settings import PREFIX, RelaySettings, take_file
@@ -49,7 +49,7 @@ def main() -> None:
 async def _run(settings: RelaySettings) -> None:
     relay = Relay(settings)
     try:
-        await relay.run()
+        await pushing(relay.run(), settings, service="hubble-relay")
     except BaseException:
         await relay.stop()
         raise

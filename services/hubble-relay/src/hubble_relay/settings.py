@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cilium_core.errors import InvalidError
-from cilium_core.settings import LoggingSettings, Problem, Seconds, setting
+from cilium_core.settings import TelemetrySettings, Problem, Seconds, setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
@@ -23,7 +23,7 @@ DEFAULT_FILE = Path("/etc/hubble-relay/config.yaml")
 
 
 @dataclass(frozen=True)
-class RelaySettings(LoggingSettings):
+class RelaySettings(TelemetrySettings):
     """Settings of hubble-relay."""
 
     cluster_name: str = setting(

@@ -7,7 +7,7 @@ import sys
 
 from cilium_core.errors import CiliumError
 from cilium_core.settings import load_or_exit
-from cilium_core.telemetry import get_logger, setup_logging
+from cilium_core.telemetry import get_logger, pushing, setup_logging
 
 from hubble_server.app import App
 from hubble_server.facts import VERSION
@@ -38,7 +38,8 @@ def main() -> None:
 
 
 async def _serve(settings: ServerSettings) -> None:
-    await App(settings).run()
+    app = App(settings)
+    await pushing(app.run(), settings, service="hubble-server", node=settings.node_name)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cilium_core.settings import (
     ClusterSettings,
-    LoggingSettings,
+    TelemetrySettings,
     NodeSettings,
     Problem,
     Seconds,
@@ -27,7 +27,7 @@ _TLS = "TLS of the TCP listener"
 
 
 @dataclass(frozen=True)
-class ServerSettings(LoggingSettings, NodeSettings, ClusterSettings):
+class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
     """What can be set."""
 
     hubble_event_buffer_capacity: int = setting(

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from cilium_core.errors import CiliumError
 from cilium_core.settings import load_or_exit
-from cilium_core.telemetry import get_logger, setup_logging
+from cilium_core.telemetry import get_logger, pushing, setup_logging
 
 from cilium_operator.settings import OperatorSettings
 
@@ -34,7 +34,8 @@ def main() -> None:
     from cilium_operator.app import App
 
     async def run() -> None:
-        await App(settings, version=release).run()
+        app = App(settings, version=release)
+        await pushing(app.run(), settings, service="cilium-operator")
 
     try:
         asyncio.run(run())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cilium_core.settings import (
     ClusterSettings,
     KvstoreSettings,
-    LoggingSettings,
+    TelemetrySettings,
     NodeSettings,
     Problem,
     Seconds,
@@ -27,7 +27,7 @@ _MOST_BITS = 32
 
 
 @dataclass(frozen=True)
-class OperatorSettings(LoggingSettings, NodeSettings, ClusterSettings, KvstoreSettings):
+class OperatorSettings(TelemetrySettings, NodeSettings, ClusterSettings, KvstoreSettings):
     """Everything the operator can be told."""
 
     enable_ipv4: bool = setting(True, "Give each node an IPv4 pod CIDR.", group=_POOLS)

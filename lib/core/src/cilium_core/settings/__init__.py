@@ -8,7 +8,7 @@ Every `__main__.py` calls `load_or_exit` once, before anything else runs. All th
 reported in one go, each line naming the key, the value, where it came from and what to write.
 
     @dataclass(frozen=True)
-    class RelaySettings(LoggingSettings):
+    class RelaySettings(TelemetrySettings):
         peer_timeout: Seconds = setting(3.0, "How long to wait for a node.", group="Peers")
 
     settings = load_or_exit(RelaySettings, program="hubble-relay", about="…").value
@@ -22,7 +22,7 @@ from cilium_core.settings._values import Bytes, Seconds, format_duration, parse_
 from cilium_core.settings.groups import (
     ClusterSettings,
     KvstoreSettings,
-    LoggingSettings,
+    TelemetrySettings,
     NodeSettings,
 )
 
@@ -32,7 +32,7 @@ __all__ = [
     "Field",
     "KvstoreSettings",
     "Loaded",
-    "LoggingSettings",
+    "TelemetrySettings",
     "NodeSettings",
     "Problem",
     "Seconds",

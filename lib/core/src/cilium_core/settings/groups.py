@@ -12,7 +12,7 @@ from cilium_core.settings._values import Seconds
 
 
 @dataclass(frozen=True)
-class LoggingSettings:
+class TelemetrySettings:
     """How a service talks about itself."""
 
     log_level: Literal["debug", "info", "warning", "error"] = setting(
@@ -22,6 +22,15 @@ class LoggingSettings:
         "auto",
         "json for machines, console for people; auto chooses console on a terminal.",
         group="Logging",
+    )
+    otlp_endpoint: str = setting(
+        "",
+        "OpenTelemetry collector (host:port, OTLP over gRPC) that metrics are pushed to; empty "
+        "pushes nothing.",
+        group="Telemetry",
+    )
+    otlp_interval: Seconds = setting(
+        30.0, "Time between two pushes to otlp-endpoint.", group="Telemetry", low=0.1
     )
 
 

@@ -18,6 +18,7 @@ from cilium_core.telemetry.metrics import (
     gauge,
     histogram,
 )
+from cilium_core.telemetry.otlp import pushing
 
 __all__ = [
     "REGISTRY",
@@ -31,5 +32,6 @@ __all__ = [
     "gauge",
     "get_logger",
     "histogram",
+    "pushing",
     "setup_logging",
 ]

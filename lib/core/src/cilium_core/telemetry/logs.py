@@ -24,7 +24,7 @@ finally:
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-    from cilium_core.settings import LoggingSettings
+    from cilium_core.settings import TelemetrySettings
 
     Logger = FilteringBoundLogger
 else:
@@ -45,7 +45,7 @@ def get_logger(**bound: Any) -> Logger:
 
 
 def setup_logging(
-    settings: LoggingSettings, *, service: str, node: str = "", stream: TextIO | None = None
+    settings: TelemetrySettings, *, service: str, node: str = "", stream: TextIO | None = None
 ) -> None:
     """Send logs to `stream` (default stderr) in the form that `settings` ask for."""
     out = stream or sys.stderr

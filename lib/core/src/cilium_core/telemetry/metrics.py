@@ -76,11 +76,14 @@ class Counter(_Instrument):
         """Read the present total; 0 for a series never added to."""
         return self._values.get(values, 0.0)
 
+    def series(self) -> list[tuple[tuple[str, ...], float]]:
+        """Label values and value of every series, sorted."""
+        with self._lock:
+            return sorted(self._values.items())
+
     def samples(self) -> Iterator[str]:
         """Lines of the exposition, without the head."""
-        with self._lock:
-            series = sorted(self._values.items())
-        for values, value in series:
+        for values, value in self.series():
             yield f"{self._series(values)} {_number(value)}"
 
 
@@ -123,13 +126,16 @@ class Histogram(_Instrument):
             counts[slot] += 1
             self._values[values] = (counts, total + value)
 
-    def samples(self) -> Iterator[str]:
-        """Lines of the exposition, without the head."""
+    def series(self) -> list[tuple[tuple[str, ...], list[int], float]]:
+        """Label values, count of each bucket (the last is unbounded) and sum, sorted."""
         with self._lock:
-            series = sorted(
+            return sorted(
                 (key, list(counts), total) for key, (counts, total) in self._values.items()
             )
-        for values, counts, total in series:
+
+    def samples(self) -> Iterator[str]:
+        """Lines of the exposition, without the head."""
+        for values, counts, total in self.series():
             running = 0
             for bound, count in zip((*self.buckets, float("inf")), counts, strict=True):
                 running += count
@@ -143,10 +149,10 @@ class Registry:
     """The instruments of a process."""
 
     def __init__(self) -> None:
-        self._instruments: dict[str, _Instrument] = {}
+        self._instruments: dict[str, Counter | Histogram] = {}
         self._callbacks: list[Callable[[], None]] = []
 
-    def add(self, instrument: _Instrument) -> None:
+    def add(self, instrument: Counter | Histogram) -> None:
         """Register. Raises ValueError when the name is taken."""
         if instrument.name in self._instruments:
             raise ValueError(f"the metric {instrument.name} exists already")
@@ -156,14 +162,18 @@ class Registry:
         """Call `callback` before each exposition, to refresh what is read elsewhere."""
         self._callbacks.append(callback)
 
-    def exposition(self) -> str:
-        """Prometheus text of everything registered."""
+    def collect(self) -> list[Counter | Histogram]:
+        """Refresh what is read elsewhere, and return every instrument."""
         for callback in self._callbacks:
             callback()
-        return "".join(_block(instrument) for instrument in self._instruments.values())
+        return list(self._instruments.values())
+
+    def exposition(self) -> str:
+        """Prometheus text of everything registered."""
+        return "".join(_block(instrument) for instrument in self.collect())
 
 
-def _block(instrument: _Instrument) -> str:
+def _block(instrument: Counter | Histogram) -> str:
     lines: Iterable[str] = (
         f"# HELP {instrument.name} {instrument.help_text}",
         f"# TYPE {instrument.name} {instrument.kind}",
