@@ -7,18 +7,18 @@ enum value `value <enum>.<NAME> = <number> [deprecated]`, a method
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from google.protobuf.descriptor import FileDescriptor
     from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto
 
 _SCALARS = {
-    number: name.removeprefix("TYPE_").lower()
-    for name, number in FieldDescriptorProto.Type.items()
+    number: name.removeprefix("TYPE_").lower() for name, number in FieldDescriptorProto.Type.items()
 }
 
 

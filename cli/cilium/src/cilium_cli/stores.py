@@ -82,10 +82,10 @@ def with_source(address: StoreAddress, work: Callable[[Source], Awaitable[None]]
 async def _run(address: StoreAddress, work: Callable[[Source], Awaitable[None]]) -> None:
     from cilium_core.kvstore.etcd import EtcdStore
     from cilium_core.resources.etcd import EtcdSource
-    from cilium_core.settings import LoggingSettings
+    from cilium_core.settings import TelemetrySettings
     from cilium_core.telemetry import setup_logging
 
-    setup_logging(LoggingSettings(log_level="error"), service="cilium")
+    setup_logging(TelemetrySettings(log_level="error"), service="cilium")
     store = EtcdStore(address.endpoint.split(","))
     try:
         async with asyncio.timeout(_LIMIT_S):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 from cilium_core.settings import (
     ClusterSettings,
     KvstoreSettings,
-    TelemetrySettings,
     NodeSettings,
     Problem,
     Seconds,
+    TelemetrySettings,
     setting,
 )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cilium_core.errors import InvalidError
-from cilium_core.settings import TelemetrySettings, Problem, Seconds, setting
+from cilium_core.settings import Problem, Seconds, TelemetrySettings, setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence

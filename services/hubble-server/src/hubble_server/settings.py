@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from cilium_core.settings import (
     ClusterSettings,
-    TelemetrySettings,
     NodeSettings,
     Problem,
     Seconds,
+    TelemetrySettings,
     setting,
 )
 

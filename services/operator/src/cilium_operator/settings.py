@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from cilium_core.settings import (
     ClusterSettings,
     KvstoreSettings,
-    TelemetrySettings,
     NodeSettings,
     Problem,
     Seconds,
+    TelemetrySettings,
     setting,
 )
 

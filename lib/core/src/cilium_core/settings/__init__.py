@@ -22,8 +22,8 @@ from cilium_core.settings._values import Bytes, Seconds, format_duration, parse_
 from cilium_core.settings.groups import (
     ClusterSettings,
     KvstoreSettings,
-    TelemetrySettings,
     NodeSettings,
+    TelemetrySettings,
 )
 
 __all__ = [
@@ -32,11 +32,11 @@ __all__ = [
     "Field",
     "KvstoreSettings",
     "Loaded",
-    "TelemetrySettings",
     "NodeSettings",
     "Problem",
     "Seconds",
     "SettingsError",
+    "TelemetrySettings",
     "fields_of",
     "format_duration",
     "load",
