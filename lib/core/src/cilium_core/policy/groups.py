@@ -22,6 +22,7 @@ from cilium_core.identities import Prefix, parse_prefix
 from cilium_core.labels import OWN_KEYS_PREFIX, SOURCE_CIDR_GROUP, Label, LabelSet
 from cilium_core.policy.models import Metadata, Model
 from cilium_core.policy.selectors import (
+    GROUP_NAME_PREFIX,
     CidrGroupSelector,
     GroupMember,
     LabelSelector,
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from cilium_core.policy.selectors import PeerSelector
 
 KIND: Final = "CiliumCIDRGroup"
-
-_NAME_KEY_PREFIX: Final = "io.cilium.policy.cidrgroupname/"
 
 
 class CidrGroupMetadata(Metadata):
@@ -91,13 +90,13 @@ def translate(model: CidrGroupObject) -> CidrGroup:
         if not key.startswith(OWN_KEYS_PREFIX)
     ]
     name = model.metadata.name
-    own = Label(SOURCE_CIDR_GROUP, _NAME_KEY_PREFIX + name)
+    own = Label(SOURCE_CIDR_GROUP, GROUP_NAME_PREFIX + name)
     return CidrGroup(name, frozenset(prefixes), LabelSet((*labels, own)), tuple(warnings))
 
 
 def named(name: str) -> LabelSelector:
     """The selector of the group with a name."""
-    key = _NAME_KEY_PREFIX + name
+    key = GROUP_NAME_PREFIX + name
     return LabelSelector((Requirement(SOURCE_CIDR_GROUP, key, Operator.EXISTS),))
 
 

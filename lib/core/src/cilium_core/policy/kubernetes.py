@@ -72,9 +72,11 @@ def translate(
                 )
             continue
         # Without an item the direction is still closed: a rule for nobody says so.
+        path = f"spec.{name.lower()}"
         matches = [
-            (_peers(item.peers, namespace, options), _ports(item.ports)) for item in items or ()
-        ] or [((), None)]
+            (_peers(item.peers, namespace, options), _ports(item.ports), f"{path}[{index}]")
+            for index, item in enumerate(items or ())
+        ] or [((), None, path)]
         rules += [
             Rule(
                 direction,
@@ -85,8 +87,9 @@ def translate(
                 default_deny=True,
                 origin=origin,
                 named_ports_of_peer=True,
+                path=path,
             )
-            for peers, ports in matches
+            for peers, ports, path in matches
         ]
     return Policy(ref, tuple(rules), source, tuple(findings.warnings), metadata.uid or "")
 

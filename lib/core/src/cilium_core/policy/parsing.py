@@ -71,6 +71,9 @@ def parse(obj: object, options: PolicyOptions | None = None) -> Policy:
             ),
             subject,
         )
+    if conversion.moved:
+        rules = (replace(rule, path=conversion.written_path(rule.path)) for rule in policy.rules)
+        policy = replace(policy, rules=tuple(rules))
     return policy
 
 

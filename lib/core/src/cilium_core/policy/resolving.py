@@ -225,7 +225,7 @@ class _Side:
         self.direction = direction
         self._resources = resources
         self._own_ports = key.named_ports
-        self.enforced, self._rules = _effective_rules(resources.options, direction, key)
+        self.enforced, self._rules = effective_rules(resources.options, direction, key)
         self._selectors: dict[CachedSelector, frozenset[Rule]] = {}
         self._memo: dict[tuple[frozenset[Rule], int], _Peer] = {}
         self.columns: dict[int, _Peer] = {}
@@ -362,29 +362,37 @@ class _Side:
         self.columns[identity] = peer
 
     def _named(self, rule: Rule, identity: int) -> tuple[L4Prefix, ...]:
-        """The numbers that a rule's port names stand for with one peer (0: with any)."""
-        if not rule.named_ports:
-            return ()
-        table = self._resources.named_ports
-        found: set[tuple[int, int]] = set()
-        for wanted in rule.named_ports:
-            protocol = int(wanted.protocol)
-            if self.direction is Direction.INGRESS:
-                found |= {
-                    (protocol, port.port)
-                    for port in self._own_ports
-                    if port.name == wanted.name and port.protocol == protocol
-                }
-            elif rule.named_ports_of_peer:
-                numbers = table.of_peer(identity, wanted.name, protocol) if identity else ()
-                found |= {(protocol, number) for number in numbers}
-            else:
-                number = table.in_cluster(wanted.name, protocol)
-                found |= {(protocol, number)} if number is not None else set()
-        return tuple(L4Prefix(protocol, port, _PORT_BITS) for protocol, port in sorted(found))
+        return named_prefixes(rule, identity, self._own_ports, self._resources.named_ports)
 
 
-def _effective_rules(
+def named_prefixes(
+    rule: Rule, identity: int, own_ports: frozenset[ContainerPort], table: NamedPorts
+) -> tuple[L4Prefix, ...]:
+    """The numbers that a rule's port names stand for with one peer (0: with any).
+
+    `own_ports` are the subject's, `table` has those of all pods.
+    """
+    if not rule.named_ports:
+        return ()
+    found: set[tuple[int, int]] = set()
+    for wanted in rule.named_ports:
+        protocol = int(wanted.protocol)
+        if rule.direction is Direction.INGRESS:
+            found |= {
+                (protocol, port.port)
+                for port in own_ports
+                if port.name == wanted.name and port.protocol == protocol
+            }
+        elif rule.named_ports_of_peer:
+            numbers = table.of_peer(identity, wanted.name, protocol) if identity else ()
+            found |= {(protocol, number) for number in numbers}
+        else:
+            number = table.in_cluster(wanted.name, protocol)
+            found |= {(protocol, number)} if number is not None else set()
+    return tuple(L4Prefix(protocol, port, _PORT_BITS) for protocol, port in sorted(found))
+
+
+def effective_rules(
     options: PolicyOptions, direction: Direction, key: ResolutionKey
 ) -> tuple[bool, frozenset[Rule]]:
     """Whether a direction is enforced, and the rules that count, ours included."""

@@ -118,6 +118,9 @@ class Rule:
     """Whether a named egress port means each peer's own port of that name (as NetworkPolicy has it)
     rather than the one number that the name has in the whole cluster."""
 
+    path: str = ""
+    """Where in its object the rule stands, such as `spec.ingress[0]`."""
+
     prefixes: tuple[L4Prefix, ...] = field(init=False)
     """The ports given by number, as prefixes."""
 

@@ -285,6 +285,10 @@ def _outside_prefix(labels: LabelSet) -> Prefix | None:
     return next((prefix for prefix in prefixes if prefix is not None), None)
 
 
+GROUP_NAME_PREFIX: Final = "io.cilium.policy.cidrgroupname/"
+"""Key of the label that names a group, followed by its name."""
+
+
 class GroupMember(NamedTuple):
     """A prefix of a CIDR group with the labels of the group that a selector asks about."""
 
@@ -362,7 +366,16 @@ class CidrGroupSelector:
 
     def __str__(self) -> str:
         excepts = ",".join(str(prefix) for prefix in self.excepts)
-        return f"cidrgroup:{self.groups}" + (f" except {excepts}" if excepts else "")
+        return f"{self._named()}{f' except {excepts}' if excepts else ''}"
+
+    def _named(self) -> str:
+        """`cidrgroup:NAME`, or the selector of groups by label."""
+        match self.groups.requirements:
+            case (Requirement(key=key, operator=Operator.EXISTS),) if key.startswith(
+                GROUP_NAME_PREFIX
+            ):
+                return f"cidrgroup:{key.removeprefix(GROUP_NAME_PREFIX)}"
+        return f"cidrgroups:[{self.groups}]"
 
 
 def equals(key: str, value: str, source: str = SOURCE_K8S) -> Requirement:

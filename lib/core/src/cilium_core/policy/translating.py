@@ -150,7 +150,16 @@ class _Context:
                 path = f"{self.path}.{name}[{index}]"
                 peers = self._peers(item, subject)
                 rules += [
-                    Rule(direction, subject, verdict, peers, ports, default_deny, self.origin)
+                    Rule(
+                        direction,
+                        subject,
+                        verdict,
+                        peers,
+                        ports,
+                        default_deny,
+                        self.origin,
+                        path=path,
+                    )
                     for ports in self._port_lists(item, path)
                 ]
         self._warn_about_idle_default_deny()

@@ -1,0 +1,125 @@
+"""The policy that would allow what is denied for want of a rule, as an object ready to apply.
+
+It says no more than the traffic at hand: this end, by its labels; that peer, by its labels, its
+entity or its address; this port. Pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from cilium_core.identities import ReservedIdentity, cidr_of, is_world
+from cilium_core.labels import (
+    KEY_CLUSTER,
+    KEY_NAMESPACE,
+    OWN_KEYS_PREFIX,
+    SOURCE_K8S,
+    SOURCE_RESERVED,
+)
+from cilium_core.policy.explaining import DirectionExplanation, Reason
+from cilium_core.policy.ports import Protocol
+from cilium_core.policy.rules import Direction
+from cilium_core.policy.translating import KIND_CLUSTERWIDE, KIND_NAMESPACED
+
+if TYPE_CHECKING:
+    from cilium_core.labels import LabelSet
+    from cilium_core.policy.explaining import Explanation, Party, Traffic
+
+_ENTITIES: Final = tuple(
+    reserved.label_name
+    for reserved in (
+        ReservedIdentity.KUBE_APISERVER,
+        ReservedIdentity.HOST,
+        ReservedIdentity.REMOTE_NODE,
+        ReservedIdentity.HEALTH,
+        ReservedIdentity.INIT,
+        ReservedIdentity.INGRESS,
+        ReservedIdentity.UNMANAGED,
+    )
+)
+_ICMP: Final = {Protocol.ICMP: "IPv4", Protocol.ICMPV6: "IPv6"}
+_WITH_PORTS: Final = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
+
+
+def suggest(explanation: Explanation, direction: DirectionExplanation) -> dict[str, Any] | None:
+    """The smallest policy that allows the traffic at one end of it.
+
+    None where nothing is missing: the traffic is allowed there, or denied by a rule, which no other
+    rule can overrule.
+    """
+    if direction.reason is not Reason.DEFAULT_DENY:
+        return None
+    inbound = direction.direction is Direction.INGRESS
+    subject, peer = explanation.destination, explanation.source
+    if not inbound:
+        subject, peer = peer, subject
+    namespace = subject.labels.value(KEY_NAMESPACE, SOURCE_K8S)
+    item = _peer(peer, subject, "from" if inbound else "to") | _ports(explanation.traffic)
+    metadata = {"name": _name(subject, peer, inbound=inbound)}
+    if namespace:
+        metadata["namespace"] = namespace
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": KIND_NAMESPACED if namespace else KIND_CLUSTERWIDE,
+        "metadata": metadata,
+        "spec": {
+            "endpointSelector": {"matchLabels": _own_labels(subject.labels)},
+            "ingress" if inbound else "egress": [item],
+        },
+    }
+
+
+def _own_labels(labels: LabelSet) -> dict[str, str]:
+    """What tells pods of one namespace apart, or the reserved label of what is no pod."""
+    return {
+        f"{label.source}:{label.key}": label.value
+        for label in labels
+        if label.source in (SOURCE_K8S, SOURCE_RESERVED)
+        and label.key not in (KEY_NAMESPACE, KEY_CLUSTER)
+        and not label.key.startswith(OWN_KEYS_PREFIX)
+    }
+
+
+def _peer(peer: Party, subject: Party, word: str) -> dict[str, Any]:
+    if is_world(peer.labels):
+        prefix = ipaddress.ip_network(peer.address) if peer.address else cidr_of(peer.labels)
+        if prefix is not None:
+            return {f"{word}CIDR": [str(prefix)]}
+        return {f"{word}Entities": ["world"]}
+    for name in _ENTITIES:
+        if peer.labels.get(name, SOURCE_RESERVED) is not None:
+            return {f"{word}Entities": [name]}
+    labels = _own_labels(peer.labels)
+    for key in (KEY_NAMESPACE, KEY_CLUSTER):
+        value = peer.labels.value(key, SOURCE_K8S)
+        if value and value != subject.labels.value(key, SOURCE_K8S):
+            labels[f"{SOURCE_K8S}:{key}"] = value
+    return {f"{word}Endpoints": [{"matchLabels": labels}]}
+
+
+def _ports(traffic: Traffic) -> dict[str, Any]:
+    if traffic.protocol in _ICMP:
+        family = _ICMP[Protocol(traffic.protocol)]
+        return {"icmps": [{"fields": [{"family": family, "type": traffic.port}]}]}
+    if traffic.protocol in _WITH_PORTS:
+        name = Protocol(traffic.protocol).name
+        return {"toPorts": [{"ports": [{"port": str(traffic.port), "protocol": name}]}]}
+    return {}
+
+
+def _name(subject: Party, peer: Party, *, inbound: bool) -> str:
+    """Such as `allow-web-from-client`, from the first label of each end."""
+    word = "from" if inbound else "to"
+    text = f"allow-{_short(subject)}-{word}-{_short(peer)}".lower()
+    return re.sub(r"[^a-z0-9]+", "-", text)[:63].strip("-")
+
+
+def _short(party: Party) -> str:
+    labels = _own_labels(party.labels)
+    for key in ("k8s:app", "k8s:app.kubernetes.io/name", "k8s:k8s-app", "k8s:name"):
+        if labels.get(key):
+            return labels[key]
+    key, value = next(iter(labels.items()), ("", ""))
+    return value or key.partition(":")[2] or party.address or "all"
