@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,6 @@ from tests.e2e.running import BIN, Lab, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-UP_S = 15.0
-LATE = 2.0
-"""Factor for machines that run other things besides the test."""
 
 
 def traces(lab: Lab) -> list[str]:
@@ -67,19 +62,12 @@ def test_two_labs_run_side_by_side_and_down_leaves_no_trace(
     assert root_devices() == devices
 
 
-def test_a_lab_of_three_nodes_is_ready_in_seconds(start_lab: Callable[[int], Lab]) -> None:
-    began = time.monotonic()
+def test_pods_go_where_there_are_the_fewest(start_lab: Callable[[int], Lab]) -> None:
     lab = start_lab(3)
-    took_s = time.monotonic() - began
+    assert "Connected Nodes: 3/3" in lab.hubble("status")
 
-    assert took_s < UP_S * LATE
-    assert "3" in lab.hubble("status")
-    seconds = []
-    for number in range(7):
-        began = time.monotonic()
-        lab.cilium("lab", "pod", "add", f"pod{number}")
-        seconds.append(time.monotonic() - began)
-    assert sorted(seconds)[3] < 0.15 * LATE * 2
+    lab.cilium("lab", "pod", "add", *(f"pod{number}" for number in range(7)))
+
     nodes = [pod["node"] for pod in lab.json("lab", "pod", "list")]
     assert {nodes.count(node) for node in ("node1", "node2", "node3")} == {2, 3}
 
