@@ -22,7 +22,7 @@ class GenerateStubs(BuildHookInterface):
         from grpc_tools import protoc
 
         proto = Path(self.root, "..", "..", "proto").resolve()
-        out = Path(self.root, "src")
+        src, out = Path(self.root, "src"), Path(self.root, "src.new")
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         sources = sorted(str(path) for path in proto.rglob("*.proto"))
@@ -43,3 +43,6 @@ class GenerateStubs(BuildHookInterface):
                 if package == out:
                     break
                 (package / "__init__.py").touch()
+        # programs that run meanwhile find the old stubs or the new ones
+        shutil.rmtree(src, ignore_errors=True)
+        out.rename(src)
