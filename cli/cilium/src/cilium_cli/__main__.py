@@ -70,7 +70,7 @@ _COMMANDS = {
     "identity": ("cilium_cli.commands.identities:identity", "Security identities: list, get."),
     "ip": ("cilium_cli.commands.ips:ip", "Addresses and the identities behind them: list."),
     "node": ("cilium_cli.commands.nodes:node", "Nodes of the cluster: list."),
-    "policy": ("cilium_cli.commands.policies:policy", "Policies: get, wait, validate."),
+    "policy": ("cilium_cli.commands.policies:policy", "Policies: get, wait, explain, validate."),
     "bpf": ("cilium_cli.commands.bpf:bpf", "Maps of the data plane, read from the kernel."),
     "prefilter": ("cilium_cli.commands.prefilters:prefilter", "XDP deny list and rate limit."),
     "monitor": ("cilium_cli.commands.monitor:monitor", "Data plane events as they happen."),

@@ -167,7 +167,7 @@ class Policies:
         self, pod: tuple[str, str], identity: int, ports: Iterable[NamedPort]
     ) -> None:
         """Note the named ports of a pod anywhere in the cluster."""
-        self.engine.set_named_ports(pod, identity, _container_ports(ports))
+        self.engine.set_named_ports(pod, identity, container_ports(ports))
         self.trigger()
 
     def remove_named_ports(self, pod: tuple[str, str]) -> None:
@@ -522,11 +522,11 @@ class Policies:
 def subject_of(endpoint: Endpoint) -> Subject:
     """An endpoint as policy sees it."""
     return Subject(
-        endpoint.identity, endpoint.labels, frozenset(_container_ports(endpoint.named_ports))
+        endpoint.identity, endpoint.labels, frozenset(container_ports(endpoint.named_ports))
     )
 
 
-def _container_ports(ports: Iterable[NamedPort]) -> list[ContainerPort]:
+def container_ports(ports: Iterable[NamedPort]) -> list[ContainerPort]:
     """Named ports of protocols that policy knows; others cannot be named by any rule."""
     return [
         ContainerPort(port.name.lower(), Protocol[port.protocol.upper()], port.port)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`cilium policy`: what a node enforces, waiting until it does, and checking files beforehand."""
+"""`cilium policy`: what a node enforces and why, and checking files beforehand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import click
 from cilium.agent.v1 import agent_pb2
 
+from cilium_cli.commands.explanations import explain
 from cilium_cli.commands.policy_files import validate
 from cilium_cli.connecting import TIMEOUT_S, agent
 from cilium_cli.errors import DeadlineError, NotFoundError
@@ -15,11 +16,12 @@ from cilium_cli.outputs import emit, output_option, table
 from cilium_cli.targets import Target, node_options
 
 
-@click.group(short_help="Policies: get, wait, validate.")
+@click.group(short_help="Policies: get, wait, explain, validate.")
 def policy() -> None:
-    """Show the policies in force on a node, and check policy files."""
+    """Show the policies in force on a node, explain verdicts, and check policy files."""
 
 
+policy.add_command(explain)
 policy.add_command(validate)
 
 

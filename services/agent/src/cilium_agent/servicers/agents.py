@@ -15,6 +15,7 @@ from cilium_agent import options, statuses
 from cilium_agent.endpoints.states import State
 from cilium_agent.errors import NotStartedError, RequestError
 from cilium_agent.servicers import dumps, messages
+from cilium_agent.servicers.explaining import Explainer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -156,6 +157,15 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         del context
         revision = await self._agent.policies.wait_for(request.revision)
         return agent_pb2.WaitForPolicyResponse(revision=revision)
+
+    async def ExplainPolicy(  # noqa: N802
+        self, request: agent_pb2.ExplainPolicyRequest, context: Context
+    ) -> agent_pb2.ExplainPolicyResponse:
+        """Why traffic would pass or not."""
+        del context
+        agent = self._agent
+        node = agent.settings.node_name
+        return Explainer(agent.policies.engine, agent.ipcache, agent.pods, node).answer(request)
 
     async def DumpMap(  # noqa: N802
         self, request: agent_pb2.DumpMapRequest, context: Context

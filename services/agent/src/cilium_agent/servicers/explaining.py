@@ -1,0 +1,202 @@
+"""Explanations of verdicts: finds out who the two ends are, and puts the answer into messages.
+
+Ends are judged by their labels under the policies of this node's repository, which every node of a
+cluster has alike; so a pod may be asked about wherever it runs, and labels before any pod has them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+from cilium.agent.v1 import agent_pb2
+from cilium_core.identities import IDENTITY_UNKNOWN, NumericIdentity, ReservedIdentity
+from cilium_core.labels import (
+    KEY_CLUSTER,
+    KEY_NAMESPACE,
+    SOURCE_CIDR,
+    SOURCE_K8S,
+    SOURCE_RESERVED,
+    Label,
+    LabelError,
+    LabelSet,
+)
+from cilium_core.policy.explaining import Party, PolicyState, Traffic, explain
+from cilium_core.policy.suggesting import suggest
+
+from cilium_agent.errors import PodNotFoundError, RequestError
+from cilium_agent.policies import container_ports
+from cilium_agent.servicers.messages import policy_entry
+
+if TYPE_CHECKING:
+    from cilium_core.policy import ContainerPort, PolicyEngine
+    from cilium_core.policy.explaining import DirectionExplanation, Explanation, RuleTrace
+
+    from cilium_agent.ipcaches import IPCache
+    from cilium_agent.pods import PodTable
+
+_PROTOCOL_MAX = 255
+_PORT_MAX = 65535
+
+
+class _End(NamedTuple):
+    party: Party
+    origin: str
+
+
+class Explainer:
+    """Answers requests from what a node knows."""
+
+    def __init__(self, engine: PolicyEngine, ipcache: IPCache, pods: PodTable, node: str) -> None:
+        """`node` is the name of this node; a pod in its network namespace is the host."""
+        self._engine = engine
+        self._ipcache = ipcache
+        self._pods = pods
+        self._node = node
+
+    def answer(self, request: agent_pb2.ExplainPolicyRequest) -> agent_pb2.ExplainPolicyResponse:
+        """Explain the verdict about one packet.
+
+        Raises `RequestError` for what names no end, `PodNotFoundError` for an unknown pod.
+        """
+        if not 0 < request.protocol <= _PROTOCOL_MAX:
+            raise RequestError(f"protocol: {request.protocol} is not a number from 1 to 255")
+        if request.port > _PORT_MAX:
+            raise RequestError(f"port: {request.port} is not a number from 0 to {_PORT_MAX}")
+        source = self._end(request.source, "source")
+        destination = self._end(request.destination, "destination")
+        engine = self._engine
+        state = PolicyState(engine.repository, engine.options, engine.named_ports)
+        traffic = Traffic(request.protocol, request.port)
+        found = explain(state, source.party, destination.party, traffic)
+        return agent_pb2.ExplainPolicyResponse(
+            allowed=found.allowed,
+            source=_party(request.source, source),
+            destination=_party(request.destination, destination),
+            egress=self._direction(found, found.egress),
+            ingress=self._direction(found, found.ingress),
+            revision=engine.revision,
+        )
+
+    # ---- ends ----
+
+    def _end(self, text: str, field: str) -> _End:
+        text = text.strip()
+        try:
+            return self._address(ipaddress.ip_address(text))
+        except ValueError:
+            pass
+        if "=" in text or ":" in text:
+            return self._labelled(text, field)
+        namespace, slash, name = text.partition("/")
+        if not slash:
+            namespace, name = "default", namespace
+        if not namespace or not name or "/" in name:
+            raise RequestError(
+                f"{field}: {text[:80]!r} names nothing; write namespace/pod, an address, or labels "
+                "such as app=web"
+            )
+        return self._pod(namespace, name)
+
+    def _pod(self, namespace: str, name: str) -> _End:
+        pod = self._pods.get(namespace, name)
+        if pod is None:
+            raise PodNotFoundError(f"there is no pod {namespace}/{name}")
+        if pod.host_network:
+            local = pod.node == self._node
+            node = ReservedIdentity.HOST if local else ReservedIdentity.REMOTE_NODE
+            return _End(Party(node, node.labels), "pod in the network of its node")
+        labels = self._pods.identity_labels(pod)
+        ports = frozenset(container_ports(pod.named_ports))
+        return _End(Party(self._number(labels), labels, "", ports), "labels of the pod")
+
+    def _address(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> _End:
+        best: tuple[int, str, int, str, str] | None = None
+        for text, _, entry in self._ipcache.entries():
+            prefix = ipaddress.ip_network(text)
+            if address in prefix and (best is None or best[0] < prefix.prefixlen):
+                best = prefix.prefixlen, text, entry.identity, entry.namespace, entry.pod_name
+        if best is None:
+            world = self._engine.options.families.world(address.version)
+            return _End(Party(world, world.labels, str(address)), "no prefix around the address")
+        _, text, identity, namespace, pod_name = best
+        labels = self._labels(identity)
+        ports = frozenset(self._ports(namespace, pod_name))
+        origin = f"address table: {text}"
+        if pod_name:
+            origin += f" is pod {namespace}/{pod_name}"
+        return _End(Party(identity, labels, str(address), ports), origin)
+
+    def _ports(self, namespace: str, pod_name: str) -> list[ContainerPort]:
+        pod = self._pods.get(namespace, pod_name)
+        return container_ports(pod.named_ports) if pod is not None else []
+
+    def _labelled(self, text: str, field: str) -> _End:
+        try:
+            labels = LabelSet.parse((part.strip() for part in text.split(",")), SOURCE_K8S)
+        except LabelError as error:
+            raise RequestError(f"{field}: {error}") from error
+        if any(label.source == SOURCE_CIDR for label in labels):
+            raise RequestError(f"{field}: {text[:80]!r} is an address prefix; write an address")
+        if any(label.source != SOURCE_RESERVED for label in labels):
+            defaults = {KEY_NAMESPACE: "default", KEY_CLUSTER: self._engine.options.cluster}
+            missing = [key for key in defaults if labels.get(key) is None]
+            labels = labels.merge(Label(SOURCE_K8S, key, defaults[key]) for key in missing)
+        number = self._number(labels)
+        known = number != IDENTITY_UNKNOWN
+        origin = "identity with these labels" if known else "no identity has these labels yet"
+        return _End(Party(number, labels), origin)
+
+    def _number(self, labels: LabelSet) -> int:
+        """The identity with exactly these labels, 0 if there is none."""
+        known = self._engine.selectors.identities
+        return next((number for number, held in known.items() if held == labels), IDENTITY_UNKNOWN)
+
+    def _labels(self, identity: int) -> LabelSet:
+        labels = self._engine.selectors.identities.get(NumericIdentity(identity))
+        if labels is None:
+            raise RequestError(f"identity {identity} is not known to this node yet; ask again")
+        return labels
+
+    # ---- messages ----
+
+    def _direction(
+        self, whole: Explanation, found: DirectionExplanation
+    ) -> agent_pb2.ExplainedDirection:
+        suggestion = suggest(whole, found)
+        message = agent_pb2.ExplainedDirection(
+            direction=found.direction.name.lower(),
+            allowed=found.allowed,
+            enforced=found.enforced,
+            reason=found.reason.name.lower().replace("_", "-"),
+            message=found.reason.value,
+            rules=[_rule(trace) for trace in found.rules],
+            default_deny=found.default_deny,
+            suggestion=json.dumps(suggestion) if suggestion else "",
+        )
+        if found.entry is not None:
+            number = NumericIdentity(found.entry[0].identity)
+            labels = self._engine.selectors.identities.get(number)
+            message.entry.CopyFrom(policy_entry(*found.entry, labels, self._engine.cookies))
+        return message
+
+
+def _party(name: str, end: _End) -> agent_pb2.PolicyParty:
+    return agent_pb2.PolicyParty(
+        name=name, identity=end.party.identity, labels=end.party.labels.texts(), origin=end.origin
+    )
+
+
+def _rule(trace: RuleTrace) -> agent_pb2.ExplainedRule:
+    return agent_pb2.ExplainedRule(
+        kind=trace.ref.kind,
+        namespace=trace.ref.namespace,
+        name=trace.ref.name,
+        path=trace.rule.path,
+        verdict=trace.rule.verdict.value,
+        decides=trace.decides,
+        misses=[
+            f"{miss.value}: {note}" for miss, note in zip(trace.misses, trace.notes, strict=True)
+        ],
+    )

@@ -1,0 +1,133 @@
+"""Who the ends of an explained packet are, and what the answer says."""
+
+import json
+
+import pytest
+from cilium.agent.v1 import agent_pb2
+from cilium_agent.errors import PodNotFoundError, RequestError
+from cilium_agent.ipcaches import Entry, IPCache, Source
+from cilium_agent.pods import PodTable
+from cilium_agent.servicers.explaining import Explainer
+from cilium_core.labels import LabelFilter
+from cilium_core.policy import PolicyEngine
+
+POLICY = {
+    "apiVersion": "cilium.io/v2",
+    "kind": "CiliumNetworkPolicy",
+    "metadata": {"name": "p", "namespace": "shop"},
+    "spec": {
+        "endpointSelector": {"matchLabels": {"app": "web"}},
+        "ingress": [
+            {
+                "fromEndpoints": [{"matchLabels": {"app": "client"}}],
+                "toPorts": [{"ports": [{"port": "http", "protocol": "TCP"}]}],
+            }
+        ],
+    },
+}
+
+
+async def nothing(upserts, deletes):
+    del upserts, deletes
+
+
+def pod(name, **spec):
+    return {
+        "metadata": {"namespace": "shop", "name": name, "labels": {"app": name}},
+        "spec": {
+            "nodeName": "node1",
+            "containers": [{"ports": [{"name": "http", "containerPort": 8080}]}],
+            **spec,
+        },
+    }
+
+
+@pytest.fixture
+def explainer():
+    pods = PodTable("default", LabelFilter())
+    for name in ("web", "client", "stranger"):
+        pods.upsert_pod(pod(name))
+    pods.upsert_pod(pod("node-exporter", hostNetwork=True))
+    engine = PolicyEngine()
+    for number, name in enumerate(("web", "client"), 300):
+        engine.upsert_identity(number, pods.identity_labels(pods.get("shop", name)))
+    engine.upsert_policy(POLICY)
+    ipcache = IPCache(nothing)
+    ipcache.upsert("0.0.0.0/0", Source.GENERATED, Entry(9))
+    ipcache.upsert("10.0.0.7/32", Source.KVSTORE, Entry(300, namespace="shop", pod_name="web"))
+    ipcache.upsert("10.0.0.8/32", Source.KVSTORE, Entry(999))
+    return Explainer(engine, ipcache, pods, "node1")
+
+
+def ask(explainer, source, destination, port=8080, protocol=6):
+    return explainer.answer(
+        agent_pb2.ExplainPolicyRequest(
+            source=source, destination=destination, protocol=protocol, port=port
+        )
+    )
+
+
+def test_pods_are_found_by_name_with_identity_and_ports(explainer):
+    answer = ask(explainer, "shop/client", "shop/web")
+    assert (answer.source.identity, answer.destination.identity) == (301, 300)
+    assert answer.allowed
+    (rule,) = answer.ingress.rules
+    assert (rule.kind, rule.namespace, rule.name) == ("CiliumNetworkPolicy", "shop", "p")
+    assert (rule.path, rule.decides, rule.verdict) == ("spec.ingress[0]", True, "allow")
+    assert (answer.ingress.entry.port, answer.ingress.entry.identity) == (8080, 301)
+
+
+def test_an_address_is_who_the_address_table_says(explainer):
+    answer = ask(explainer, "198.51.100.7", "10.0.0.7")
+    assert (answer.source.identity, answer.destination.identity) == (9, 300)
+    assert answer.destination.origin == "address table: 10.0.0.7/32 is pod shop/web"
+    assert (answer.allowed, answer.ingress.reason) == (False, "default-deny")
+    wanted = json.loads(answer.ingress.suggestion)
+    assert wanted["spec"]["ingress"][0]["fromCIDR"] == ["198.51.100.7/32"]
+
+
+def test_an_address_of_an_unused_family_is_the_world(explainer):
+    assert ask(explainer, "2001:db8::1", "shop/web").source.labels == ["reserved:world-ipv6"]
+
+
+def test_labels_need_not_be_any_pods(explainer):
+    answer = ask(explainer, "app=client,io.kubernetes.pod.namespace=shop,extra=1", "shop/web")
+    assert (answer.source.identity, answer.allowed) == (0, True)
+    assert not answer.ingress.HasField("entry")
+
+
+def test_a_pod_without_an_identity_yet_is_judged_by_its_labels(explainer):
+    answer = ask(explainer, "shop/stranger", "shop/web")
+    assert (answer.source.identity, answer.allowed) == (0, False)
+
+
+def test_labels_of_known_identities_get_their_number(explainer):
+    assert ask(explainer, "reserved:host", "shop/web").source.identity == 1
+
+
+def test_a_pod_in_the_network_of_a_node_is_that_node(explainer):
+    answer = ask(explainer, "shop/node-exporter", "shop/web")
+    assert (answer.source.identity, answer.ingress.reason) == (1, "local-host")
+
+
+def test_misses_are_told_in_words(explainer):
+    answer = ask(explainer, "shop/client", "shop/web", 80)
+    assert list(answer.ingress.rules[0].misses) == ["port: its ports are http/TCP"]
+    assert list(answer.ingress.default_deny) == ["CiliumNetworkPolicy shop/p"]
+
+
+def test_an_unknown_pod_is_named(explainer):
+    with pytest.raises(PodNotFoundError, match="default/nosuch"):
+        ask(explainer, "nosuch", "shop/web")
+
+
+@pytest.mark.parametrize("text", ["", "a/b/c", "/", "=x", "cidr:10.0.0.0/8", "10.0.0.8"])
+def test_what_names_no_end_is_refused_by_field(explainer, text):
+    with pytest.raises(RequestError, match=r"source|identity 999"):
+        ask(explainer, text, "shop/web")
+
+
+@pytest.mark.parametrize(("protocol", "port"), [(0, 80), (256, 80), (6, 65536)])
+def test_numbers_out_of_range_are_refused(explainer, protocol, port):
+    with pytest.raises(RequestError, match="is not a number"):
+        ask(explainer, "shop/client", "shop/web", port, protocol)
