@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import re
 
 import pytest
 from cilium_core.policy import ContainerPort, Direction, EnforcementMode, PolicyOptions, Protocol
@@ -308,10 +309,13 @@ def test_a_suggestion_says_no_more_than_the_traffic_at_hand():
 
     explanation = ask(world, "other", "web", 8, ICMP)
 
-    assert suggest(explanation, explanation.ingress) == {
+    wanted = suggest(explanation, explanation.ingress)
+    assert wanted is not None
+    assert re.fullmatch("allow-web-from-client-[0-9a-f]{6}", wanted["metadata"].pop("name"))
+    assert wanted == {
         "apiVersion": "cilium.io/v2",
         "kind": "CiliumNetworkPolicy",
-        "metadata": {"name": "allow-web-from-client", "namespace": "shop"},
+        "metadata": {"namespace": "shop"},
         "spec": {
             "endpointSelector": {"matchLabels": {"k8s:app": "web"}},
             "ingress": [
@@ -329,3 +333,17 @@ def test_a_suggestion_says_no_more_than_the_traffic_at_hand():
             ],
         },
     }
+
+
+def test_suggestions_for_different_traffic_never_replace_each_other():
+    world = shop()
+    world.apply(cnp({**WEB, "ingress": [{}]}, namespace="shop"))
+
+    names = set()
+    for source, port in (("client", 80), ("client", 81), ("other", 80), ("198.51.100.7", 80)):
+        explanation = ask(world, source, "web", port)
+        wanted = suggest(explanation, explanation.ingress)
+        assert wanted is not None
+        names.add(wanted["metadata"]["name"])
+
+    assert len(names) == 4

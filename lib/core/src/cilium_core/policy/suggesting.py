@@ -6,7 +6,9 @@ entity or its address; this port. Pure.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,17 +59,19 @@ def suggest(explanation: Explanation, direction: DirectionExplanation) -> dict[s
         subject, peer = peer, subject
     namespace = subject.labels.value(KEY_NAMESPACE, SOURCE_K8S)
     item = _peer(peer, subject, "from" if inbound else "to") | _ports(explanation.traffic)
-    metadata = {"name": _name(subject, peer, inbound=inbound)}
+    spec = {
+        "endpointSelector": {"matchLabels": _own_labels(subject.labels)},
+        "ingress" if inbound else "egress": [item],
+    }
+    word = "from" if inbound else "to"
+    metadata = {"name": _name(f"allow {_short(subject)} {word} {_short(peer)}", spec)}
     if namespace:
         metadata["namespace"] = namespace
     return {
         "apiVersion": "cilium.io/v2",
         "kind": KIND_NAMESPACED if namespace else KIND_CLUSTERWIDE,
         "metadata": metadata,
-        "spec": {
-            "endpointSelector": {"matchLabels": _own_labels(subject.labels)},
-            "ingress" if inbound else "egress": [item],
-        },
+        "spec": spec,
     }
 
 
@@ -109,17 +113,23 @@ def _ports(traffic: Traffic) -> dict[str, Any]:
     return {}
 
 
-def _name(subject: Party, peer: Party, *, inbound: bool) -> str:
-    """Such as `allow-web-from-client`, from the first label of each end."""
-    word = "from" if inbound else "to"
-    text = f"allow-{_short(subject)}-{word}-{_short(peer)}".lower()
-    return re.sub(r"[^a-z0-9]+", "-", text)[:63].strip("-")
+def _name(text: str, spec: dict[str, Any]) -> str:
+    """Such as `allow-web-from-client-1f3a5c`; policies that say something else have another name.
+
+    So one suggestion that is applied never replaces another.
+    """
+    digest = hashlib.blake2b(json.dumps(spec, sort_keys=True).encode(), digest_size=3).hexdigest()
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:56].strip("-")
+    return f"{words}-{digest}"
 
 
 def _short(party: Party) -> str:
+    """A word for an end: its address outside, else its most telling label."""
+    if party.address and is_world(party.labels):
+        return party.address
     labels = _own_labels(party.labels)
     for key in ("k8s:app", "k8s:app.kubernetes.io/name", "k8s:k8s-app", "k8s:name"):
         if labels.get(key):
             return labels[key]
     key, value = next(iter(labels.items()), ("", ""))
-    return value or key.partition(":")[2] or party.address or "all"
+    return value or key.partition(":")[2] or "all"
