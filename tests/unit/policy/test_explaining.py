@@ -347,3 +347,47 @@ def test_suggestions_for_different_traffic_never_replace_each_other():
         names.add(wanted["metadata"]["name"])
 
     assert len(names) == 4
+
+
+HTTP = {"toPorts": [{"ports": [{"port": "http", "protocol": "TCP"}]}]}
+TO_HTTP = [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+
+
+@pytest.mark.parametrize(
+    ("objects", "direction"),
+    [
+        ([cnp({**WEB, "ingress": [HTTP]}, namespace="shop")], "ingress"),
+        ([cnp({"endpointSelector": {}, "egress": [HTTP]}, namespace="shop")], "egress"),
+        ([knp("p", "shop", podSelector={}, egress=TO_HTTP)], "egress"),
+        ([knp("p", "shop", podSelector={}, ingress=TO_HTTP)], "ingress"),
+    ],
+    ids=["own ports", "cluster's ports", "each peer's ports", "own ports of a NetworkPolicy"],
+)
+def test_a_named_port_is_the_number_that_it_has_here(objects, direction):
+    world = shop()
+    world.apply(*objects)
+    subject, peer = ("web", "client") if direction == "ingress" else ("client", "web")
+
+    for port, passes in ((8080, True), (80, False)):
+        found = getattr(ask(world, "client", "web", port), direction)
+
+        assert found.allowed == passes == world.passes_at(subject, direction, peer, TCP, port)
+        assert [trace.decides for trace in found.rules if not trace.misses] == [True] * passes
+    assert found.rules[0].misses == (Miss.PORT,)
+
+
+def test_of_two_rules_that_match_the_one_behind_the_entry_decides():
+    world = shop()
+    client = {"fromEndpoints": [{"matchLabels": {"app": "client"}}]}
+    port = {"toPorts": [{"ports": [{"port": "8080", "protocol": "TCP"}]}]}
+    world.apply(
+        cnp({**WEB, "ingress": [client]}, name="wide", namespace="shop"),
+        cnp({**WEB, "ingress": [{**client, **port}]}, name="narrow", namespace="shop"),
+    )
+
+    rules = ask(world, "client", "web", 8080).ingress.rules
+
+    assert [(trace.ref.name, trace.decides) for trace in rules] == [
+        ("narrow", True),
+        ("wide", False),
+    ]
