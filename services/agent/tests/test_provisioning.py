@@ -17,7 +17,7 @@ POD = {
     "metadata": {"namespace": "shop", "name": "cart", "uid": "u", "labels": {"app": "cart"}},
     "spec": {"nodeName": "n1", "containers": []},
 }
-STEPS = ["save", "make_link", "acquire", "connect", "announce", "build", "published"]
+STEPS = ["save", "make_link", "acquire", "prepare", "connect", "announce", "build", "published"]
 
 
 class World:
@@ -73,6 +73,9 @@ class World:
 
     def has_link(self, endpoint):
         return endpoint.attachment in self.links
+
+    async def prepare(self, endpoint_id):
+        self.step("prepare")
 
     async def connect(self, row):
         self.rows[row.id] = row

@@ -11,6 +11,7 @@ from cilium_agent.datapath.endpoints import Endpoints
 from cilium_agent.datapath.errors import PolicyMapOverflow
 from cilium_agent.datapath.models import EndpointInfo, PolicyChange
 from cilium_agent.datapath.policies import Policies, decode, encode_entry, encode_key
+from cilium_core import abi
 from cilium_core.policy import PolicyEntry, PolicyKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -218,6 +219,26 @@ def test_small_changes_keep_the_map_and_mixed_ones_swap_it(
     assert first == second
     assert second != third
     assert policy.dump(5) == {**_allow(0), **_allow(1), **_allow(2), **_allow(3)}
+
+
+@pytest.mark.parametrize("flags", [abi.ENDPOINT_NOT_READY, 0])
+def test_a_prepared_map_takes_the_first_policy_of_a_closed_endpoint_as_it_is(
+    policy: Policies, endpoints: Endpoints, opened: maps.Maps, flags: int
+) -> None:
+    def held() -> bytes | None:
+        return opened["POLICY"].get((7).to_bytes(4, "little"))
+
+    mixed = {**_allow(3), **_allow(0)}
+    endpoints.upsert(EndpointInfo(id=7, identity=100, ifindex=7, flags=flags))
+
+    policy.prepare(7)
+    prepared = held()
+    policy.prepare(7)
+    assert held() == prepared is not None
+    policy.replace(7, mixed)
+
+    assert policy.dump(7) == mixed
+    assert (held() == prepared) == bool(flags)
 
 
 def test_a_restarted_agent_goes_on_from_the_kernels_contents(

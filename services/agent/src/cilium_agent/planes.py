@@ -88,6 +88,10 @@ class Plane:
         except NamespaceError as error:
             raise PodLinkError(f"pod {endpoint.pod}: {error}") from error
 
+    async def prepare(self, endpoint_id: EndpointID) -> None:
+        """Make room for an endpoint's policy."""
+        await self.run(self.datapath.policy.prepare, endpoint_id)
+
     async def connect(self, row: EndpointInfo) -> None:
         """Write an endpoint's row and attach the programs to its device."""
         await self.run(_connect, self.datapath, row)

@@ -79,7 +79,7 @@ def decode(key: bytes, value: bytes) -> tuple[PolicyKey, PolicyEntry]:
 
 def order_in_place(
     before: Mapping[bytes, bytes], after: Mapping[bytes, bytes]
-) -> tuple[dict[bytes, bytes], list[bytes]] | None:
+) -> tuple[Mapping[bytes, bytes], list[bytes]] | None:
     """Additions and removals in the order that no packet sees half of; None when there is none."""
     added = {key: value for key, value in after.items() if before.get(key) != value}
     removed = [key for key in before if key not in after]
@@ -111,6 +111,15 @@ class Policies:
         """Entries that one endpoint's map holds."""
         inner = self._outer.spec.inner
         return 0 if inner is None else inner.max_entries
+
+    def prepare(self, endpoint_id: int) -> None:
+        """Give an endpoint without a policy map an empty one, which allows nothing it enforces.
+
+        A new map in place costs a grace period of the kernel (some 10 ms); done ahead, beside
+        other work, it makes the first policy of a new endpoint a mere write.
+        """
+        if self._held(endpoint_id) is None:
+            self._swap({endpoint_id: {}})
 
     def replace(self, endpoint_id: int, entries: Mapping[PolicyKey, PolicyEntry]) -> None:
         """Make these entries the whole policy of an endpoint; see `apply`."""
@@ -182,11 +191,17 @@ class Policies:
             self._rows[number] = dict(inner.items())
         return self._rows[number]
 
+    def _closed(self, number: int) -> bool:
+        """Whether no packet is judged by an endpoint's map, as the endpoint is not ready."""
+        row = self._endpoints.get(number)
+        return row is not None and bool(row.flags & abi.ENDPOINT_NOT_READY)
+
     def _change_in_place(
         self, number: int, before: dict[bytes, bytes], after: dict[bytes, bytes]
     ) -> bool:
         """Change the map that is in use; tells False, with nothing done, when a swap is better."""
-        order = order_in_place(before, after)
+        unseen = not before and self._closed(number)
+        order = (after, []) if unseen else order_in_place(before, after)
         inner = self._open(number)
         if order is None or inner is None:
             return False

@@ -51,6 +51,9 @@ class Plane(Protocol):
     def has_link(self, endpoint: Endpoint) -> bool:
         """Whether the host side of the pair is there."""
 
+    async def prepare(self, endpoint_id: EndpointID) -> None:
+        """Make room for an endpoint's policy."""
+
     async def connect(self, row: EndpointInfo) -> None:
         """Write an endpoint's row and attach the programs to its device."""
 
@@ -230,7 +233,11 @@ class Provisioner:
 
     async def _build(self, endpoint: Endpoint, pod: Pod) -> None:
         await asyncio.to_thread(self._directory.save, endpoint)
-        await _all(self._take_link(endpoint), self._take_identity(endpoint, pod))
+        await _all(
+            self._take_link(endpoint),
+            self._take_identity(endpoint, pod),
+            self._plane.prepare(endpoint.id),
+        )
         endpoint.enter(State.READY, f"identity {endpoint.identity}")
         endpoint.enter(State.WAITING_TO_REGENERATE, "first policy")
         await self._plane.connect(rows.row(endpoint, rows.NOT_READY))
