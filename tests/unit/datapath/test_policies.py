@@ -229,7 +229,8 @@ def test_a_prepared_map_takes_the_first_policy_of_a_closed_endpoint_as_it_is(
         return opened["POLICY"].get((7).to_bytes(4, "little"))
 
     mixed = {**_allow(3), **_allow(0)}
-    endpoints.upsert(EndpointInfo(id=7, identity=100, ifindex=7, flags=flags))
+    address = ipaddress.IPv4Address("10.0.0.7")
+    endpoints.upsert(EndpointInfo(id=7, identity=100, ifindex=7, ipv4=address, flags=flags))
 
     policy.prepare(7)
     prepared = held()
