@@ -124,3 +124,36 @@ async def test_a_record_left_by_an_earlier_run_is_removed_and_a_lost_one_written
     await publisher.reconcile()
     assert (await store.get("stale"), (await store.get("k")).value) == (None, b"v")
     await store.close()
+
+
+async def test_a_record_of_ours_that_became_unreadable_is_written_again_and_no_other():
+    store = MemoryStore(MemoryCluster())
+    publisher = Publisher()
+    publisher.connect(store, await store.lease(60))
+    publisher.want("ours", b"v")
+    await publisher.reconcile()
+    for key in ("ours", "theirs"):
+        await store.put(key, b"{bad")
+        publisher.guard(key)
+    await publisher.reconcile()
+    assert ((await store.get("ours")).value, (await store.get("theirs")).value) == (b"v", b"{bad")
+    await store.close()
+
+
+def test_an_unreadable_pod_or_namespace_is_doubtful_until_it_is_readable_or_gone():
+    table = PodTable("default", LabelFilter())
+    heard = []
+    table.listen(heard.extend)
+    table.upsert_pod(pod())
+    table.doubt_namespace("shop")
+    assert table.is_doubtful("shop", "cart")
+    table.upsert_namespace({"metadata": {"name": "shop"}})
+    assert not table.is_doubtful("shop", "cart")
+    table.doubt_pod("shop", "cart")
+    assert (table.get("shop", "cart") is not None, table.is_doubtful("shop", "cart")) == (
+        True,
+        True,
+    )
+    table.delete_pod("shop", "cart")
+    assert not table.is_doubtful("shop", "cart")
+    assert heard == [("shop", "cart")] * 3

@@ -209,6 +209,19 @@ async def test_a_corrected_version_clears_the_refusal(bench):
     assert bench.policies.refused == {}
 
 
+async def test_a_version_that_is_no_object_leaves_the_earlier_one_in_force(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, FROM_ALL)
+    await bench.policies.reconcile()
+    before = dict(bench.maps[1])
+    bench.policies.doubt_object(REF, {"kind": REF.kind}, "not JSON")
+    await bench.policies.reconcile()
+    assert (bench.maps[1], bench.policies.refused[REF].error) == (before, "not JSON")
+    bench.policies.delete_object(REF)
+    await bench.policies.reconcile()
+    assert not bench.policies.refused
+
+
 async def test_a_failed_write_is_made_up_for_in_full(bench):
     endpoint = bench.endpoint()
     await bench.policies.build(endpoint)

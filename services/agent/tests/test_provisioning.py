@@ -10,6 +10,7 @@ from cilium_agent.endpoints.states import State
 from cilium_agent.endpoints.storing import EndpointDirectory
 from cilium_agent.endpoints.tables import EndpointTable
 from cilium_agent.pods import PodTable
+from cilium_agent.restoring import Remains, Restorer
 from cilium_core.identities import parse_prefix
 from cilium_core.labels import LabelFilter
 
@@ -222,3 +223,17 @@ async def test_a_freed_id_and_address_rest_before_they_are_used_again(world):
     second = await world.provisioner.add(request("c2"))
     assert first.id != second.id
     assert first.ipv4 != second.ipv4
+
+
+async def test_a_restored_endpoint_outlives_its_unreadable_pod_but_not_a_deleted_one(world):
+    endpoint = await world.provisioner.add(request())
+    restorer = Restorer(table=world.table, directory=world, addresses=world.addresses, plane=world)
+    endpoint.state = State.RESTORING
+    pods = PodTable("default", LabelFilter())
+    pods.doubt_pod("shop", "cart")
+    remains = Remains(kept=[endpoint])
+    await restorer.remove_podless(remains, pods, world.provisioner)
+    assert remains.kept == [endpoint]
+    pods.delete_pod("shop", "cart")
+    await restorer.remove_podless(remains, pods, world.provisioner)
+    assert remains.kept == []

@@ -84,8 +84,15 @@ async def test_a_watch_tells_what_is_then_synced_then_changes() -> None:
     async with aclosing(source.watch(POD)) as events, asyncio.timeout(5):
         first = await anext(events)
         assert (first.change, first.object["metadata"]["name"]) == (Change.UPSERT, "a")
+        unreadable = await anext(events)
+        assert (unreadable.change, unreadable.object["metadata"]["name"]) == (
+            Change.UNREADABLE,
+            "broken",
+        )
+        assert "not JSON" in unreadable.error
         assert (await anext(events)).change is Change.SYNCED
         await store.delete(POD.key("shop", "broken"))
+        assert (await anext(events)).change is Change.DELETE
         await source.apply(pod("b", app="x"))
         await source.delete(POD, "shop", "b")
         assert (await anext(events)).object["metadata"]["labels"] == {"app": "x"}

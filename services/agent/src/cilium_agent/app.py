@@ -321,6 +321,7 @@ class Agent:
             pod_cidrs=self.addresses.pool.pod_cidrs,
         )
         await persist("node record", lambda: self.store.put(record.key, record.to_json(), lease))
+        self.publisher.want(record.key, record.to_json())
 
     # ---- start-up steps ----
 

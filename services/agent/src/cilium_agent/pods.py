@@ -73,6 +73,8 @@ class PodTable:
         self._filter = label_filter
         self._pods: dict[PodKey, Pod] = {}
         self._namespaces: dict[str, Mapping[str, str]] = {}
+        self._doubtful_pods: set[PodKey] = set()
+        self._doubtful_namespaces: set[str] = set()
         self._waiting: dict[PodKey, set[asyncio.Future[Pod]]] = {}
         self._listeners: list[Callable[[Iterable[PodKey]], None]] = []
 
@@ -90,6 +92,7 @@ class PodTable:
     def upsert_pod(self, document: Mapping[str, Any]) -> None:
         """A Pod object as it is now."""
         pod = parse_pod(document)
+        self._doubtful_pods.discard(pod.key)
         if self._pods.get(pod.key) == pod:
             return
         self._pods[pod.key] = pod
@@ -100,6 +103,7 @@ class PodTable:
 
     def delete_pod(self, namespace: str, name: str) -> None:
         """A Pod object is gone."""
+        self._doubtful_pods.discard((namespace, name))
         if self._pods.pop((namespace, name), None) is not None:
             self._notify([(namespace, name)])
 
@@ -107,16 +111,32 @@ class PodTable:
         """A Namespace object as it is now."""
         metadata = _object(document, "metadata")
         name, labels = _string(metadata, "name"), _strings(metadata.get("labels"))
+        doubted = name in self._doubtful_namespaces
+        self._doubtful_namespaces.discard(name)
         # The API server gives every namespace this label; objects stored by hand lack it.
         labels = {"kubernetes.io/metadata.name": name, **labels}
-        if self._namespaces.get(name) != labels:
+        if doubted or self._namespaces.get(name) != labels:
             self._namespaces[name] = labels
             self._notify(key for key in self._pods if key[0] == name)
 
     def delete_namespace(self, name: str) -> None:
         """A Namespace object is gone."""
-        if self._namespaces.pop(name, None) is not None:
+        doubted = name in self._doubtful_namespaces
+        self._doubtful_namespaces.discard(name)
+        if self._namespaces.pop(name, None) is not None or doubted:
             self._notify(key for key in self._pods if key[0] == name)
+
+    def doubt_pod(self, namespace: str, name: str) -> None:
+        """A Pod object exists, but cannot be read."""
+        self._doubtful_pods.add((namespace, name))
+
+    def doubt_namespace(self, name: str) -> None:
+        """A Namespace object exists, but cannot be read."""
+        self._doubtful_namespaces.add(name)
+
+    def is_doubtful(self, namespace: str, name: str) -> bool:
+        """Whether the objects leave it unclear if a pod exists or what its labels are."""
+        return (namespace, name) in self._doubtful_pods or namespace in self._doubtful_namespaces
 
     def identity_labels(self, pod: Pod) -> LabelSet:
         """The labels that make the pod's identity."""

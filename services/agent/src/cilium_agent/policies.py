@@ -106,6 +106,7 @@ class Policies:
         """`write` installs policies, then rows; `allocator` may hold restored numbers."""
         self.engine = PolicyEngine(options)
         self.refused: dict[PolicyRef, RefusedPolicy] = {}
+        self._unreadable: dict[PolicyRef, RefusedPolicy] = {}
         self.prefixes = PrefixIdentities(options.families, allocator)
         self.trigger: Callable[[], None] = lambda: None
         self._allocator = allocator
@@ -133,12 +134,19 @@ class Policies:
     def upsert_object(self, ref: PolicyRef, document: Mapping[str, Any]) -> None:
         """Note a policy object as it is now."""
         self._note()
+        self._unreadable.pop(ref, None)
         self._objects[ref] = document
 
     def delete_object(self, ref: PolicyRef) -> None:
         """Note that a policy object is gone."""
         self._note()
+        self._unreadable.pop(ref, None)
         self._objects[ref] = None
+
+    def doubt_object(self, ref: PolicyRef, document: Mapping[str, Any], error: str) -> None:
+        """Note that what is stored of a policy is no object; an earlier version stays in force."""
+        self._note()
+        self._unreadable[ref] = RefusedPolicy(document, error)
 
     def upsert_identity(self, identity: int, labels: LabelSet) -> None:
         """Note what an identity means."""
@@ -281,8 +289,11 @@ class Policies:
             self._ipcache.upsert(prefix, pending.source, pending.entry)
 
     async def _change_policies(self, objects: Mapping[PolicyRef, Mapping[str, Any] | None]) -> None:
-        if not objects:
-            return
+        if objects:
+            await self._take_up(objects)
+        self.refused.update(self._unreadable)
+
+    async def _take_up(self, objects: Mapping[PolicyRef, Mapping[str, Any] | None]) -> None:
         for ref, document in objects.items():
             if ref.kind == CIDR_GROUP_KIND:
                 await self._change_group(ref, document)

@@ -60,6 +60,12 @@ class Publisher:
             self._doubtful.add(key)
             self.trigger()
 
+    def guard(self, key: str) -> None:
+        """A record is gone from the store or unreadable there; if it is ours, write it again."""
+        if key in self._desired:
+            self._applied.pop(key, None)
+            self.trigger()
+
     async def published(self, keys: set[str], timeout_s: float) -> bool:
         """Wait until records are as wanted in the store; False after `timeout_s`."""
         try:

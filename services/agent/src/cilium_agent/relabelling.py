@@ -69,7 +69,8 @@ class Relabeller:
             if not endpoint.created or endpoint.state is not State.READY:
                 continue
             pod = self._pods.get(endpoint.namespace, endpoint.pod_name)
-            if pod is not None:
+            doubtful = self._pods.is_doubtful(endpoint.namespace, endpoint.pod_name)
+            if pod is not None and not doubtful:
                 await self._compare(endpoint, pod)
         for endpoint_id in [i for i in self._pending if not self._alive(i)]:
             self._drop(endpoint_id)

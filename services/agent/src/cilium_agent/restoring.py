@@ -116,9 +116,17 @@ class Restorer:
     async def remove_podless(
         self, remains: Remains, pods: PodTable, provisioner: Provisioner
     ) -> None:
-        """Remove endpoints whose Pod objects were deleted while nobody looked."""
+        """Remove endpoints whose Pod objects were deleted while nobody looked.
+
+        Those whose objects are there but unreadable stay as they were.
+        """
         for endpoint in list(remains.kept):
             if endpoint.state is not State.RESTORING:
+                continue
+            if pods.is_doubtful(endpoint.namespace, endpoint.pod_name):
+                log.warning(
+                    "restored as it was: its pod's objects are unreadable", pod=endpoint.pod
+                )
                 continue
             pod = pods.get(endpoint.namespace, endpoint.pod_name)
             replaced = pod is not None and endpoint.pod_uid and pod.uid != endpoint.pod_uid

@@ -15,7 +15,7 @@ from cilium_core.errors import CiliumError, InvalidError
 from cilium_core.identities import IDENTITY_UNKNOWN
 from cilium_core.kvstore import EventKind
 from cilium_core.policy import PolicyRef
-from cilium_core.records import IPS, NODES, IPRecord, prefix_of_ip_key
+from cilium_core.records import IPS, NODES, IPRecord, NodeRecord, prefix_of_ip_key
 from cilium_core.resources.keys import kind_of
 from cilium_core.resources.model import Change
 from cilium_core.telemetry import get_logger
@@ -116,6 +116,8 @@ class Watches:
         async with aclosing(self._store.watch(NODES)) as events:
             async for event in events:
                 self._nodes.handle(event)
+                if event.kind is EventKind.DELETE or not _is_node_record(event):
+                    self._publisher.guard(event.key)
                 if event.kind is EventKind.SYNCED:
                     self._waiting["nodes"].set()
 
@@ -135,6 +137,7 @@ class Watches:
                 raise InvalidError(f"the record at {event.key} is about {record.prefix}")
         except InvalidError as error:
             log.warning("address record ignored", key=event.key, error=str(error))
+            self._publisher.guard(event.key)
             return
         if record is None:
             self._policies.delete_address(prefix, Source.KVSTORE)
@@ -178,6 +181,7 @@ class Watches:
             kind_of("Pod"),
             self._pods.upsert_pod,
             lambda item: self._pods.delete_pod(*_name(item)),
+            lambda item, _error: self._pods.doubt_pod(*_name(item)),
         )
 
     async def _watch_namespaces(self) -> None:
@@ -185,6 +189,7 @@ class Watches:
             kind_of("Namespace"),
             self._pods.upsert_namespace,
             lambda item: self._pods.delete_namespace(_name(item)[1]),
+            lambda item, _error: self._pods.doubt_namespace(_name(item)[1]),
         )
 
     async def _watch_policies(self, kind: Kind) -> None:
@@ -196,10 +201,15 @@ class Watches:
             kind,
             lambda item: self._policies.upsert_object(ref(item), item),
             lambda item: self._policies.delete_object(ref(item)),
+            lambda item, error: self._policies.doubt_object(ref(item), item, error),
         )
 
     async def _objects(
-        self, kind: Kind, upsert: Callable[[Object], None], delete: Callable[[Object], None]
+        self,
+        kind: Kind,
+        upsert: Callable[[Object], None],
+        delete: Callable[[Object], None],
+        doubt: Callable[[Object, str], None],
     ) -> None:
         event: ObjectEvent
         async with aclosing(self._resources.watch(kind)) as events:
@@ -208,6 +218,8 @@ class Watches:
                     self._waiting[kind.name].set()
                 elif event.change is Change.UPSERT:
                     upsert(event.object)
+                elif event.change is Change.UNREADABLE:
+                    doubt(event.object, event.error)
                 else:
                     delete(event.object)
 
@@ -219,6 +231,13 @@ async def _for_ever(name: str, watch: Callable[[], Awaitable[None]]) -> None:
         except Exception:  # whatever it is, a node without this watch would be blind
             log.exception("watch failed, beginning anew", watch=name)
         await asyncio.sleep(RETRY_S)
+
+
+def _is_node_record(event: Event) -> bool:
+    try:
+        return event.kind is not EventKind.PUT or bool(NodeRecord.from_json(event.value))
+    except InvalidError:
+        return False
 
 
 def _name(item: Object) -> tuple[str, str]:

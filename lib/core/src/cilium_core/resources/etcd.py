@@ -34,7 +34,7 @@ class EtcdSource:
         self._store = store
 
     async def watch(self, kind: Kind) -> AsyncGenerator[ObjectEvent, None]:
-        """See Source. A value that is no object is reported in the log and skipped."""
+        """See Source."""
         seen: dict[str, Object] = {}
         async with aclosing(self._store.watch(kind.prefix)) as events:
             async for event in events:
@@ -47,7 +47,10 @@ class EtcdSource:
                     try:
                         item = _decode(kind, event.key, event.value, event.revision)
                     except InvalidError as error:
-                        log.warning("stored object skipped", key=event.key, error=str(error))
+                        log.error("stored object unreadable", key=event.key, error=str(error))
+                        bare = _decode(kind, event.key, b"{}", event.revision)
+                        seen.setdefault(event.key, bare)
+                        yield ObjectEvent(Change.UNREADABLE, bare, str(error))
                         continue
                     seen[event.key] = item
                     yield ObjectEvent(Change.UPSERT, item)

@@ -20,16 +20,23 @@ class Change(Enum):
 
     UPSERT = "upsert"
     DELETE = "delete"
+    UNREADABLE = "unreadable"
+    """It exists, but what is stored is no object. An earlier version stays the last known one."""
     SYNCED = "synced"
     """Everything that existed when the watch began has been reported. Sent once."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectEvent:
-    """A change of an object; a DELETE has the object as last seen, SYNCED an empty one."""
+    """A change of an object.
+
+    A DELETE has the object as last seen, SYNCED an empty one, UNREADABLE one that has only what the
+    key says (kind, namespace and name), and `error` says what is wrong.
+    """
 
     change: Change
     object: Object = field(default_factory=dict)
+    error: str = ""
 
 
 class Applied(Enum):
