@@ -143,3 +143,31 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
 
         with pytest.raises(UnavailableError, match=f"cannot listen on {address}"):
             asyncio.run(listen())
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "code"),
+    [
+        (f"/{NAME}/GetStatus", b"\xff\xff", grpc.StatusCode.INTERNAL),
+        ("/grpc.health.v1.Health/Check", b"\xff\xff", grpc.StatusCode.INTERNAL),
+        (
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            b"\xff\xff",
+            grpc.StatusCode.INTERNAL,
+        ),
+        ("/grpc.health.v1.Health/List", b"", grpc.StatusCode.UNIMPLEMENTED),
+    ],
+)
+async def test_a_request_that_means_nothing_is_told_so(
+    sock: Path, method: str, body: bytes, code: grpc.StatusCode
+) -> None:
+    server = serve(sock)
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{sock}") as channel:
+            call: Any = channel.unary_unary(method)
+            with pytest.raises(grpc.aio.AioRpcError, match="malformed|not implemented") as caught:
+                await call(body)
+            assert caught.value.code() == code
+    finally:
+        await server.stop(0)

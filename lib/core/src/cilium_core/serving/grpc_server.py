@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -140,6 +141,38 @@ class GrpcServer:
             path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Malformed:
+    """Stands for a request that could not be decoded, which grpc would answer with UNKNOWN."""
+
+    error: str
+
+
+class _MalformedRequestError(Exception):
+    pass
+
+
+def _decoder(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    def read(data: bytes) -> Any:
+        try:
+            return decode(data) if decode else data
+        except DecodeError as error:
+            return _Malformed(str(error))
+
+    return read
+
+
+def _check(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise _MalformedRequestError(f"the request is malformed: {request.error}")
+    return _checked_stream(request) if hasattr(request, "__aiter__") else request
+
+
+async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _check(request)
+
+
 class _ErrorInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, codes: Mapping[type[Exception], grpc.StatusCode]) -> None:
         self._codes = codes
@@ -153,7 +186,7 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
-        arguments = (handler.request_deserializer, handler.response_serializer)
+        arguments = (_decoder(handler.request_deserializer), handler.response_serializer)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
                 self._one(handler.unary_unary, method), *arguments
@@ -173,7 +206,7 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
     def _one(self, behaviour: Any, method: str) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
-                return await behaviour(request, context)
+                return await behaviour(_check(request), context)
             except Exception as error:
                 await self._abort(error, method, context)
 
@@ -184,7 +217,7 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
             request: Any, context: grpc.aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[Any]:
             try:
-                result = behaviour(request, context)
+                result = behaviour(_check(request), context)
                 if hasattr(result, "__aiter__"):
                     async for message in result:
                         yield message
@@ -200,6 +233,12 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         if isinstance(error, grpc.aio.AbortError):
             raise error
+        if isinstance(error, _MalformedRequestError):  # the code that other servers answer with
+            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+        if isinstance(error, NotImplementedError) and (
+            context.code() == grpc.StatusCode.UNIMPLEMENTED  # as generated servicers do
+        ):
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "method not implemented")
         for kind in type(error).__mro__:
             if (code := self._codes.get(kind)) is not None:
                 await context.abort(code, str(error))
