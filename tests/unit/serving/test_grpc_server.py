@@ -166,7 +166,7 @@ async def test_a_request_that_means_nothing_is_told_so(
     try:
         async with grpc.aio.insecure_channel(f"unix:{sock}") as channel:
             call: Any = channel.unary_unary(method)
-            with pytest.raises(grpc.aio.AioRpcError, match="malformed|not implemented") as caught:
+            with pytest.raises(grpc.aio.AioRpcError, match=r"malformed|not implemented") as caught:
                 await call(body)
             assert caught.value.code() == code
     finally:
