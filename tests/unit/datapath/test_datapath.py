@@ -335,9 +335,20 @@ def test_a_pods_interface_can_be_removed_from_both_sides_and_twice(
     assert not datapath.netns.delete("/proc/self/ns/nothing", "eth0")
 
 
-def test_a_missing_namespace_is_named(root: None) -> None:
-    with pytest.raises(datapath.NamespaceError, match="/run/netns/gone: No such file"):
-        datapath.netns.create("/run/netns/gone", "eth0", "container")
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("/run/netns/gone", "/run/netns/gone: No such file"),
+        ("/etc/hostname", "is no network namespace"),
+        ("/proc/self/ns/uts", "is no network namespace"),
+        ("/proc/self/ns/net", "the node's own network namespace"),
+    ],
+)
+def test_what_is_no_namespace_of_a_pod_is_refused_untouched(
+    root: None, path: str, wrong: str
+) -> None:
+    with pytest.raises(datapath.NamespaceError, match=wrong):
+        datapath.netns.create(path, "lo", "container")
 
 
 def test_the_last_of_two_hundred_pods_costs_what_the_first_did(node: Node) -> None:

@@ -17,9 +17,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cilium_agent.datapath import netlink as nl
@@ -31,11 +33,11 @@ from cilium_agent.datapath.netlink import IPRoute, NetlinkError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from ipaddress import IPv4Address, IPv6Address
-    from pathlib import Path
 
 T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
+_NS_GET_NSTYPE = 0xB703
 _SCOPE_LINK = 253
 _NO_DAD = 0x02
 _ADDRGEN_NONE = 1
@@ -64,7 +66,8 @@ def create(
     """Make a pod's interface and configure it; leftovers under its names are replaced.
 
     `netns` is the path of the pod's namespace. Raises NamespaceError when the namespace is not
-    there and DeviceError when the kernel refuses; nothing is left behind then.
+    there, is none or is the caller's own, and DeviceError when the kernel refuses; nothing is left
+    behind then.
     """
     name = host_name(container_id, ifname)
     node_mac, mac = _random_mac(), _random_mac()
@@ -236,9 +239,22 @@ def _opened(netns: str | Path) -> Iterator[int]:
     except OSError as error:
         raise NamespaceError(f"network namespace {netns}: {error.strerror}") from error
     try:
+        _require_other_namespace(fd, netns)
         yield fd
     finally:
         os.close(fd)
+
+
+def _require_other_namespace(fd: int, netns: str | Path) -> None:
+    """Configuring the caller's own namespace as a pod would take the node off the network."""
+    try:
+        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind != _CLONE_NEWNET:
+        raise NamespaceError(f"{netns} is no network namespace")
+    if os.path.samestat(os.fstat(fd), Path("/proc/thread-self/ns/net").stat()):
+        raise NamespaceError(f"{netns} is the node's own network namespace, not a pod's")
 
 
 def _in_namespace(fd: int, function: Callable[[], T]) -> T:
