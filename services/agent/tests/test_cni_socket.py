@@ -126,10 +126,11 @@ def test_queued_deletes_are_read_and_nonsense_is_dropped(tmp_path):
     (tmp_path / "a.delete").write_text(json.dumps(BODY))
     (tmp_path / "b.delete").write_text("{")
     (tmp_path / "c.other").write_text("x")
+    (tmp_path / "d.delete").mkdir()
     queue = DeleteQueue(tmp_path)
     with queue.locked():
         queued = queue.read()
     assert [request.attachment.container_id for request in queued.values()] == ["c1"]
     for path in queued:
         queue.done(path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.other", "lockfile"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.other", "d.delete", "lockfile"]

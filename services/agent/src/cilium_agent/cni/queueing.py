@@ -48,6 +48,9 @@ class DeleteQueue:
         """The queued requests by file. A file that makes no sense is reported and removed."""
         queued: dict[Path, requests.PodRequest] = {}
         for path in sorted(self._directory.glob(f"*{SUFFIX}")):
+            if not path.is_file():
+                log.warning("no queued delete: not a file", path=str(path))
+                continue
             try:
                 queued[path] = requests.parse(path.read_bytes(), pod_required=False)
             except (OSError, RequestError) as error:
