@@ -1,6 +1,7 @@
 """The order and the failures of policy passes, with the real engine and a recording kernel."""
 
 import pytest
+from cilium_agent.accepted import AcceptedObjects
 from cilium_agent.datapath import PolicyMapOverflow
 from cilium_agent.endpoints.records import Attachment, Endpoint, EndpointID, Link
 from cilium_agent.endpoints.states import State
@@ -34,7 +35,7 @@ FROM_ALL = policy(fromEntities=["all"])
 class Bench:
     """A node's policy with everything around it in memory; `log` has what the kernel was told."""
 
-    def __init__(self):
+    def __init__(self, folder):
         self.log = []
         self.maps = {}
         self.rows = {}
@@ -49,6 +50,7 @@ class Bench:
             write=self.write,
             feed=self.feed,
             allocator=LocalIdentityAllocator(),
+            accepted=AcceptedObjects(folder),
         )
 
     async def write(self, changes, rows):
@@ -87,8 +89,70 @@ class Bench:
 
 
 @pytest.fixture
-def bench():
-    return Bench()
+def bench(tmp_path):
+    return Bench(tmp_path / "policies")
+
+
+async def restarted(bench, tmp_path):
+    """The bench of an agent that starts where another one ended."""
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, FROM_CIDR)
+    await bench.policies.reconcile()
+    return Bench(tmp_path / "policies")
+
+
+BROKEN = policy(fromNobody=["knows"])
+
+
+async def test_a_restarted_agent_enforces_the_accepted_version_of_a_refused_policy(bench, tmp_path):
+    again = await restarted(bench, tmp_path)
+    again.policies.upsert_object(REF, BROKEN)
+    await again.policies.reconcile()
+    await again.policies.build(again.endpoint())
+    await again.policies.finish_restoring()
+    assert again.rows[1].flags == bench.rows[1].flags != 0
+    assert "fromNobody" in again.policies.refused[REF].error
+    third = Bench(tmp_path / "policies")
+    third.policies.upsert_object(REF, BROKEN)
+    await third.policies.reconcile()
+    await third.policies.build(third.endpoint())
+    assert third.rows[1].flags == bench.rows[1].flags
+
+
+async def test_a_restarted_agent_enforces_the_accepted_version_of_an_unreadable_policy(
+    bench, tmp_path
+):
+    again = await restarted(bench, tmp_path)
+    again.policies.doubt_object(REF, {}, "no JSON")
+    await again.policies.reconcile()
+    await again.policies.build(again.endpoint())
+    assert again.rows[1].flags == bench.rows[1].flags != 0
+    assert again.policies.refused[REF].error == "no JSON"
+
+
+async def test_a_policy_deleted_while_the_agent_was_away_does_not_come_back(bench, tmp_path):
+    again = await restarted(bench, tmp_path)
+    await again.policies.reconcile()
+    await again.policies.build(again.endpoint())
+    await again.policies.finish_restoring()
+    assert again.rows[1].flags == 0
+    assert list((tmp_path / "policies").iterdir()) == []
+
+
+async def test_a_newer_version_replaces_the_one_of_the_earlier_run(bench, tmp_path):
+    again = await restarted(bench, tmp_path)
+    again.policies.upsert_object(REF, FROM_ALL)
+    await again.policies.reconcile()
+    again.policies.upsert_object(REF, BROKEN)
+    await again.policies.reconcile()
+    assert again.ipcache.get("192.0.2.0/24") is None
+
+
+async def test_a_damaged_file_of_an_accepted_policy_is_left_out(bench, tmp_path):
+    await restarted(bench, tmp_path)
+    (kept,) = (tmp_path / "policies").iterdir()
+    kept.write_text("{")
+    assert AcceptedObjects(tmp_path / "policies").load() == {}
 
 
 async def test_a_built_endpoint_is_ready_and_its_row_open(bench):
@@ -285,9 +349,9 @@ async def test_waiting_for_a_revision_ends_when_every_endpoint_has_it(bench):
     assert before < await bench.policies.wait_for(bench.policies.engine.revision)
 
 
-async def test_restored_prefixes_keep_their_numbers():
+async def test_restored_prefixes_keep_their_numbers(tmp_path):
     labels = LabelSet.parse(["cidr:192.0.2.0/24", "reserved:world-ipv4"])
-    bench = Bench()
+    bench = Bench(tmp_path)
     bench.policies._allocator.restore({0x01000042: labels})
     bench.policies.restore_identities({0x01000042: labels})
     bench.ipcache.restore({"192.0.2.0/24": Entry(0x01000042), "198.51.100.0/24": Entry(0x01000043)})

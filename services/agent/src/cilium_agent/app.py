@@ -36,6 +36,7 @@ from cilium_core.serving.sockets import stop_signal
 from cilium_core.telemetry import Health, get_logger
 
 from cilium_agent import hosts, statuses
+from cilium_agent.accepted import AcceptedObjects
 from cilium_agent.addresses import PodAddresses
 from cilium_agent.cni import configs
 from cilium_agent.cni.queueing import DeleteQueue
@@ -125,6 +126,7 @@ class Agent:
             write=self.plane.write_policies,
             feed=self.feed,
             allocator=self._local_identities,
+            accepted=AcceptedObjects(settings.accepted_dir),
         )
         self.pods = PodTable(settings.cluster_name, LabelFilter.parse(settings.labels))
         self.nodes = Nodes(

@@ -21,7 +21,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cilium_core.policy import (
     ContainerPort,
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from cilium_core.identities import Identity, LocalIdentityAllocator, Prefix
     from cilium_core.labels import LabelSet
 
+    from cilium_agent.accepted import AcceptedObjects
     from cilium_agent.endpoints.records import NamedPort
     from cilium_agent.endpoints.tables import EndpointTable
     from cilium_agent.feeds import Feed
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     Write = Callable[[Mapping[int, PolicyChange], list[EndpointInfo]], Awaitable[None]]
 
 log = get_logger()
+T = TypeVar("T")
 
 CHANGES = counter("cilium_policy_change_total", "Policy objects taken up or refused.", "outcome")
 REGENERATIONS = counter(
@@ -101,6 +103,7 @@ class Policies:
         write: Write,
         feed: Feed,
         allocator: LocalIdentityAllocator,
+        accepted: AcceptedObjects,
         audit: bool = False,
     ) -> None:
         """`write` installs policies, then rows; `allocator` may hold restored numbers."""
@@ -115,6 +118,8 @@ class Policies:
         self._write = write
         self._feed = feed
         self._audit = audit
+        self._accepted = accepted
+        self._earlier = accepted.load()
         self._objects: dict[PolicyRef, Mapping[str, Any] | None] = {}
         self._addresses: dict[str, PendingAddress] = {}
         self._stale: set[EndpointID] = set()
@@ -147,6 +152,8 @@ class Policies:
         """Note that what is stored of a policy is no object; an earlier version stays in force."""
         self._note()
         self._unreadable[ref] = RefusedPolicy(document, error)
+        if ref in self._earlier:
+            self._objects.setdefault(ref, self._earlier[ref])
 
     def upsert_identity(self, identity: int, labels: LabelSet) -> None:
         """Note what an identity means."""
@@ -268,6 +275,9 @@ class Policies:
                     self.engine.delete_identity(identity)
             self._restored.clear()
             await self._flush()
+            for ref in [ref for ref in self._earlier if ref not in self.refused]:
+                del self._earlier[ref]
+                await asyncio.to_thread(self._accepted.forget, ref)
 
     async def sweep_cookies(self) -> None:
         """Forget the cookies of rules that are long gone."""
@@ -305,12 +315,9 @@ class Policies:
                 parsed[ref] = None
                 self.refused.pop(ref, None)
                 continue
-            try:
-                parsed[ref] = self.engine.parse(document)
-            except PolicyError as error:
-                self._refuse(ref, document, error)
-            else:
-                self.refused.pop(ref, None)
+            policy = self._read(ref, document, self.engine.parse)
+            if policy is not None:
+                parsed[ref] = policy
         await self._add_prefixes(
             {prefix for policy in parsed.values() if policy for prefix in policy.prefixes}
         )
@@ -318,6 +325,32 @@ class Policies:
             self._change_policy(ref, policy)
         await self._flush()
         await self._remove_prefixes()
+        await self._keep(objects)
+
+    def _read(
+        self, ref: PolicyRef, document: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], T]
+    ) -> T | None:
+        """Parse an object; in place of one that is refused, what an earlier run accepted."""
+        try:
+            value = parse(document)
+        except PolicyError as error:
+            self._refuse(ref, document, error)
+            earlier = self._earlier.get(ref)
+            try:
+                return None if earlier is None else parse(earlier)
+            except PolicyError:
+                return None
+        self.refused.pop(ref, None)
+        return value
+
+    async def _keep(self, objects: Mapping[PolicyRef, Mapping[str, Any] | None]) -> None:
+        """Have the disk know what is in force."""
+        for ref, document in objects.items():
+            if document is None:
+                self._earlier.pop(ref, None)
+                await asyncio.to_thread(self._accepted.forget, ref)
+            elif ref not in self.refused and self._earlier.pop(ref, None) != document:
+                await asyncio.to_thread(self._accepted.keep, ref, document)
 
     async def _change_group(self, ref: PolicyRef, document: Mapping[str, Any] | None) -> None:
         """Have the policies that refer to a CIDR group follow it."""
@@ -325,12 +358,9 @@ class Policies:
             self.refused.pop(ref, None)
             change = self.engine.delete_cidr_group(ref.name)
         else:
-            try:
-                group = parse_cidr_group(document)
-            except PolicyError as error:
-                self._refuse(ref, document, error)
+            group = self._read(ref, document, parse_cidr_group)
+            if group is None:
                 return
-            self.refused.pop(ref, None)
             for warning in group.warnings:
                 log.warning("policy warning", policy=str(ref), warning=warning)
             await self._add_prefixes(self.engine.group_prefixes(group))

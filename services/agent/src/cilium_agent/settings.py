@@ -200,6 +200,11 @@ class AgentSettings(TelemetrySettings, ClusterSettings, NodeSettings, KvstoreSet
         return self.state_dir / "state"
 
     @property
+    def accepted_dir(self) -> Path:
+        """Directory of the policy objects that were accepted last."""
+        return self.state_dir / "policies"
+
+    @property
     def delete_queue_dir(self) -> Path:
         """Directory of the plugin's queued deletes."""
         return self.state_dir / "deleteQueue"
