@@ -15,6 +15,7 @@ callback just before a scrape.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-class _Instrument:
+class _Instrument(ABC):
     kind = ""
 
     def __init__(self, name: str, help_text: str, labels: tuple[str, ...]) -> None:
@@ -38,9 +39,9 @@ class _Instrument:
         if len(values) != len(self.labels):
             raise ValueError(f"{self.name} has the labels {self.labels}, got {values}")
 
+    @abstractmethod
     def samples(self) -> Iterator[str]:
         """Lines of the exposition, without the head."""
-        raise NotImplementedError
 
     def _series(self, values: tuple[str, ...], suffix: str = "", extra: str = "") -> str:
         pairs = [
