@@ -242,7 +242,7 @@ class Agent:
         if needed:
             raise AgentError(
                 f"this kernel ({os.uname().release}) lacks what the data plane needs: "
-                f"{', '.join(needed)}; a kernel of 5.10 or later with BPF, clsact, veth and vxlan "
+                f"{', '.join(needed)}; a kernel of 5.11 or later with BPF, clsact, veth and vxlan "
                 "has it all, and the agent must run as root"
             )
 
