@@ -16,6 +16,7 @@ from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cilium_core.labels import SOURCE_K8S, Label
+from cilium_core.policy.l7 import L7Match
 from cilium_core.policy.ports import ANY_L4, L4Prefix, NamedPort, PortMatch, PortRange
 from cilium_core.policy.selectors import LabelSelector, PeerSelector
 
@@ -37,6 +38,17 @@ class Verdict(Enum):
 
     ALLOW = "allow"
     DENY = "deny"
+    PASS = "pass"  # noqa: S105 - no password
+    """Leave the matching traffic to the next tier."""
+
+
+class Tier(IntEnum):
+    """Groups of rules; the first one that decides about a packet has the last word."""
+
+    ADMIN = 0
+    NORMAL = 1
+    """CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy and NetworkPolicy."""
+    BASELINE = 2
 
 
 PRECEDENCE_MAX_PRIORITY: Final = (1 << 24) - 1
@@ -117,6 +129,19 @@ class Rule:
     named_ports_of_peer: bool = False
     """Whether a named egress port means each peer's own port of that name (as NetworkPolicy has it)
     rather than the one number that the name has in the whole cluster."""
+
+    l7: L7Match | None = None
+    """What the rule demands above the transport layer; None is nothing."""
+
+    tier: Tier = Tier.NORMAL
+    priority: tuple[int, ...] = ()
+    """Rank within the tier, the lowest first; `()` for rules that have none."""
+
+    audit: bool = False
+    """Whether the rule only tells what it would refuse."""
+
+    nodes: bool = False
+    """Whether `subject` selects nodes, that is the host endpoint, by their labels."""
 
     path: str = ""
     """Where in its object the rule stands, such as `spec.ingress[0]`."""
