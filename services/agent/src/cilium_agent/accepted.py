@@ -12,10 +12,9 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from cilium_core.files import write_atomic
 from cilium_core.policy import PolicyRef
 from cilium_core.telemetry import get_logger
-
-from cilium_agent.endpoints.storing import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from cilium_agent.endpoints.storing import write_atomic
+from cilium_core.files import write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,11 +8,11 @@ what to do, and the endpoint behind it is left closed; it is never guessed at.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from cilium_core.files import write_atomic
 from cilium_core.labels import LabelError, LabelSet
 
 from cilium_agent.endpoints.records import (
@@ -35,23 +35,6 @@ FILE_NAME = "ep_config.json"
 VERSION = 1
 
 Value = TypeVar("Value", str, int, bool, list[object])
-
-
-def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace a file in one step; `OSError` leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(  # noqa: PTH123 - the mode must hold from the first moment
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb"
-        ) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @dataclass(frozen=True)
