@@ -43,13 +43,14 @@ class Bench:
         self.table = EndpointTable()
         self.ipcache = IPCache(self.write_addresses)
         self.feed = Feed(MetadataHub(), self.table)
+        self.allocator = LocalIdentityAllocator()
         self.policies = Policies(
             PolicyOptions(),
             table=self.table,
             ipcache=self.ipcache,
-            write=self.write,
+            write=lambda changes, rows: self.write(changes, rows),
             feed=self.feed,
-            allocator=LocalIdentityAllocator(),
+            allocator=self.allocator,
             accepted=AcceptedObjects(folder),
         )
 
@@ -312,7 +313,7 @@ async def test_an_endpoint_that_overflows_keeps_its_policy_and_holds_up_no_other
             raise PolicyMapOverflow(1, 20_000, 16_384)
         await write(changes, rows)
 
-    bench.policies._write = overflowing
+    bench.write = overflowing
     bench.policies.upsert_object(REF, FROM_CIDR)
     with pytest.raises(EndpointError, match="endpoint 1"):
         await bench.policies.reconcile()
@@ -352,7 +353,7 @@ async def test_waiting_for_a_revision_ends_when_every_endpoint_has_it(bench):
 async def test_restored_prefixes_keep_their_numbers(tmp_path):
     labels = LabelSet.parse(["cidr:192.0.2.0/24", "reserved:world-ipv4"])
     bench = Bench(tmp_path)
-    bench.policies._allocator.restore({0x01000042: labels})
+    bench.allocator.restore({0x01000042: labels})
     bench.policies.restore_identities({0x01000042: labels})
     bench.ipcache.restore({"192.0.2.0/24": Entry(0x01000042), "198.51.100.0/24": Entry(0x01000043)})
     bench.policies.upsert_object(REF, FROM_CIDR)

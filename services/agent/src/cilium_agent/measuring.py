@@ -74,7 +74,7 @@ def _control_plane(agent: Agent) -> None:
 def _data_plane(agent: Agent) -> None:
     packets: Counter[tuple[int, str]] = Counter()
     volume: Counter[tuple[int, str]] = Counter()
-    for item in agent.counters:
+    for item in agent.upkeep.counters:
         key = (item.reason, direction_text(item.direction))
         packets[key] += item.packets
         volume[key] += item.bytes

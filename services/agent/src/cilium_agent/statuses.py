@@ -98,7 +98,7 @@ def _features(agent: Agent) -> Component:
 def _ipam(agent: Agent) -> Component:
     pool = agent.addresses.pool
     if not agent.addresses.complete:
-        text = agent.pod_cidr_error or "waiting for the operator to assign pod CIDRs"
+        text = agent.pod_cidrs.error or "waiting for the operator to assign pod CIDRs"
         return Component("IPAM", Health.WARNING, text)
     parts = []
     for version in (4, 6):
