@@ -27,7 +27,7 @@ from cilium_agent.datapath.tracking import Nat, Tracking
 from cilium_core import abi, drops
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 TC_OK, TC_SHOT, TC_REDIRECT = 0, 2, 7
@@ -202,9 +202,12 @@ def _mapped(held: maps.Map) -> mmap.mmap:
 class Plane:
     """All maps and programs of the data plane, for one case at a time."""
 
-    def __init__(self, cache: Path, folder: Path | None = None) -> None:
+    def __init__(
+        self, cache: Path, folder: Path | None = None, sizes: Mapping[str, int] | None = None
+    ) -> None:
+        """`sizes` are entries of maps that shall be larger than most cases need, by pin name."""
         folder = folder or specs.bpf_folder()
-        self.specs = specs.read_maps(folder, _SIZES)
+        self.specs = specs.read_maps(folder, _SIZES | dict(sizes or {}))
         self.maps = maps.open_maps(self.specs, None)
         self.templates = compiling.compile_all(folder, cache)
         self.generation = loading.load(

@@ -1,0 +1,56 @@
+"""`make fuzz`: judge random policies by oracle, resolver and kernel until the cases run out.
+
+    python -m tests.fuzz [--cases N] [--seconds S] [--seed SEED]
+
+Prints the cases, the seeds and every disagreement with the least policies that show it. The exit
+code is 0 when there was none. A seed of a round plays that round alone: --seed SEED --cases 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from pathlib import Path
+
+from tests.bpf.harness import Plane
+from tests.fuzz.rounds import PACKETS, SIZES, STEPS, play, shrunk
+
+CACHE = Path(__file__).parents[2] / "build" / "templates"
+_SHOWN = 5
+
+
+def main() -> int:
+    """Fuzz until the cases or the seconds run out."""
+    parser = argparse.ArgumentParser(prog="fuzz")
+    parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9)
+    given = parser.parse_args()
+    plane = Plane(CACHE, sizes=SIZES)
+    began = time.monotonic()
+    cases = findings = 0
+    try:
+        for seed in itertools.count(given.seed):
+            if cases >= given.cases or time.monotonic() - began > given.seconds:
+                break
+            for finding in play(plane, seed):
+                findings += 1
+                if findings <= _SHOWN:
+                    print(f"\nDisagreement {findings}: {shrunk(plane, finding)}\n", flush=True)
+            cases += PACKETS * STEPS
+            if sys.stderr.isatty():
+                print(f"\r{cases} cases, {findings} disagreements", end="", file=sys.stderr)
+    finally:
+        plane.close()
+    took = time.monotonic() - began
+    print(
+        f"{cases} cases in {took:.0f} s, seeds {given.seed} to {seed - 1}, "
+        f"{findings} disagreements"
+    )
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
