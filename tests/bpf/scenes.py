@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tests.bpf.harness import Event, Run
 
 TCP_PROTO, UDP_PROTO, SCTP_PROTO = 6, 17, 132
-ALLOW: Final = PolicyEntry(precedence=1, deny=False, proxy_port=0, audit=False, cookie=0)
-DENY: Final = PolicyEntry(precedence=255, deny=True, proxy_port=0, audit=False, cookie=0)
+ALLOW: Final = PolicyEntry(precedence=1, deny=False, redirect=0, audit=False, cookie=0)
+DENY: Final = PolicyEntry(precedence=255, deny=True, redirect=0, audit=False, cookie=0)
 INGRESS, EGRESS = abi.DIR_INGRESS, abi.DIR_EGRESS
 TUNNEL_IFINDEX = 4242
 """Of a device that need not exist: prog-test-run redirects nothing."""

@@ -11,7 +11,7 @@ written is not lost: `policy` gives the whole of what an endpoint should have.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cilium_core.identities import RESERVED_IDENTITIES, NumericIdentity
@@ -23,6 +23,7 @@ from cilium_core.policy.entries import NO_CHANGE, Changes, EndpointPolicy, Polic
 from cilium_core.policy.groups import CidrGroup, CidrGroups
 from cilium_core.policy.named_ports import NamedPorts
 from cilium_core.policy.options import PolicyOptions
+from cilium_core.policy.redirects import RedirectTable
 from cilium_core.policy.repositories import Repository, RepositoryChange
 from cilium_core.policy.resolving import (
     ResolutionKey,
@@ -31,7 +32,8 @@ from cilium_core.policy.resolving import (
     Subject,
     resolution_key,
 )
-from cilium_core.policy.rules import Direction, Policy, PolicyRef, Rule
+from cilium_core.policy.rules import Direction, Policy, PolicyRef, Rule, Verdict
+from cilium_core.policy.unions import Conflict, find_conflicts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,7 +49,11 @@ class EndpointUpdate:
     """How one endpoint's policy changes.
 
     Write the entries first, then the enforcement flags. `full` says that the map must hold exactly
-    `delta.add` afterwards, whatever it held before: the endpoint is new to the engine.
+    `delta.add` afterwards, whatever it held before: the endpoint is new to the engine. `redirects`
+    are all that the endpoint's entries name afterwards; have them realised before writing.
+
+    With `conflicts` the endpoint's rules contradict each other, so that it keeps the policy that it
+    had; one that never had any denies what the rules in question would allow.
     """
 
     endpoint: Hashable
@@ -56,6 +62,8 @@ class EndpointUpdate:
     delta: PolicyDelta
     revision: int
     full: bool = False
+    redirects: frozenset[int] = frozenset()
+    conflicts: tuple[Conflict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +88,12 @@ class GroupChange:
 
 @dataclass(slots=True)
 class _Endpoint:
+    """`accepted` are the latest of its rules that did not contradict each other."""
+
     subject: Subject
     rules: frozenset[Rule]
+    accepted: frozenset[Rule] | None = None
+    conflicts: tuple[Conflict, ...] = ()
     resolved: ResolvedPolicy | None = None
 
 
@@ -94,13 +106,17 @@ class PolicyEngine:
         self.selectors = SelectorCache()
         self.named_ports = NamedPorts()
         self.cookies = CookieTable()
-        self._resources = Resources(self.options, self.selectors, self.named_ports, self.cookies)
+        self.redirects = RedirectTable()
+        self._resources = Resources(
+            self.options, self.selectors, self.named_ports, self.cookies, self.redirects
+        )
         self._endpoints: dict[Hashable, _Endpoint] = {}
         self._by_namespace: dict[str, set[Hashable]] = {}
         self._resolved: dict[ResolutionKey, ResolvedPolicy] = {}
         self._dirty: set[Hashable] = set()
         self._changed_identities: set[NumericIdentity] = set()
         self._changed_names: set[str] = set()
+        self._denials: dict[Rule, Rule] = {}
         for identity in RESERVED_IDENTITIES.values():
             self.selectors.upsert_identity(identity.id, identity.labels)
 
@@ -240,12 +256,14 @@ class PolicyEngine:
         self._forget_stale_names()
         replaced: dict[tuple[ResolvedPolicy, ResolvedPolicy], PolicyDelta] = {}
         deltas = {resolved: noted.delta() for resolved, noted in changes.items()}
+        judged: dict[frozenset[Rule], tuple[Conflict, ...]] = {}
         left = []
         updates = []
         for name in list(self._endpoints) if changes else list(self._dirty):
             endpoint = self._endpoints[name]
             old = endpoint.resolved
-            new = self._resolve(endpoint) if name in self._dirty or old is None else old
+            conflicts = endpoint.conflicts
+            new = self._resolve(endpoint, judged) if name in self._dirty or old is None else old
             endpoint.resolved = new
             if old is None:
                 delta = PolicyDelta(new.entries(), frozenset())
@@ -258,10 +276,19 @@ class PolicyEngine:
                     new.note_changes_from(old, noted)
                     replaced[old, new] = noted.delta()
                 delta = replaced[old, new]
-            if old is None or delta or old.enforced != new.enforced:
-                ingress, egress = new.enforced
-                full = old is None
-                updates.append(EndpointUpdate(name, ingress, egress, delta, self.revision, full))
+            changed = conflicts != endpoint.conflicts
+            if old is None or delta or old.enforced != new.enforced or changed:
+                updates.append(
+                    EndpointUpdate(
+                        name,
+                        *new.enforced,
+                        delta,
+                        self.revision,
+                        full=old is None,
+                        redirects=new.redirects(),
+                        conflicts=endpoint.conflicts,
+                    )
+                )
         self._dirty.clear()
         for resolved in left:
             self._leave(resolved)
@@ -313,8 +340,25 @@ class PolicyEngine:
                             found.setdefault(policy.ref, set()).add(port.name)
         return {ref: frozenset(names) for ref, names in found.items()}
 
+    def conflicts(self) -> dict[Hashable, tuple[Conflict, ...]]:
+        """The endpoints whose rules contradict each other, as of the last flush."""
+        return {
+            name: endpoint.conflicts
+            for name, endpoint in self._endpoints.items()
+            if endpoint.conflicts
+        }
+
+    def redirects_in_use(self) -> frozenset[int]:
+        """The redirects that entries of any endpoint name, as of the last flush."""
+        return frozenset(
+            number for resolved in self._resolved.values() for number in resolved.redirects()
+        )
+
     def sweep_cookies(self) -> int:
-        """Forget cookies out of use for two sweeps; call it every few minutes."""
+        """Forget cookies and redirects out of use for two sweeps; call it every few minutes."""
+        self.redirects.sweep(self.redirects_in_use())
+        known = {rule for endpoint in self._endpoints.values() for rule in endpoint.rules}
+        self._denials = {rule: denial for rule, denial in self._denials.items() if rule in known}
         return self.cookies.sweep(
             {cookie for resolved in self._resolved.values() for cookie in resolved.cookies()}
         )
@@ -344,9 +388,28 @@ class PolicyEngine:
             name for name, endpoint in self._endpoints.items() if endpoint.resolved in stale
         }
 
-    def _resolve(self, endpoint: _Endpoint) -> ResolvedPolicy:
-        """The resolved policy for an endpoint's present subject and rules, shared if possible."""
-        key = resolution_key(endpoint.subject, endpoint.rules)
+    def _resolve(
+        self, endpoint: _Endpoint, judged: dict[frozenset[Rule], tuple[Conflict, ...]]
+    ) -> ResolvedPolicy:
+        """The resolved policy for an endpoint's present subject and rules, shared if possible.
+
+        `judged` remembers which conflicts sets of rules have.
+        """
+        rules = endpoint.rules
+        if rules not in judged:
+            judged[rules] = tuple(
+                conflict
+                for direction in Direction
+                for conflict in find_conflicts(r for r in rules if r.direction is direction)
+            )
+        endpoint.conflicts = judged[rules]
+        if not endpoint.conflicts:
+            endpoint.accepted = rules
+        elif endpoint.accepted is not None:
+            rules = endpoint.accepted
+        else:
+            rules = self._without(rules, endpoint.conflicts)
+        key = resolution_key(endpoint.subject, rules)
         resolved = self._resolved.get(key)
         if resolved is None:
             old = endpoint.resolved
@@ -360,6 +423,13 @@ class PolicyEngine:
         if resolved is not endpoint.resolved:
             resolved.users += 1
         return resolved
+
+    def _without(self, rules: frozenset[Rule], conflicts: Iterable[Conflict]) -> frozenset[Rule]:
+        """The rules with those in conflict turned into denials of what they would allow."""
+        refused = {rule for conflict in conflicts for rule in (conflict.first, conflict.second)}
+        for rule in refused - self._denials.keys():
+            self._denials[rule] = replace(rule, verdict=Verdict.DENY, l7=None)
+        return (rules - refused) | {self._denials[rule] for rule in refused}
 
     def _leave(self, resolved: ResolvedPolicy | None) -> None:
         """Give up one use of a resolved policy."""

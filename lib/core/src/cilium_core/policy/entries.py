@@ -42,11 +42,15 @@ class PolicyKey(NamedTuple):
 
 
 class PolicyEntry(NamedTuple):
-    """Value of a policy map entry; see `rules.precedence` for the order of precedences."""
+    """Value of a policy map entry; see `rules.precedence` for the order of precedences.
+
+    `redirect` names what a proxy has to enforce, see `redirects`; 0 is none. With `deny` and
+    `audit`, traffic is reported as refused and goes on, through the proxy if there is a `redirect`.
+    """
 
     precedence: int
     deny: bool
-    proxy_port: int = 0
+    redirect: int = 0
     audit: bool = False
     cookie: int = 0
 

@@ -59,12 +59,15 @@ class HttpRule:
     """Requests that are allowed; what is empty is not looked at.
 
     `path` (with the query), `method` and `host` are RE2 expressions for the whole value.
+    `server_names` limits the rule to connections with one of these SNI values; only a `Redirect`
+    has such rules, where policies with different names meet.
     """
 
     path: str = ""
     method: str = ""
     host: str = ""
     headers: tuple[HeaderMatch, ...] = ()
+    server_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,8 @@ class L7Match:
 class Redirect:
     """What a proxy port enforces: a union of matches, in an order that makes equal ones equal.
 
-    `allow_all` lets every request pass and only reports it; the rules are empty then.
+    `allow_all` lets every request pass and only reports it; then there are no rules but those of
+    HTTP that change headers. `server_names` limits connections in any case; empty is no limit.
     `audit` reports what it would refuse and passes it.
     """
 

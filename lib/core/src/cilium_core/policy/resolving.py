@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cilium_core.policy.cookies import CookieTable
     from cilium_core.policy.named_ports import NamedPorts
     from cilium_core.policy.options import PolicyOptions
+    from cilium_core.policy.redirects import RedirectTable
 
 _PORT_BITS: Final = 24
 
@@ -86,6 +87,7 @@ class Resources(NamedTuple):
     selectors: SelectorCache
     named_ports: NamedPorts
     cookies: CookieTable
+    redirects: RedirectTable
 
 
 class ResolutionKey(NamedTuple):
@@ -195,6 +197,10 @@ class ResolvedPolicy:
             for entry in peer.column.values()
         )
 
+    def redirects(self) -> frozenset[int]:
+        """The numbers of the redirects that entries name."""
+        return frozenset().union(*(side.redirects() for side in self._sides))
+
     def release(self) -> None:
         """Give the selectors back; the policy must not be used afterwards."""
         for side in self._sides:
@@ -279,6 +285,9 @@ class _Side:
     def release(self) -> None:
         for cached in self._selectors:
             self._resources.selectors.release(cached)
+
+    def redirects(self) -> frozenset[int]:
+        return frozenset()
 
     def _rules_of(self, identity: int) -> set[Rule]:
         peer = self.columns.get(identity)

@@ -16,7 +16,7 @@ from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cilium_core.labels import SOURCE_K8S, Label
-from cilium_core.policy.l7 import L7Match
+from cilium_core.policy.l7 import L7Kind, L7Match
 from cilium_core.policy.ports import ANY_L4, L4Prefix, NamedPort, PortMatch, PortRange
 from cilium_core.policy.selectors import LabelSelector, PeerSelector
 
@@ -53,16 +53,26 @@ class Tier(IntEnum):
 
 PRECEDENCE_MAX_PRIORITY: Final = (1 << 24) - 1
 _KEYS: Final = "io.cilium.k8s.policy."
-_LOW_BYTE: Final = {Verdict.DENY: 255, Verdict.ALLOW: 1}
+_LOW_BYTE: Final = {Verdict.DENY: 255, Verdict.ALLOW: 1, Verdict.PASS: 0}
+
+LISTENER_PRIORITY: Final = {
+    L7Kind.HTTP: 101,
+    L7Kind.KAFKA: 106,
+    L7Kind.TLS: 116,
+    L7Kind.DNS: 121,
+}
+"""Which proxy gets the traffic of a peer that rules send to several; the lowest wins."""
 
 
-def precedence(verdict: Verdict, priority: int = 0) -> int:
+def precedence(verdict: Verdict, priority: int = 0, kind: L7Kind | None = None) -> int:
     """The 32-bit precedence of an entry; the higher one wins.
 
     The upper 24 bits hold the inverted priority (0 is the strongest, at most 2^24-1), the low byte
-    ranks the verdicts of one priority: deny above everything, a plain allow at the bottom.
+    ranks the verdicts of one priority: deny above everything, then allow by way of a proxy of some
+    kind, a plain allow, and what only names who denies by default at the bottom (as PASS).
     """
-    return (PRECEDENCE_MAX_PRIORITY - priority) << 8 | _LOW_BYTE[verdict]
+    low = _LOW_BYTE[verdict] if kind is None else 255 - LISTENER_PRIORITY[kind]
+    return (PRECEDENCE_MAX_PRIORITY - priority) << 8 | low
 
 
 class PolicyRef(NamedTuple):
@@ -165,7 +175,12 @@ class Rule:
     @property
     def precedence(self) -> int:
         """The precedence of the rule's entries."""
-        return precedence(self.verdict)
+        return precedence(self.verdict, kind=self.l7.kind if self.l7 is not None else None)
+
+    @property
+    def ref(self) -> PolicyRef:
+        """The policy that the rule is from."""
+        return PolicyRef(self.origin.kind, self.origin.namespace, self.origin.name)
 
 
 @dataclass(frozen=True, slots=True)

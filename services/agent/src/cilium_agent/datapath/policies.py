@@ -47,11 +47,11 @@ def encode_key(key: PolicyKey) -> bytes:
 
 
 def encode_entry(key: PolicyKey, entry: PolicyEntry) -> bytes:
-    """Value of the map."""
+    """Value of the map; `redirect` is the port of the proxy here."""
     flags = abi.POLICY_DENY if entry.deny else 0
     flags |= abi.POLICY_AUDIT if entry.audit else 0
     return _ENTRY.pack(
-        entry.precedence, entry.cookie, socket.htons(entry.proxy_port), flags, key.prefixlen
+        entry.precedence, entry.cookie, socket.htons(entry.redirect), flags, key.prefixlen
     )
 
 
@@ -70,7 +70,7 @@ def decode(key: bytes, value: bytes) -> tuple[PolicyKey, PolicyEntry]:
         PolicyEntry(
             precedence=precedence,
             deny=bool(flags & abi.POLICY_DENY),
-            proxy_port=socket.ntohs(proxy_port),
+            redirect=socket.ntohs(proxy_port),
             audit=bool(flags & abi.POLICY_AUDIT),
             cookie=cookie,
         ),

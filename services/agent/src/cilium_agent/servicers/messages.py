@@ -100,7 +100,7 @@ def policy_entry(
         deny=entry.deny,
         precedence=entry.precedence,
         cookie=entry.cookie,
-        proxy_port=entry.proxy_port,
+        proxy_port=entry.redirect,
         derived_from=sorted(names),
         labels=labels.texts() if labels is not None and key.identity else [],
     )

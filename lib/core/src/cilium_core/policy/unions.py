@@ -1,0 +1,195 @@
+"""Unions: what a proxy enforces where several rules meet, and which rules cannot meet.
+
+All allow rules that cover one peer on one port are one policy: a request passes if any of them lets
+it pass. A rule that says nothing about requests lets every request pass. The exception is DNS,
+where only a rule for exactly that port frees the port; a rule for every port does not.
+
+Two rules for the same peers on the same ports that ask for different proxies, or for different
+certificates, contradict each other: that is a `Conflict`. Where rules for *different* peers happen
+to meet in one identity and cannot be united, the kind that ranks higher has its way and the others
+allow nothing there.
+
+Pure functions of values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from cilium_core.policy.l7 import HttpRule, KafkaRule, L7Kind, L7Match, Redirect
+from cilium_core.policy.ports import NamedPort
+from cilium_core.policy.rules import LISTENER_PRIORITY, Direction, PolicyRef, Rule, Verdict
+from cilium_core.policy.selectors import EntitySelector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cilium_core.policy.l7 import TlsContext
+    from cilium_core.policy.ports import L4Prefix, PortMatch
+    from cilium_core.policy.selectors import PeerSelector
+
+T = TypeVar("T")
+
+_SPOKEN: Final = (L7Kind.HTTP, L7Kind.KAFKA)
+"""Kinds that TLS may wrap."""
+
+_NOBODY: Final = "none"
+"""The entity that no identity belongs to."""
+
+
+class Conflict(NamedTuple):
+    """Two rules that one endpoint cannot obey together."""
+
+    first: Rule
+    second: Rule
+    reason: str
+
+    @property
+    def policies(self) -> tuple[PolicyRef, PolicyRef]:
+        """The policies that the rules are from; both may be the same."""
+        return self.first.ref, self.second.ref
+
+    def __str__(self) -> str:
+        return f"{_place(self.first)} and {_place(self.second)} conflict: {self.reason}"
+
+
+def _place(rule: Rule) -> str:
+    return f"{rule.ref} {rule.path}".rstrip()
+
+
+def find_conflicts(rules: Iterable[Rule]) -> tuple[Conflict, ...]:
+    """The rules among those of one direction that contradict each other, one of each pair found."""
+    meeting: dict[tuple[object, ...], list[Rule]] = {}
+    for rule in rules:
+        if rule.l7 is None or rule.verdict is not Verdict.ALLOW:
+            continue
+        for peer in rule.peers if rule.peers is not None else (None,):
+            if peer is None or not _never_selects(peer):
+                for port in rule.ports or ():
+                    place = (peer, port, rule.tier, rule.priority)
+                    meeting.setdefault(place, []).append(rule)
+    found: dict[tuple[Rule, Rule], str] = {}
+    for group in meeting.values():
+        for pair in combinations(sorted(group, key=_order), 2):
+            if pair[0] is not pair[1] and pair not in found and (reason := _clash(*pair)):
+                found[pair] = reason
+    return tuple(Conflict(*pair, reason) for pair, reason in found.items())
+
+
+def _order(rule: Rule) -> tuple[object, ...]:
+    return rule.ref, rule.path
+
+
+def _never_selects(peer: PeerSelector) -> bool:
+    return isinstance(peer, EntitySelector) and peer.name == _NOBODY
+
+
+def _clash(first: Rule, second: Rule) -> str:
+    """Why two rules cannot be united; empty when they can."""
+    one, other = first.l7, second.l7
+    if one is None or other is None:
+        return ""
+    kinds = {one.kind, other.kind}
+    if len(kinds) > 1 and not (L7Kind.TLS in kinds and kinds & set(_SPOKEN)):
+        return f"a port cannot be parsed as {one.kind.value} and as {other.kind.value}"
+    for side in ("terminating", "originating"):
+        contexts = {getattr(one, side), getattr(other, side)} - {None}
+        if len(contexts) > 1:
+            names = " and ".join(
+                sorted(f"{context.secret.namespace}/{context.secret.name}" for context in contexts)
+            )
+            return f"they name different {side}TLS contexts, of the secrets {names}"
+    opened = one.terminating or other.terminating
+    if (one.server_names or other.server_names) and kinds & set(_SPOKEN) and not opened:
+        return "serverNames beside rules about requests need terminatingTLS"
+    return ""
+
+
+def unite(rules: Sequence[Rule], prefix: L4Prefix, *, observe: bool) -> Redirect | None:
+    """What a proxy enforces for a peer on a prefix that all these allow rules cover.
+
+    None when none of them asks for a proxy. With `observe`, requests are reported and all pass.
+    """
+    matches = [rule.l7 for rule in rules if rule.l7 is not None]
+    if not matches:
+        return None
+    kind = min((match.kind for match in matches), key=LISTENER_PRIORITY.__getitem__)
+    used = _compatible(kind, matches)
+    free = any(rule.l7 is None and frees(rule, prefix, kind) for rule in rules)
+    names = frozenset[str]()
+    if not free and not observe and all(match.server_names for match in used):
+        names = frozenset(name for match in used for name in match.server_names)
+    redirect = Redirect(
+        rules[0].direction is Direction.INGRESS,
+        kind,
+        server_names=names,
+        terminating=_first(match.terminating for match in used),
+        originating=_first(match.originating for match in used),
+    )
+    https = _https(used)
+    everyone = HttpRule() in https if kind is L7Kind.HTTP else _allow_all(kind, used, names)
+    if observe or free or everyone:
+        # Rules that change headers have their effect even where nothing is refused.
+        acting = {rule for rule in https if any(header.mismatch for header in rule.headers)}
+        return replace(redirect, http=_sorted(acting), allow_all=True)
+    return replace(
+        redirect,
+        http=_sorted(https),
+        dns=_sorted({rule for match in used for rule in match.dns}),
+        kafka=_sorted({rule for match in used for rule in match.kafka}),
+    )
+
+
+def frees(rule: Rule, prefix: L4Prefix, kind: L7Kind) -> bool:
+    """Whether a rule that says nothing about requests allows them all on a prefix it covers."""
+    return kind is not L7Kind.DNS or any(_is_exactly(port, prefix) for port in rule.ports or ())
+
+
+def _is_exactly(port: PortMatch, prefix: L4Prefix) -> bool:
+    if port.protocol != prefix.protocol:
+        return False
+    # A name stands for single ports, and the prefix of the rule that covers this one is such a one.
+    return isinstance(port, NamedPort) or port.first == port.last == prefix.port
+
+
+def _compatible(kind: L7Kind, matches: Sequence[L7Match]) -> list[L7Match]:
+    """The matches that a proxy of one kind can enforce together; those that it cannot are left out."""
+    used = [match for match in matches if match.kind is kind]
+    if kind in _SPOKEN:
+        used += [match for match in matches if match.kind is L7Kind.TLS]
+    for side in ("terminating", "originating"):
+        chosen = _first(getattr(match, side) for match in used)
+        used = [match for match in used if getattr(match, side) in (None, chosen)]
+    if kind in _SPOKEN and not any(match.terminating for match in used):
+        used = [match for match in used if not match.server_names]
+    return used
+
+
+def _https(used: Sequence[L7Match]) -> set[HttpRule]:
+    """The rules about HTTP, each with the server names that it is limited to if these differ."""
+    differ = len({match.server_names for match in used}) > 1
+    return {
+        replace(rule, server_names=tuple(sorted(match.server_names))) if differ else rule
+        for match in used
+        for rule in match.http or (HttpRule(),)
+    }
+
+
+def _allow_all(kind: L7Kind, used: Sequence[L7Match], names: frozenset[str]) -> bool:
+    match kind:
+        case L7Kind.TLS:
+            return not names
+        case L7Kind.DNS:
+            return any(not match.dns for match in used)
+        case _:
+            return any(not match.kafka or KafkaRule() in match.kafka for match in used)
+
+
+def _first(contexts: Iterable[TlsContext | None]) -> TlsContext | None:
+    return min((context for context in contexts if context is not None), key=repr, default=None)
+
+
+def _sorted(rules: set[T]) -> tuple[T, ...]:
+    return tuple(sorted(rules, key=repr))
