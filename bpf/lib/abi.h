@@ -54,6 +54,32 @@ enum config_flag {
 	CONFIG_TUNNEL = 16,         /* remote pods are reached through the tunnel device */
 	CONFIG_AUDIT = 32,          /* policy denials are reported and passed */
 	CONFIG_DROPS = 64,          /* write drop events */
+	CONFIG_PROXY = 128,         /* connections may be redirected to proxies */
+	CONFIG_HOST_FIREWALL = 256, /* the node has a policy of its own: see struct endpoint_info */
+};
+
+/* skb->mark: what programs, the node's stack and the proxies' sockets tell each other. */
+enum mark {
+	MARK_MASK = 0x0f00,
+	/*
+	 * For a proxy: routed to the node itself by PROXY_TABLE. The proxy's port (be) is in the
+	 * upper 16 bits; 0 is an answer to a connection that a proxy opened.
+	 */
+	MARK_TO_PROXY = 0x0200,
+	MARK_LISTENER = 1,       /* with MARK_TO_PROXY: for the listener, not a connection of its */
+	MARK_SNAT_DONE = 0x0300, /* never masquerade */
+	MARK_OVERLAY = 0x0400,   /* outer packet of the tunnel */
+	/* SO_MARK of every socket of a proxy for what pods receive, and for what they send */
+	MARK_PROXY_INGRESS = 0x0a00,
+	MARK_PROXY_EGRESS = 0x0b00,
+	MARK_HOST = 0x0c00,     /* a process of the node */
+	MARK_IDENTITY = 0x0f00, /* the sender's identity is in the other bits */
+};
+
+/* How marked packets reach the node itself: `ip rule fwmark MARK_TO_PROXY/MARK_MASK`. */
+enum proxy_routing {
+	PROXY_TABLE = 2004, /* one route: local default dev lo */
+	PROXY_RULE_PRIORITY = 9,
 };
 
 struct config {
@@ -101,6 +127,10 @@ enum endpoint_flag {
 	ENDPOINT_NOT_READY = 16, /* policy not installed yet: drop */
 };
 
+/*
+ * A pod, or an address of the node. The node's own policy (host firewall) is that of the row of
+ * cilium_devices under the index of cilium_host: its id, flags and policy_rev.
+ */
 struct endpoint_info {
 	__u32 ifindex; /* of the host-side device */
 	__u32 identity;
@@ -163,13 +193,14 @@ struct policy_key {
 
 enum policy_flag {
 	POLICY_DENY = 1,
-	POLICY_AUDIT = 2,
+	POLICY_AUDIT = 2,    /* with POLICY_DENY: reported as denied, and let pass */
+	POLICY_REDIRECT = 4, /* through the proxy at proxy_port; nowhere while that is 0 */
 };
 
 struct policy_entry {
 	__u32 precedence; /* higher wins; then the longer prefix; then the exact identity */
 	__u32 cookie;     /* names the rules behind the entry */
-	__u16 proxy_port; /* be; 0 is no redirect */
+	__u16 proxy_port; /* be; of a redirect, 0 while there is no proxy for it */
 	__u8 flags;       /* enum policy_flag */
 	__u8 prefixlen;   /* protocol and port bits of the key, 0 to 24 */
 };
@@ -212,6 +243,15 @@ struct ct_key6 {
 	__u16 zone;
 };
 
+/*
+ * A proxy for what pods send opens connections with the pod's own address. They are in a zone of
+ * their own, so that they never meet the pod's.
+ */
+enum ct_zone {
+	CT_ZONE_PODS = 0,
+	CT_ZONE_PROXIES = 1,
+};
+
 enum ct_kind {
 	CT_FLOW = 0,
 	CT_SERVICE = 4,
@@ -222,12 +262,14 @@ enum ct_flag {
 	CT_TX_CLOSING = 2,     /* FIN or RST from the initiator */
 	CT_RX_CLOSING = 4,
 	CT_SEEN_NON_SYN = 8,
-	CT_OUT = 16, /* the initiator is an endpoint of this node */
-	CT_IN = 32,  /* the responder is an endpoint of this node */
-	CT_PROXY_REDIRECT = 64,
+	CT_OUT = 16,            /* the initiator is an endpoint of this node */
+	CT_IN = 32,             /* the responder is an endpoint of this node */
+	CT_PROXY_REDIRECT = 64, /* to the proxy at proxy_port, as egress policy says */
 	CT_NODE_PORT = 128,
 	CT_FROM_TUNNEL = 256,
 	CT_SEEN_REPLY = 512,
+	CT_PROXY_INGRESS = 1024, /* the redirect is one of ingress policy */
+	CT_PROXY = 2048,         /* opened by a proxy: judged when it came to the proxy */
 };
 
 struct ct_entry {
@@ -370,6 +412,7 @@ enum source_file {
 	FILE_OVERLAY = 3,
 	FILE_XDP = 4,
 	FILE_SOCK = 5,
+	FILE_PROXY = 8,
 	FILE_PARSE = 101, /* headers shared by the programs */
 	FILE_FRAGMENTS = 102,
 	FILE_CONNTRACK = 103,
@@ -377,6 +420,7 @@ enum source_file {
 	FILE_NAT = 105,
 	FILE_DELIVERY = 106,
 	FILE_NEIGHBOURS = 108,
+	FILE_HOST_FIREWALL = 109,
 };
 
 /* ---- events: cilium_events, a ring of records for each processor ---- */

@@ -41,15 +41,6 @@ enum control {
 	CONTROL_PEER = 1,     /* be; node at the other end of the tunnel */
 };
 
-/* skb->mark: what our own programs tell each other through the stack. */
-enum mark {
-	MARK_MASK = 0x0f00,
-	MARK_SNAT_DONE = 0x0300, /* never masquerade */
-	MARK_OVERLAY = 0x0400,   /* outer packet of the tunnel */
-	MARK_HOST = 0x0c00,      /* a process of the node */
-	MARK_IDENTITY = 0x0f00,  /* the sender's identity is in the other bits */
-};
-
 /* Drop encoding: file, line and reason. */
 #define DROP_AT(file, reason)   (-(int)(((file) << 20) | (__LINE__ << 8) | (reason)))
 #define DROP(reason)            DROP_AT(SOURCE_FILE, reason)
