@@ -60,11 +60,21 @@ def dial(state_dir: Path) -> grpc.aio.Channel:
 class Subscription:
     """What one proxy is to do."""
 
-    def __init__(self, kind: L7Kind, copy: Path, take_up: TakeUp) -> None:
-        """`copy` is the file of the copy on disk."""
+    def __init__(
+        self,
+        kind: L7Kind,
+        copy: Path,
+        take_up: TakeUp,
+        *,
+        joined: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`copy` is the file of the copy on disk; `joined` is called when an agent is there."""
         self._kind = kind
         self._copy = copy
         self._take_up = take_up
+        self._joined = joined
+        self._requests: asyncio.Queue[proxy_pb2.WatchRedirectsRequest] = asyncio.Queue()
+        self._revision = 0
         self.assignment = Assignment()
         self.connected = False
         """Whether the agent has sent its snapshot, and the stream stands."""
@@ -102,12 +112,21 @@ class Subscription:
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
+    def tell(self, errors: Mapping[int, str]) -> None:
+        """Tell the agent again which ports are not served; no effect while it is away."""
+        self._requests.put_nowait(
+            proxy_pb2.WatchRedirectsRequest(
+                acknowledged_revision=self._revision,
+                errors=[proxy_pb2.PortError(port=p, error=e) for p, e in errors.items()],
+            )
+        )
+
     async def _follow(self, stub: proxy_pb2_grpc.ProxyServiceStub) -> None:
-        requests: asyncio.Queue[proxy_pb2.WatchRedirectsRequest] = asyncio.Queue()
-        requests.put_nowait(
+        self._requests = asyncio.Queue()
+        self._requests.put_nowait(
             proxy_pb2.WatchRedirectsRequest(kind=KINDS[self._kind], pid=os.getpid())
         )
-        async for change in stub.WatchRedirects(_drain(requests)):
+        async for change in stub.WatchRedirects(_drain(self._requests)):
             wanted = redirects.apply(self._kind, self.assignment, change)
             errors = await self._take_up(wanted)
             if wanted != self.assignment:
@@ -116,12 +135,9 @@ class Subscription:
             if not self.connected:
                 self.connected = True
                 log.info("following the agent", redirects=len(wanted.redirects))
-            requests.put_nowait(
-                proxy_pb2.WatchRedirectsRequest(
-                    acknowledged_revision=change.revision,
-                    errors=[proxy_pb2.PortError(port=p, error=e) for p, e in errors.items()],
-                )
-            )
+                self._joined()
+            self._revision = change.revision
+            self.tell(errors)
 
     def _save(self) -> None:
         try:
