@@ -123,7 +123,7 @@ def test_a_refused_policy_leaves_the_accepted_version_in_force(engine):
     engine.flush()
     before = engine.policy(3)
     bad = allow("p", "3", None)
-    bad["spec"]["ingress"][0]["toPorts"][0]["rules"] = {"http": [{"path": "/"}]}
+    bad["spec"]["ingress"][0]["toPorts"][0]["rules"] = {"http": [{"path": "("}]}
 
     with pytest.raises(PolicyError):
         engine.upsert_policy(bad)

@@ -13,7 +13,7 @@ from cilium_core.policy import (
 )
 from cilium_core.policy.ports import NamedPort, PortRange, Protocol
 
-from tests.unit.policy.worlds import ccnp, cnp, knp
+from tests.unit.policy.worlds import cnp, knp
 
 WEB = {"matchLabels": {"app": "web"}}
 
@@ -292,64 +292,46 @@ def test_an_error_names_the_object_and_every_problem():
     }
 
 
-LATER = {
-    "http": (
-        ingress(to_ports({"port": "80", "protocol": "TCP"}, rules={"http": [{}]})),
-        "toPorts[0].rules.http",
-    ),
-    "kafka": (
-        ingress(to_ports({"port": "80"}, rules={"kafka": [{"topic": "a"}]})),
-        "toPorts[0].rules.kafka",
-    ),
-    "dns": (
-        ingress(to_ports({"port": "53"}, rules={"dns": [{"matchName": "a"}]})),
-        "toPorts[0].rules.dns",
-    ),
-    "l7": (
-        ingress(to_ports({"port": "80"}, rules={"l7proto": "x", "l7": [{}]})),
+HTTP = {"port": "80", "protocol": "TCP"}
+UNAVAILABLE = {
+    "other parsers": (
+        ingress(to_ports(HTTP, rules={"l7proto": "x", "l7": [{}]})),
         "toPorts[0].rules.l7proto",
+        "parsers for http, dns and kafka only",
     ),
-    "tls": (
-        ingress(to_ports({"port": "80"}, terminatingTLS={"secret": {"name": "a"}})),
-        "toPorts[0].terminatingTLS",
+    "Kafka inside TLS": (
+        ingress(to_ports(HTTP, rules={"kafka": [{}]}, terminatingTLS={"secret": {"name": "a"}})),
+        "toPorts[0].rules.kafka",
+        "inside TLS",
     ),
-    "origination": (
-        ingress(to_ports({"port": "80"}, originatingTLS={})),
-        "toPorts[0].originatingTLS",
+    "authentication": (
+        ingress({"authentication": {"mode": "required"}}),
+        "authentication",
+        "no mutual authentication",
     ),
-    "names": (ingress(to_ports({"port": "80"}, serverNames=["a.io"])), "toPorts[0].serverNames"),
-    "listener": (ingress(to_ports({"port": "80"}, listener={"name": "a"})), "toPorts[0].listener"),
-    "authentication": (ingress({"authentication": {"mode": "required"}}), "authentication"),
-    "nodes": (ingress({"fromNodes": [{}]}), "fromNodes"),
-    "groups": (ingress({"fromGroups": [{}]}), "fromGroups"),
+    "groups": (ingress({"fromGroups": [{"aws": {}}]}), "fromGroups", "no cloud provider"),
 }
 
 
-@pytest.mark.parametrize(("obj", "path"), LATER.values(), ids=LATER.keys())
-def test_a_field_that_nothing_enforces_yet_is_refused_and_named(obj, path):
+@pytest.mark.parametrize(("obj", "path", "reason"), UNAVAILABLE.values(), ids=UNAVAILABLE.keys())
+def test_a_field_that_cannot_be_enforced_is_refused_with_the_reason(obj, path, reason):
     with pytest.raises(UnsupportedPolicyError) as caught:
         parse(obj)
 
     found = {problem.path: problem.message for problem in caught.value.problems}
-    assert found[f"spec.ingress[0].{path}"] == "is not supported yet"
+    assert reason in found[f"spec.ingress[0].{path}"]
 
 
-@pytest.mark.parametrize("field", ["toFQDNs", "toServices", "toNodes", "toGroups"])
-def test_an_egress_peer_that_nothing_enforces_yet_is_refused_and_named(field):
-    with pytest.raises(
-        UnsupportedPolicyError, match=rf"spec.egress\[0\].{field}: is not supported"
-    ):
-        parse(cnp_with(egress=[{field: [{}]}]))
+def test_a_listener_of_ones_own_is_refused_with_the_reason():
+    listener = {"envoyConfig": {"name": "a"}, "name": "b", "priority": 1}
 
-
-def test_a_policy_for_nodes_is_refused_until_it_is_enforced():
-    with pytest.raises(UnsupportedPolicyError, match=r"spec\.nodeSelector: is not supported yet"):
-        parse(ccnp({"nodeSelector": {}, "ingress": [{}]}))
+    with pytest.raises(UnsupportedPolicyError, match=r"listener: is not available"):
+        parse(cnp_with(egress=[to_ports(HTTP, listener=listener)]))
 
 
 def test_a_field_that_is_wrong_outweighs_one_that_is_not_supported():
     with pytest.raises(PolicyError) as caught:
-        parse(cnp_with(egress=[{"toFQDNs": [{}]}, {"x": 1}]))
+        parse(cnp_with(egress=[{"toGroups": [{"aws": {}}]}, {"x": 1}]))
 
     assert not isinstance(caught.value, UnsupportedPolicyError)
 

@@ -20,7 +20,7 @@ from pydantic import Field, StrictStr
 
 from cilium_core.identities import Prefix, parse_prefix
 from cilium_core.labels import OWN_KEYS_PREFIX, SOURCE_CIDR_GROUP, Label, LabelSet
-from cilium_core.policy.models import Metadata, Model
+from cilium_core.policy.models_values import Metadata, Model
 from cilium_core.policy.selectors import (
     GROUP_NAME_PREFIX,
     CidrGroupSelector,

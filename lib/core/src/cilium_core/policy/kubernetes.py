@@ -15,15 +15,17 @@ from cilium_core.labels import (
     KEY_NAMESPACE_LABELS_PREFIX,
     SOURCE_K8S,
 )
+from cilium_core.policy import auditing
 from cilium_core.policy.ports import NamedPort, PortMatch, PortRange, Protocol
 from cilium_core.policy.rules import Direction, Policy, PolicyRef, Rule, Verdict, make_origin
 from cilium_core.policy.selectors import PeerSelector, cidr_selector, equals, exists
-from cilium_core.policy.translating import read_selector
+from cilium_core.policy.translating_peers import read_selector
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cilium_core.policy.models import (
+    from cilium_core.policy.findings import Findings
+    from cilium_core.policy.models_kubernetes import (
         KubernetesEgress,
         KubernetesIngress,
         KubernetesPeer,
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     )
     from cilium_core.policy.options import PolicyOptions
     from cilium_core.policy.selectors import LabelSelector
-    from cilium_core.policy.translating import Findings
 
 KIND: Final = "NetworkPolicy"
 
@@ -52,6 +53,7 @@ def translate(
     annotations = metadata.annotations or {}
     shown = next((annotations[key] for key in _NAME_ANNOTATIONS if key in annotations), ref.name)
     origin = make_origin(ref._replace(name=shown), metadata.uid)
+    audit = auditing.check(annotations, findings)
     subject = read_selector(model.spec.pod_selector, SOURCE_K8S).require(
         equals(KEY_NAMESPACE, namespace)
     )
@@ -87,6 +89,7 @@ def translate(
                 default_deny=True,
                 origin=origin,
                 named_ports_of_peer=True,
+                audit=audit,
                 path=path,
             )
             for peers, ports, path in matches

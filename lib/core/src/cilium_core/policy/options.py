@@ -26,6 +26,19 @@ class EnforcementMode(Enum):
     """No endpoint; rules have no effect."""
 
 
+class HeaderRegex(Enum):
+    """When the value of an HTTP header in `headers` is a regular expression (`header-regex`)."""
+
+    AUTO = "auto"
+    """When it is unmistakably written as one."""
+
+    NEVER = "never"
+    """Never: values are compared as they are."""
+
+    ALWAYS = "always"
+    """Whenever it compiles."""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
     """Settings of the policy engine, with the users' option named beside each."""
@@ -53,3 +66,15 @@ class PolicyOptions:
 
     extended_protocols: bool = False
     """`enable-extended-ip-protocols`: accept VRRP, IGMP and items without a port."""
+
+    l7_proxy: bool = True
+    """`enable-l7-proxy`: accept rules for HTTP, DNS, Kafka and TLS."""
+
+    header_regex: HeaderRegex = HeaderRegex.AUTO
+    """`header-regex`."""
+
+    node_selector_labels: bool = False
+    """`enable-node-selector-labels`: accept `fromNodes` and `toNodes`."""
+
+    host_firewall: bool = False
+    """`enable-host-firewall`: enforce policies for nodes; without it they have no effect."""

@@ -17,9 +17,10 @@ from cilium_core.policy.errors import (
     Problem,
     UnsupportedPolicyError,
 )
-from cilium_core.policy.models import NOT_SUPPORTED, CiliumPolicy, KubernetesPolicy
+from cilium_core.policy.findings import Findings
+from cilium_core.policy.models import CiliumPolicy
+from cilium_core.policy.models_kubernetes import KubernetesPolicy
 from cilium_core.policy.options import PolicyOptions
-from cilium_core.policy.translating import Findings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,7 +151,7 @@ def _problem(detail: ErrorDetails) -> Problem:
     if kind == "missing":
         return Problem(path, "is required")
     message = detail["msg"].removeprefix("Value error, ")
-    return Problem(path, message, unsupported=kind == NOT_SUPPORTED)
+    return Problem(path, message)
 
 
 def _error(problems: tuple[Problem, ...], subject: str) -> PolicyError:

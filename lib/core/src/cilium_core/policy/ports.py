@@ -180,6 +180,8 @@ _ICMP_FAMILIES: Final[Mapping[str, tuple[Protocol, Mapping[str, int]]]] = {
     "IPv4": (Protocol.ICMP, _ICMP4_TYPES),
     "IPv6": (Protocol.ICMPV6, _ICMP6_TYPES),
 }
+ICMP_NAMES: Final = tuple(dict.fromkeys((*_ICMP4_TYPES, *_ICMP6_TYPES)))
+"""The names of ICMP types, of either family."""
 
 
 def icmp_range(family: str, icmp_type: int | str) -> PortRange:

@@ -25,11 +25,13 @@ from cilium_core.labels import (
     KEY_NAMESPACE_LABELS_PREFIX,
     SOURCE_ANY,
     SOURCE_CIDR,
+    SOURCE_FQDN,
     SOURCE_K8S,
     SOURCE_RESERVED,
     Label,
     LabelSet,
 )
+from cilium_core.policy.fqdn import compile_name
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
@@ -283,6 +285,41 @@ def _outside_prefix(labels: LabelSet) -> Prefix | None:
     """The prefix of an outside identity; the world itself has none."""
     prefixes = (cidr_of_cached(label) for label in labels.from_source(SOURCE_CIDR))
     return next((prefix for prefix in prefixes if prefix is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class FqdnSelector:
+    """Outside addresses that a DNS name stands for, by name or by pattern, as written.
+
+    Which addresses these are is learned from answers; an address then carries the selector's label.
+    """
+
+    name: str = ""
+    pattern: str = ""
+
+    @property
+    def label(self) -> Label:
+        """The label of the addresses whose names the selector means."""
+        return Label(SOURCE_FQDN, self.name or self.pattern)
+
+    def matches_name(self, name: str) -> bool:
+        """Whether the selector means a DNS name."""
+        return compile_name(name=self.name, pattern=self.pattern).matches(name)
+
+    def matches(self, labels: LabelSet) -> bool:
+        """Whether an identity with these labels is selected."""
+        return self.label in labels
+
+    def anchors(self) -> tuple[Hashable, ...] | None:
+        """The label."""
+        return ((self.name or self.pattern, ""),)
+
+    def prefixes(self) -> Iterable[Prefix]:
+        """None: addresses come and go with the answers."""
+        return ()
+
+    def __str__(self) -> str:
+        return str(self.label)
 
 
 GROUP_NAME_PREFIX: Final = "io.cilium.policy.cidrgroupname/"
