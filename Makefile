@@ -7,8 +7,9 @@ VENV := .venv/bin
 # KEEP=1 leaves the demo's lab running; TESTS narrows `make test`, such as TESTS=tests/bpf.
 KEEP ?=
 TESTS ?=
+FUZZ ?=
 
-.PHONY: help setup demo test bench lint type fmt clean
+.PHONY: help setup demo test fuzz bench lint type fmt clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
@@ -21,6 +22,9 @@ demo: setup ## Three nodes, two namespaces, a policy, and the flows it lets thro
 
 test: setup ## Run every test (as root: real eBPF, namespaces and etcd)
 	@$(VENV)/python -m pytest $(TESTS)
+
+fuzz: setup ## Judge 100,000 random packets under random policies by oracle, resolver and kernel (FUZZ="--seed 7")
+	@$(VENV)/python -m tests.fuzz $(FUZZ)
 
 bench: setup ## Measure against peers in one run; prints a table and writes build/bench.json
 	@$(VENV)/python -m tests.bench

@@ -20,6 +20,7 @@ from cilium_core.policy import PolicyEntry, PolicyKey
 from tests.bpf.conftest import CACHE, why_not
 from tests.bpf.harness import Namespace
 from tests.bpf.nodes import Node
+from tests.needing import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,10 +32,7 @@ _PATIENCE_S = 1.5
 
 @pytest.fixture
 def node() -> Iterator[Node]:
-    if reason := why_not():
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need(why_not())
     root = Path("/sys/fs/bpf") / f"test-{os.getpid()}-{secrets.token_hex(4)}"
     pinning.ensure_bpffs(root)
     plane = datapath.Datapath(datapath.DatapathPaths(root, CACHE), {"cilium_policy": 64})

@@ -25,6 +25,7 @@ from pyroute2 import IPRoute
 from tests.bpf.conftest import CACHE, why_not
 from tests.bpf.harness import Namespace
 from tests.bpf.nodes import V4, V6, path_of
+from tests.needing import need
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -191,10 +192,7 @@ def _pod_cidrs(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    if reason := why_not():
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need(why_not())
     root = Path("/sys/fs/bpf") / f"test-{os.getpid()}-{secrets.token_hex(4)}"
     pinning.ensure_bpffs(root)
     made = Cluster(root)

@@ -46,8 +46,7 @@ def main() -> int:
         plane.close()
     took = time.monotonic() - began
     print(
-        f"{cases} cases in {took:.0f} s, seeds {given.seed} to {seed - 1}, "
-        f"{findings} disagreements"
+        f"{cases} cases in {took:.0f} s, seeds {given.seed} to {seed - 1}, {findings} disagreements"
     )
     return 1 if findings else 0
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 from cilium_agent.datapath.models import EndpointInfo, NodeConfig, PolicyChange
 from cilium_core import abi
 
-from tests.unit.policy import oracle
 from tests.unit.policy.worlds import World, outside, pod, reserved
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from cilium_core.policy import PolicyOptions
 
     from tests.bpf.harness import Plane
+    from tests.unit.policy import oracle
 
 WEB_80: Final = (("web", 6, 80), ("dns", 17, 53))
 WEB_8080: Final = (("web", 6, 8080), ("dns", 17, 53))

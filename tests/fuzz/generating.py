@@ -154,7 +154,9 @@ def _group_rule(chance: Random) -> dict[str, Any]:
         made["cidrGroupRef"] = chance.choice(GROUPS)
     else:
         made["cidrGroupSelector"] = {
-            "matchLabels": {chance.choice(("env", "cidrgroup:env", "any:site")): chance.choice("ab")}
+            "matchLabels": {
+                chance.choice(("env", "cidrgroup:env", "any:site")): chance.choice("ab")
+            }
         }
     if chance.random() < 0.3:
         made["except"] = [chance.choice(("10.1.0.0/16", "10.0.0.1/32", "192.0.2.9/32"))]

@@ -7,7 +7,7 @@ less and less in it.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -17,12 +17,12 @@ from tests.fuzz import generating
 from tests.fuzz.casts import Cast, parties, relabelled
 from tests.fuzz.judging import Case, Disagreement, check, check_ongoing, draw
 from tests.fuzz.packets import TCP
+from tests.unit.policy import oracle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.bpf.harness import Plane
-    from tests.unit.policy import oracle
 
 PACKETS = 40
 """Cases after each step."""
@@ -52,23 +52,30 @@ class Finding:
     text: str
 
     def __str__(self) -> str:
-        lines = [f"{self.case}", f"  {self.text}", f"  seed {self.seed}, {self.options}"]
+        default = PolicyOptions()
+        options = [
+            f"{one.name}={getattr(self.options, one.name)}"
+            for one in fields(self.options)
+            if getattr(self.options, one.name) != getattr(default, one.name)
+        ]
+        lines = [f"{self.case}", f"  {self.text}", f"  seed {self.seed} {' '.join(options)}"]
         for number, step in enumerate(self.steps, 1):
             lines.append(f"--- step {number}")
             for name, party in step.put.items():
-                lines.append(f"# {name} becomes {party}")
+                labels = ", ".join(f"{k}={v}" for k, (_, v) in party.labels.items())
+                lines.append(f"# {name} becomes {labels} serving {party.ports}")
             for verb, objects in (("apply", step.apply), ("delete", step.delete)):
-                for obj in objects:
-                    lines.append(f"# {verb}:\n---\n{yaml.safe_dump(obj, sort_keys=False)}".rstrip())
+                lines += [
+                    f"# {verb}:\n---\n{yaml.safe_dump(obj, sort_keys=False)}".rstrip()
+                    for obj in objects
+                ]
         return "\n".join(lines)
 
 
 def options_of(chance: random.Random) -> PolicyOptions:
     """Options at random; mostly the defaults."""
     modes = [EnforcementMode.DEFAULT] * 6 + [EnforcementMode.ALWAYS] * 2 + [EnforcementMode.NEVER]
-    return PolicyOptions(
-        enforcement=chance.choice(modes), allow_localhost=chance.random() < 0.7
-    )
+    return PolicyOptions(enforcement=chance.choice(modes), allow_localhost=chance.random() < 0.7)
 
 
 def step_of(chance: random.Random, cast: Cast, *, first: bool) -> Step:
@@ -98,7 +105,7 @@ def make(cast: Cast, step: Step) -> None:
 
 
 def play(plane: Plane, seed: int, packets: int = PACKETS, steps: int = STEPS) -> Iterator[Finding]:
-    """Play a round; yields the first disagreement, if any, and counts `packets` × `steps` cases."""
+    """Play a round; yields the first disagreement, if any, after `packets` cases a step."""
     chance = random.Random(seed)
     options = options_of(chance)
     cast = Cast(plane, options)
@@ -110,17 +117,21 @@ def play(plane: Plane, seed: int, packets: int = PACKETS, steps: int = STEPS) ->
         make(cast, step)
         made.append(step)
         case: Case | None = None
+        about = ""
         try:
             for case, port in open_connections:
-                check_ongoing(cast, case, port, reply=chance.random() < 0.5)
+                reply = chance.random() < 0.5
+                about = "an answer: " if reply else "later in the connection: "
+                check_ongoing(cast, case, port, reply=reply)
             open_connections.clear()
+            about = ""
             for _ in range(packets):
                 case, port = draw(chance, cast), next(ports)
                 if check(cast, case, port) and case.protocol == TCP and len(open_connections) < 8:
                     open_connections.append((case, port))
         except Disagreement as disagreement:
             assert case is not None
-            yield Finding(seed, options, tuple(made), case, str(disagreement))
+            yield Finding(seed, options, tuple(made), case, f"{about}{disagreement}")
             return
 
 

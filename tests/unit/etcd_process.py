@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
 from typing import TYPE_CHECKING
 
-import pytest
+from tests.needing import need
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,8 +62,4 @@ class EtcdProcess:
 
 
 def require_etcd() -> None:
-    if shutil.which("etcd") is None:
-        reason = "etcd is not installed (Debian package etcd-server)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need("" if shutil.which("etcd") else "etcd is not installed (Debian package etcd-server)")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.needing import need, need_root
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -49,18 +51,10 @@ int cil_to_container(struct __sk_buff *skb) { return 0; }
 }
 
 
-def require(reason: str) -> None:
-    """Skip for a reason, or fail where everything must run."""
-    if reason:
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def root() -> None:
     """The test needs root."""
-    require("needs root" if os.geteuid() else "")
+    need_root("changing maps")
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +63,7 @@ def compiler(root: None) -> None:
     from cilium_agent.datapath.probing import probe
 
     found = probe()
-    require(", ".join(name for name, works in found.items() if not works))
+    need(", ".join(name for name, works in found.items() if not works))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING
 
 import grpc
@@ -12,6 +11,7 @@ from hubble_server.app import App
 from hubble_server.settings import ServerSettings
 from observer import observer_pb2, observer_pb2_grpc
 
+from tests.needing import need
 from tests.unit.hubble.loads import Emitter, emitter, snapshot
 from tests.unit.hubble.test_following_the_agent import serving
 
@@ -26,9 +26,8 @@ def kernel() -> Iterator[Emitter]:
         context = emitter("tE-restart")
         made = context.__enter__()
     except (ImportError, OSError) as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"needs root, bcc and a bpffs: {error}")
+        need(f"a ring in the kernel needs root, bcc and a bpffs: {error}")
+        raise
     try:
         yield made
     finally:
