@@ -88,6 +88,8 @@ class MetadataHub:
         if kind == "l7":
             return True
         key = _key(kind, update)
+        if kind == "names" and not update.names.names:
+            return self._state.pop(key, None) is not None
         if self._state.get(key) == update:
             return False
         self._state[key] = update
@@ -112,6 +114,8 @@ def _key(kind: str, update: metadata_pb2.Update) -> tuple[str, Hashable]:
             return kind, update.rules_deleted if deleted else update.rules.cookie
         case "interface":
             return kind, update.interface_deleted if deleted else update.interface.index
+        case "names":
+            return kind, (update.names.endpoint, update.names.ip)
         case _:
             front = update.frontend_deleted if deleted else update.service.frontend
             return "service", (front.ip, front.port, front.protocol)
