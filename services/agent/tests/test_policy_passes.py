@@ -2,7 +2,8 @@
 
 import pytest
 from cilium_agent.accepted import AcceptedObjects
-from cilium_agent.datapath import PolicyMapOverflow
+from cilium_agent.datapath import NO_PORT, PolicyOverflow
+from cilium_agent.endpoints import rows
 from cilium_agent.endpoints.records import Attachment, Endpoint, EndpointID, Link
 from cilium_agent.endpoints.states import State
 from cilium_agent.endpoints.tables import EndpointTable
@@ -32,14 +33,37 @@ FROM_CIDR = policy(fromCIDR=["192.0.2.0/24"])
 FROM_ALL = policy(fromEntities=["all"])
 
 
+class FakeProxies:
+    """Gives every redirect a port, in rising order, unless told to give none."""
+
+    def __init__(self, bench):
+        self.bench = bench
+        self.ports = {}
+        self.closed = False
+        self.released = []
+
+    async def realise(self, redirects):
+        self.bench.log.append(("proxies", len(redirects)))
+        if self.closed:
+            return {}
+        for redirect in redirects:
+            self.ports.setdefault(redirect, 10_000 + len(self.ports))
+        return {redirect: self.ports[redirect] for redirect in redirects}
+
+    def release(self, redirects):
+        self.released.extend(redirects)
+
+
 class Bench:
     """A node's policy with everything around it in memory; `log` has what the kernel was told."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, lockdown=False):
+        self.proxies = FakeProxies(self)
         self.log = []
         self.maps = {}
         self.rows = {}
         self.error = None
+        self.overflows = {}
         self.table = EndpointTable()
         self.ipcache = IPCache(self.write_addresses)
         self.feed = Feed(MetadataHub(), self.table)
@@ -48,11 +72,16 @@ class Bench:
             PolicyOptions(),
             table=self.table,
             ipcache=self.ipcache,
-            write=lambda changes, rows: self.write(changes, rows),
+            write=self._write,
+            proxies=self.proxies,
+            lockdown=lockdown,
             feed=self.feed,
             allocator=self.allocator,
             accepted=AcceptedObjects(folder),
         )
+
+    async def _write(self, changes, rows):
+        return await self.write(changes, rows)
 
     async def write(self, changes, rows):
         if self.error:
@@ -65,6 +94,7 @@ class Bench:
             self.log.append(("map", {key.identity for key in change.add}))
         for row in rows:
             self.rows[row.id] = row
+        return [self.overflows[number] for number in changes if number in self.overflows]
 
     async def write_addresses(self, upserts, deletes):
         self.log.extend(("address", prefix) for prefix in [*upserts, *deletes])
@@ -302,25 +332,112 @@ async def test_a_failed_write_is_made_up_for_in_full(bench):
     assert bench.rows[1].flags
 
 
-async def test_an_endpoint_that_overflows_keeps_its_policy_and_holds_up_no_other(bench):
+async def overflown(bench):
     first, second = bench.endpoint(1), bench.endpoint(2)
     await bench.policies.build_many([first, second])
-    held = dict(bench.maps[1])
-    write = bench.write
-
-    async def overflowing(changes, rows):
-        if 1 in changes:
-            raise PolicyMapOverflow(1, 20_000, 16_384)
-        await write(changes, rows)
-
-    bench.write = overflowing
     bench.policies.upsert_object(REF, FROM_CIDR)
+    await bench.policies.reconcile()
+    cookies = frozenset(entry.cookie for entry in bench.maps[1].values())
+    bench.overflows[1] = PolicyOverflow(1, 20_000, 16_384, cookies, closed=False)
+    bench.policies.upsert_object(REF, FROM_ALL)
     with pytest.raises(EndpointError, match="endpoint 1"):
         await bench.policies.reconcile()
-    assert held == bench.maps[1]
+    return first, second
+
+
+async def test_an_overflow_names_endpoint_and_policies_and_holds_up_no_other(bench):
+    first, second = await overflown(bench)
     assert "20000" in first.error
+    assert "CiliumNetworkPolicy shop/p" in first.error
+    assert first.state is State.WAITING_TO_REGENERATE
     assert ("", bench.policies.engine.revision) == (second.error, second.policy_revision)
     assert first.policy_revision < second.policy_revision
+
+
+async def test_an_overflow_ends_when_the_policy_fits(bench):
+    first, _ = await overflown(bench)
+    bench.overflows.clear()
+    await bench.policies.reconcile()
+    assert (first.error, first.state) == ("", State.READY)
+
+
+async def test_an_endpoint_drops_everything_while_its_policy_does_not_fit(tmp_path):
+    bench = Bench(tmp_path, lockdown=True)
+    await overflown(bench)
+    assert (bench.rows[1].flags, bench.rows[2].flags == rows.NOT_READY) == (rows.NOT_READY, False)
+    bench.overflows.clear()
+    await bench.policies.reconcile()
+    assert bench.rows[1].flags != rows.NOT_READY
+
+
+ONLY_GET = policy(
+    toPorts=[{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"method": "GET"}]}}]
+)
+
+
+async def test_a_redirect_has_its_port_before_the_map_names_it(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.log.clear()
+    bench.policies.upsert_object(REF, ONLY_GET)
+    await bench.policies.reconcile()
+    assert [name for name, _ in bench.log] == ["proxies", "map"]
+    (port,) = bench.proxies.ports.values()
+    assert {entry.redirect for entry in bench.maps[1].values()} >= {port}
+    assert all(entry.redirect in (0, port) for entry in bench.maps[1].values())
+
+
+async def test_a_redirect_that_no_proxy_takes_is_written_without_a_port(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.proxies.closed = True
+    bench.policies.upsert_object(REF, ONLY_GET)
+    await bench.policies.reconcile()
+    assert NO_PORT in {entry.redirect for entry in bench.maps[1].values()}
+
+
+async def test_entries_follow_a_redirect_to_its_new_port(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.proxies.closed = True
+    bench.policies.upsert_object(REF, ONLY_GET)
+    await bench.policies.reconcile()
+    bench.proxies.closed = False
+    identity = bench.policies.engine
+    redirects = [identity.redirects.get(number) for number in identity.redirects_in_use()]
+    bench.policies.redirects_moved(redirects)
+    await bench.policies.reconcile()
+    assert {10_000} <= {entry.redirect for entry in bench.maps[1].values()} <= {0, 10_000}
+
+
+async def test_a_redirect_is_released_once_no_policy_names_it(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, ONLY_GET)
+    await bench.policies.reconcile()
+    await bench.policies.sweep_redirects()
+    assert bench.proxies.released == []
+    bench.policies.upsert_object(REF, FROM_ALL)
+    await bench.policies.reconcile()
+    await bench.policies.sweep_redirects()
+    assert bench.proxies.released == list(bench.proxies.ports)
+
+
+async def test_contradicting_policies_leave_the_old_one_in_force_and_are_named(bench):
+    endpoint = bench.endpoint()
+    await bench.policies.build(endpoint)
+    bench.policies.upsert_object(REF, ONLY_GET)
+    await bench.policies.reconcile()
+    held = dict(bench.maps[1])
+    kafka = [
+        {"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"kafka": [{"role": "produce"}]}}
+    ]
+    other = policy(toPorts=kafka)
+    other["metadata"] = {**other["metadata"], "name": "q"}
+    bench.policies.upsert_object(REF._replace(name="q"), other)
+    await bench.policies.reconcile()
+    assert held == bench.maps[1]
+    assert "shop/p" in endpoint.conflicts[0]
+    assert "shop/q" in endpoint.conflicts[0]
+    bench.policies.delete_object(REF._replace(name="q"))
+    await bench.policies.reconcile()
+    assert endpoint.conflicts == ()
 
 
 async def test_nothing_is_written_for_an_endpoint_that_is_being_removed(bench):

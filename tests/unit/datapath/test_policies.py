@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cilium_agent.datapath import maps, policies, specs
 from cilium_agent.datapath.endpoints import Endpoints
-from cilium_agent.datapath.errors import PolicyMapOverflow
-from cilium_agent.datapath.models import EndpointInfo, PolicyChange
+from cilium_agent.datapath.models import NO_PORT, EndpointInfo, PolicyChange, PolicyOverflow
 from cilium_agent.datapath.policies import Policies, decode, encode_entry, encode_key
 from cilium_core import abi
 from cilium_core.policy import PolicyEntry, PolicyKey
@@ -53,6 +52,13 @@ def _verdict(
     return entry
 
 
+def _difference(
+    before: Mapping[bytes, bytes], after: Mapping[bytes, bytes]
+) -> tuple[dict[bytes, bytes], list[bytes]]:
+    added = {key: value for key, value in after.items() if before.get(key) != value}
+    return added, [key for key in before if key not in after]
+
+
 _keys = st.builds(
     lambda direction, identity, proto, port, length: PolicyKey(
         direction, identity, proto if length else 0, port if length == 24 else 0, length
@@ -64,8 +70,10 @@ _keys = st.builds(
     st.sampled_from([0, 8, 24]),
 )
 _entries = st.builds(
-    lambda precedence, deny, cookie: PolicyEntry(precedence, deny, cookie=cookie),
+    PolicyEntry,
     st.integers(0, 5),
+    st.booleans(),
+    st.sampled_from([0, NO_PORT, 10000]),
     st.booleans(),
     st.integers(0, 3),
 )
@@ -79,7 +87,7 @@ _contents = st.dictionaries(_keys, _entries, max_size=8).map(
 def test_no_step_of_a_change_in_place_is_half_of_it(
     before: dict[bytes, bytes], after: dict[bytes, bytes]
 ) -> None:
-    order = policies.order_in_place(before, after)
+    order = policies.order_in_place(*_difference(before, after))
     if order is None:
         return
     added, removed = order
@@ -109,7 +117,7 @@ def test_a_change_of_both_lookups_is_not_made_in_place() -> None:
     exact = {encode_key(PolicyKey(INGRESS, 7, 0, 0, 0)): bytes(12)}
     anyone = {encode_key(PolicyKey(INGRESS, 0, 0, 0, 0)): bytes(12)}
 
-    assert policies.order_in_place(exact, anyone) is None
+    assert policies.order_in_place(*_difference(exact, anyone)) is None
 
 
 @given(_keys, _entries)
@@ -180,18 +188,63 @@ def test_a_change_raises_the_revision_of_its_endpoint_alone(
     assert after[6] == before[6]
 
 
-def test_too_many_entries_leave_the_old_ones_in_force(
+def test_of_too_many_entries_those_are_in_force_that_open_nothing(
     policy: Policies, endpoints: Endpoints
 ) -> None:
-    policy.replace(5, _allow(1))
+    policy.replace(5, {**_allow(1), **_allow(70)})
     revision = _revision(endpoints, 5)
+    denied = {key: PolicyEntry(9, deny=True, cookie=8) for key in _allow(70)}
 
-    with pytest.raises(PolicyMapOverflow, match=r"endpoint 5: 65 policy entries .* map of 64"):
-        policy.apply({6: PolicyChange(add=_allow(1)), 5: PolicyChange(add=_many(65))})
+    overflows = policy.apply(
+        {6: PolicyChange(add=_allow(1)), 5: PolicyChange(add=_many(64) | denied)}
+    )
 
-    assert policy.dump(5) == _allow(1)
-    assert policy.dump(6) == {}
-    assert _revision(endpoints, 5) == revision
+    assert overflows == [PolicyOverflow(5, 65, 64, frozenset({9}), closed=False)]
+    assert "bpf-policy-map-max" in str(overflows[0])
+    assert policy.dump(6) == _allow(1)
+    held = policy.dump(5)
+    assert held.items() >= {**_allow(1), **denied}.items()
+    assert len(held) == 64
+    assert held.items() <= (_many(64) | denied).items()
+    assert _revision(endpoints, 5) == revision + 1
+
+
+def test_an_overflow_that_is_still_there_changes_nothing_more(
+    policy: Policies, endpoints: Endpoints
+) -> None:
+    change = PolicyChange(add=_many(65), replace=True)
+    policy.apply({5: change})
+    held, revision = policy.dump(5), _revision(endpoints, 5)
+
+    assert policy.apply({5: change})
+
+    assert (held, revision) == (policy.dump(5), _revision(endpoints, 5))
+
+
+def test_an_overflow_of_refusals_closes_the_endpoint(policy: Policies) -> None:
+    policy.replace(5, _allow(1))
+    refusals = {key: PolicyEntry(9, deny=True) for key in _many(65)}
+
+    (overflow,) = policy.apply({5: PolicyChange(add=refusals, replace=True)})
+
+    assert overflow.closed
+    assert policy.dump(5) == {}
+
+
+@given(_contents, _contents, st.integers(0, 8))
+def test_what_fits_of_a_policy_allows_no_more_than_the_whole(
+    held: dict[bytes, bytes], wanted: dict[bytes, bytes], capacity: int
+) -> None:
+    rows = policies.fitting(held, wanted, capacity)
+
+    assert len(rows) <= capacity
+    assert rows.items() <= wanted.items()
+    strict = {
+        key
+        for key, value in wanted.items()
+        if (entry := decode(key, value)[1]).redirect or (entry.deny and not entry.audit)
+    }
+    assert not rows or strict <= rows.keys()
 
 
 def test_a_full_map_can_be_replaced_by_another_full_one(policy: Policies) -> None:

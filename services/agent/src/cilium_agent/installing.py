@@ -1,8 +1,8 @@
-"""From the engine's updates to the kernel: policies first, then the endpoints' rows.
+"""From the engine's updates to the kernel: proxies first, then policies, then the endpoints' rows.
 
 One `flush` writes what changed for all endpoints in one step. What fails is remembered and written
-in full by the next one. An endpoint whose policy does not fit keeps the old one and says so, and
-holds up no other. Used by `policies` within its passes.
+in full by the next one. An endpoint whose policy does not fit gets the part that allows no more
+than the whole, says so, and holds up no other. Used by `policies` within its passes.
 """
 
 from __future__ import annotations
@@ -11,27 +11,45 @@ from typing import TYPE_CHECKING
 
 from cilium_core.telemetry import counter, get_logger
 
-from cilium_agent.datapath import EndpointInfo, PolicyChange, PolicyMapOverflow
+from cilium_agent.datapath import PolicyChange
 from cilium_agent.endpoints import rows
 from cilium_agent.endpoints.records import Endpoint, EndpointID
 from cilium_agent.endpoints.states import State
 from cilium_agent.errors import EndpointNotFoundError
+from cilium_agent.redirections import Redirections, with_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from cilium_core.policy import EndpointPolicy, EndpointUpdate, PolicyEngine
+    from cilium_core.policy import (
+        EndpointPolicy,
+        EndpointUpdate,
+        PolicyEngine,
+        PolicyEntry,
+        PolicyKey,
+    )
+    from cilium_core.policy.l7 import Redirect
 
+    from cilium_agent.datapath import EndpointInfo, PolicyOverflow
     from cilium_agent.endpoints.tables import EndpointTable
     from cilium_agent.feeds import Feed
+    from cilium_agent.redirections import Proxies
 
-    Write = Callable[[Mapping[int, PolicyChange], list[EndpointInfo]], Awaitable[None]]
+    Write = Callable[
+        [Mapping[int, PolicyChange], list[EndpointInfo]], Awaitable[list[PolicyOverflow]]
+    ]
     Wanted = EndpointPolicy | EndpointUpdate
 
 log = get_logger()
 
 REGENERATIONS = counter(
     "cilium_endpoint_regenerations_total", "Endpoints given a policy.", "outcome"
+)
+OVERFLOWS = counter(
+    "cilium_policy_map_overflows_total", "Policies that did not fit into an endpoint's map."
+)
+CONFLICTS = counter(
+    "cilium_policy_conflicts_total", "Endpoints whose policies contradicted each other."
 )
 
 
@@ -45,29 +63,36 @@ class Installer:
         table: EndpointTable,
         write: Write,
         feed: Feed,
-        audit: bool = False,
+        proxies: Proxies,
+        lockdown: bool = False,
     ) -> None:
-        """`write` installs policies, then rows."""
+        """`write` installs policies, then rows; `lockdown` closes endpoints on overflow."""
         self._engine = engine
         self._table = table
         self._write = write
         self._feed = feed
-        self._audit = audit
+        self._lockdown = lockdown
+        self._redirections = Redirections(engine, proxies)
         self._stale: set[EndpointID] = set()
         self._rows: set[EndpointID] = set()
 
     @property
     def stale(self) -> frozenset[EndpointID]:
-        """Endpoints whose policy did not get into the kernel."""
+        """Endpoints whose policy is not in the kernel, or not all of it."""
         return frozenset(self._stale)
 
     def want_row(self, endpoint_id: EndpointID) -> None:
         """Have an endpoint's row written with the next flush, even if its policy is the same."""
         self._rows.add(endpoint_id)
 
+    def redirects_moved(self, redirects: Iterable[Redirect]) -> None:
+        """Have entries written again whose redirects have another port."""
+        self._redirections.moved(redirects)
+
     def forget(self, endpoint_id: EndpointID) -> None:
         """An endpoint is gone."""
         self._engine.remove_endpoint(endpoint_id)
+        self._redirections.note(endpoint_id, frozenset())
         self._stale.discard(endpoint_id)
         self._rows.discard(endpoint_id)
 
@@ -75,21 +100,22 @@ class Installer:
         """Write what changed, in one step for all endpoints; what fails is remembered."""
         updates = {_endpoint_id(u.endpoint): u for u in self._engine.flush()}
         self.publish_cookies()
-        work: dict[int, PolicyChange] = {}
-        states: dict[EndpointID, Wanted] = {}
+        states: dict[EndpointID, Wanted] = dict(updates)
         for endpoint_id, update in updates.items():
-            work[endpoint_id] = _change_of(update)
-            states[endpoint_id] = update
-        for endpoint_id in list(self._stale):
-            if (policy := self._engine.policy(endpoint_id)) is not None:
-                work[endpoint_id] = PolicyChange(add=policy.entries, replace=True)
-                states[endpoint_id] = policy
-        for endpoint_id in self._rows - states.keys():
+            self._redirections.note(endpoint_id, update.redirects)
+        self._stale |= {EndpointID(number) for number in self._redirections.take_moved()}
+        full: dict[EndpointID, EndpointPolicy] = {}
+        for endpoint_id in self._stale | (self._rows - states.keys()):
             if (policy := self._engine.policy(endpoint_id)) is not None:
                 states[endpoint_id] = policy
-        self._stale |= {EndpointID(endpoint_id) for endpoint_id in work}
+                if endpoint_id in self._stale:
+                    full[endpoint_id] = policy
+        work = {number: u for number, u in updates.items() if number not in full}
+        self._stale |= work.keys()
         self._rows |= states.keys()
-        await self._install(work, states)
+        if states:
+            changes = await self._changes(work, full)
+            await self._install(changes, states, updates)
         self._advance()
 
     def publish_cookies(self) -> None:
@@ -99,31 +125,68 @@ class Installer:
             self._feed.rules({cookie: origins for cookie, origins in changes.items() if origins})
             self._feed.rules_deleted(cookie for cookie, origins in changes.items() if not origins)
 
-    async def _install(
-        self, work: dict[int, PolicyChange], states: dict[EndpointID, Wanted]
-    ) -> None:
-        while states:
-            endpoints = self._begin(states)
-            living = {endpoint.id for endpoint in endpoints}
-            wanted = {number: change for number, change in work.items() if number in living}
-            changed = [self._row(e, states[e.id]) for e in endpoints if self._row_due(e, states)]
-            try:
-                await self._write(wanted, changed)
-            except PolicyMapOverflow as error:
-                failed = EndpointID(error.endpoint_id)
-                self._fail(failed, str(error))
-                work.pop(failed, None)
-                states.pop(failed, None)
-                continue
-            except Exception as error:
-                for endpoint in endpoints:
-                    self._fail(endpoint.id, str(error))
-                raise
-            for endpoint in endpoints:
-                self._succeed(endpoint, states[endpoint.id])
-            return
+    def sweep_redirects(self) -> None:
+        """Let go of redirects that no entry in the kernel names any more."""
+        if not self._stale:
+            self._redirections.sweep()
 
-    def _begin(self, states: Mapping[EndpointID, object]) -> list[Endpoint]:
+    async def _changes(
+        self, work: Mapping[EndpointID, EndpointUpdate], full: Mapping[EndpointID, EndpointPolicy]
+    ) -> dict[int, PolicyChange]:
+        """What to write, with ports; endpoints that share a policy share what is written."""
+        ports = await self._redirections.ports([*work, *full])
+        shared: dict[int, Mapping[PolicyKey, PolicyEntry]] = {}
+
+        def translated(
+            entries: Mapping[PolicyKey, PolicyEntry],
+        ) -> Mapping[PolicyKey, PolicyEntry]:
+            if id(entries) not in shared:
+                shared[id(entries)] = with_ports(entries, ports)
+            return shared[id(entries)]
+
+        changes: dict[int, PolicyChange] = {}
+        for number, update in work.items():
+            delta = update.delta
+            changes[number] = PolicyChange(translated(delta.add), delta.remove, update.full)
+        for number, policy in full.items():
+            changes[number] = PolicyChange(translated(policy.entries), replace=True)
+        return changes
+
+    async def _install(
+        self,
+        changes: Mapping[int, PolicyChange],
+        states: Mapping[EndpointID, Wanted],
+        updates: Mapping[EndpointID, EndpointUpdate],
+    ) -> None:
+        endpoints = self._begin(states)
+        living = {endpoint.id for endpoint in endpoints}
+        wanted = {number: change for number, change in changes.items() if number in living}
+        changed = [self._row(e, states[e.id]) for e in endpoints if self._row_due(e, states[e.id])]
+        try:
+            overflows = await self._write(wanted, changed)
+        except Exception as error:
+            for endpoint in endpoints:
+                self._fail(endpoint, str(error))
+            raise
+        overflown = {overflow.endpoint_id: overflow for overflow in overflows}
+        for endpoint in endpoints:
+            if (update := updates.get(endpoint.id)) is not None:
+                self._tell_conflicts(endpoint, update)
+            if (overflow := overflown.get(endpoint.id)) is not None:
+                OVERFLOWS.add(1)
+                self._fail(endpoint, self._explain(overflow))
+            else:
+                self._succeed(endpoint, states[endpoint.id])
+        if overflown and self._lockdown:
+            await self._lock([e for e in endpoints if e.id in overflown])
+
+    async def _lock(self, endpoints: list[Endpoint]) -> None:
+        """Have endpoints drop everything until their policies fit."""
+        for endpoint in endpoints:
+            endpoint.row_stale = True
+        await self._write({}, [rows.row(endpoint, rows.NOT_READY) for endpoint in endpoints])
+
+    def _begin(self, states: Iterable[EndpointID]) -> list[Endpoint]:
         endpoints = []
         for endpoint_id in states:
             try:
@@ -140,9 +203,8 @@ class Installer:
             endpoints.append(endpoint)
         return endpoints
 
-    def _row_due(self, endpoint: Endpoint, states: Mapping[EndpointID, Wanted]) -> bool:
+    def _row_due(self, endpoint: Endpoint, state: Wanted) -> bool:
         """Whether the endpoint's row must be written: it is new, or enforcement changes."""
-        state = states[endpoint.id]
         return (
             endpoint.policy_revision == 0
             or endpoint.row_stale
@@ -152,7 +214,7 @@ class Installer:
 
     def _row(self, endpoint: Endpoint, state: Wanted) -> EndpointInfo:
         flags = rows.flags_of(
-            ingress=state.ingress_enforced, egress=state.egress_enforced, audit=self._audit
+            ingress=state.ingress_enforced, egress=state.egress_enforced, audit=endpoint.audit
         )
         return rows.row(endpoint, flags)
 
@@ -170,17 +232,38 @@ class Installer:
         self._feed.regenerated(endpoint, "")
         self._table.changed(endpoint)
 
-    def _fail(self, endpoint_id: EndpointID, error: str) -> None:
+    def _fail(self, endpoint: Endpoint, error: str) -> None:
         REGENERATIONS.add(1, "fail")
-        try:
-            endpoint = self._table.get(endpoint_id)
-        except EndpointNotFoundError:
-            return
-        endpoint.error = error
+        if endpoint.error == error:
+            repeated = True
+        else:
+            repeated, endpoint.error = False, error
         if endpoint.state is State.REGENERATING:
-            endpoint.enter(State.WAITING_TO_REGENERATE, f"policy not installed: {error}")
-        log.error("policy not installed; the old one stays", endpoint=endpoint_id, error=error)
-        self._feed.regenerated(endpoint, error)
+            endpoint.enter(State.WAITING_TO_REGENERATE, f"policy not enforced: {error}")
+        if not repeated:
+            log.error("policy not enforced as written", endpoint=endpoint.id, error=error)
+            self._feed.regenerated(endpoint, error)
+
+    def _explain(self, overflow: PolicyOverflow) -> str:
+        """An overflow with the policies whose entries are left out."""
+        names = {
+            f"{origin.kind} {origin.namespace}/{origin.name}" if origin.namespace else origin.name
+            for cookie in overflow.missing
+            for origin in self._engine.cookies.origins(cookie)
+        }
+        return f"{overflow}; left out is some of {', '.join(sorted(filter(None, names)))}"
+
+    def _tell_conflicts(self, endpoint: Endpoint, update: EndpointUpdate) -> None:
+        conflicts = tuple(str(conflict) for conflict in update.conflicts)
+        if conflicts == endpoint.conflicts:
+            return
+        endpoint.conflicts = conflicts
+        if conflicts:
+            CONFLICTS.add(1)
+            text = "; ".join(conflicts)
+            endpoint.note(f"policies contradict each other: {text}")
+            log.error("policies contradict each other", endpoint=endpoint.id, error=text)
+            self._feed.regenerated(endpoint, text)
 
     def _advance(self) -> None:
         """Endpoints that a revision does not touch enforce it as well."""
@@ -194,7 +277,3 @@ def _endpoint_id(name: object) -> EndpointID:
     if not isinstance(name, int):
         raise TypeError(f"the policy engine knows endpoints by id, not as {name!r}")
     return EndpointID(name)
-
-
-def _change_of(update: EndpointUpdate) -> PolicyChange:
-    return PolicyChange(add=update.delta.add, remove=update.delta.remove, replace=update.full)

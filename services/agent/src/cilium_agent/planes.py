@@ -24,7 +24,7 @@ from cilium_agent.errors import PodLinkError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from cilium_agent.datapath import Datapath, PolicyChange
+    from cilium_agent.datapath import Datapath, PolicyChange, PolicyOverflow
     from cilium_agent.datapath.models import EndpointInfo, NodeConfig
     from cilium_agent.endpoints.records import Attachment, Endpoint, EndpointID
     from cilium_agent.ipcaches import Entry
@@ -102,10 +102,11 @@ class Plane:
 
     async def write_policies(
         self, changes: Mapping[int, PolicyChange], changed_rows: list[EndpointInfo]
-    ) -> None:
-        """Install policies, then rows."""
-        if changes or changed_rows:
-            await self.run(_write_policies, self.datapath, changes, changed_rows)
+    ) -> list[PolicyOverflow]:
+        """Install policies, then rows; tells which policies did not fit."""
+        if not (changes or changed_rows):
+            return []
+        return await self.run(_write_policies, self.datapath, changes, changed_rows)
 
     async def scrub(self, addresses: Sequence[str]) -> None:
         """Forget the tracked connections of addresses."""
@@ -186,10 +187,11 @@ def _disconnect(datapath: Datapath, endpoint_id: EndpointID) -> None:
 
 def _write_policies(
     datapath: Datapath, changes: Mapping[int, PolicyChange], changed_rows: list[EndpointInfo]
-) -> None:
-    datapath.policy.apply(changes)
+) -> list[PolicyOverflow]:
+    overflows = datapath.policy.apply(changes)
     for row in changed_rows:
         datapath.endpoints.upsert(row)
+    return overflows
 
 
 def _ipcache_entry(prefix: str, entry: Entry) -> IpcacheEntry:

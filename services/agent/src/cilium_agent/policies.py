@@ -39,6 +39,7 @@ from cilium_agent.installing import Installer
 from cilium_agent.intakes import PolicyObjects, RefusedPolicy
 from cilium_agent.ipcaches import Entry, IPCache, Source
 from cilium_agent.prefixing import Prefixes
+from cilium_agent.redirections import NoProxies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -46,12 +47,14 @@ if TYPE_CHECKING:
     from cilium_core.identities import LocalIdentityAllocator
     from cilium_core.labels import LabelSet
     from cilium_core.policy import PrefixIdentities
+    from cilium_core.policy.l7 import Redirect
 
     from cilium_agent.accepted import AcceptedObjects
     from cilium_agent.endpoints.records import Endpoint, EndpointID, NamedPort
     from cilium_agent.endpoints.tables import EndpointTable
     from cilium_agent.feeds import Feed
     from cilium_agent.installing import Write
+    from cilium_agent.redirections import Proxies
 
 log = get_logger()
 
@@ -81,14 +84,26 @@ class Policies:
         feed: Feed,
         allocator: LocalIdentityAllocator,
         accepted: AcceptedObjects,
-        audit: bool = False,
+        proxies: Proxies | None = None,
+        lockdown: bool = False,
     ) -> None:
-        """`write` installs policies, then rows; `allocator` may hold restored numbers."""
+        """`write` installs policies, then rows; `allocator` may hold restored numbers.
+
+        Without `proxies` what a policy redirects is dropped. `lockdown` has an endpoint drop
+        everything while its policy does not fit into its map.
+        """
         self.engine = PolicyEngine(options)
         self.trigger: Callable[[], None] = lambda: None
         self._table = table
         self._ipcache = ipcache
-        self._installer = Installer(self.engine, table=table, write=write, feed=feed, audit=audit)
+        self._installer = Installer(
+            self.engine,
+            table=table,
+            write=write,
+            feed=feed,
+            proxies=proxies or NoProxies(),
+            lockdown=lockdown,
+        )
         self._prefixes = Prefixes(
             self.engine,
             options.families,
@@ -163,6 +178,11 @@ class Policies:
     def remove_named_ports(self, pod: tuple[str, str]) -> None:
         """Note that a pod's ports are gone."""
         self.engine.remove_named_ports(pod)
+        self.trigger()
+
+    def redirects_moved(self, redirects: Iterable[Redirect]) -> None:
+        """Note that proxies enforce redirects on other ports than before."""
+        self._installer.redirects_moved(redirects)
         self.trigger()
 
     def restore_identities(self, identities: Mapping[int, LabelSet]) -> None:
@@ -240,6 +260,11 @@ class Policies:
         async with self._pass:
             self.engine.sweep_cookies()
             self._installer.publish_cookies()
+
+    async def sweep_redirects(self) -> None:
+        """Let go of redirects that no policy uses any more."""
+        async with self._pass:
+            self._installer.sweep_redirects()
 
     def _note(self) -> None:
         if not self._noted_at:

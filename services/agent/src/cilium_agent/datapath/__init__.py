@@ -22,11 +22,11 @@ from cilium_agent.datapath.errors import (
     LoadError,
     MapShapeError,
     NamespaceError,
-    PolicyMapOverflow,
     SourceError,
 )
 from cilium_agent.datapath.facade import Datapath
 from cilium_agent.datapath.models import (
+    NO_PORT,
     Connection,
     Counter,
     DatapathPaths,
@@ -37,12 +37,14 @@ from cilium_agent.datapath.models import (
     NodeConfig,
     PodInterface,
     PolicyChange,
+    PolicyOverflow,
     PrefilterState,
     RemoteNode,
 )
 from cilium_agent.datapath.probing import probe
 
 __all__ = [
+    "NO_PORT",
     "BpfError",
     "CompileError",
     "Connection",
@@ -63,7 +65,7 @@ __all__ = [
     "PolicyChange",
     "PolicyEntry",
     "PolicyKey",
-    "PolicyMapOverflow",
+    "PolicyOverflow",
     "PrefilterState",
     "RemoteNode",
     "SourceError",

@@ -140,6 +140,8 @@ def _settings(config: NodeConfig, managed: Iterable[str]) -> None:
         nl.write_sysctl(f"net/ipv4/conf/{_path(name)}/rp_filter", 0)
     for name in (HOST, NET):
         nl.write_sysctl(f"net/ipv4/conf/{name}/forwarding", 1)
+        # The node's own packets to pods come back in here when a proxy has to see them.
+        nl.write_sysctl(f"net/ipv4/conf/{name}/accept_local", 1)
     if config.router_ipv6 is not None:
         nl.write_sysctl("net/ipv6/conf/all/disable_ipv6", 0)
         nl.write_sysctl("net/ipv6/conf/all/forwarding", 1)

@@ -3,7 +3,6 @@
 DatapathError
 ├── BpfError            a bpf() call failed; has errno
 ├── MapShapeError       a pinned map cannot be used or migrated
-├── PolicyMapOverflow   more policy entries than an endpoint's map holds; the old ones are kept
 ├── SourceError         the C sources cannot be read or understood
 ├── CompileError        the compiler refused the sources; has its messages
 ├── LoadError           the verifier refused a program; has its log
@@ -31,19 +30,6 @@ class BpfError(DatapathError):
 
 class MapShapeError(DatapathError):
     """A pinned map does not fit its definition and cannot be migrated."""
-
-
-class PolicyMapOverflow(DatapathError):  # noqa: N818 - the name says which limit was hit
-    """More policy entries than the endpoint's map holds; its old entries stay in force."""
-
-    def __init__(self, endpoint_id: int, entries: int, capacity: int) -> None:
-        super().__init__(
-            f"endpoint {endpoint_id}: {entries} policy entries do not fit in its map of {capacity};"
-            " the old ones stay in force; select fewer peers or ports, or raise bpf-policy-map-max"
-        )
-        self.endpoint_id = endpoint_id
-        self.entries = entries
-        self.capacity = capacity
 
 
 class SourceError(DatapathError):

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from cilium_agent.datapath import compiling, devices, loading, maps, pinning, specs, syscalls
+from cilium_agent.datapath import (
+    compiling,
+    devices,
+    loading,
+    maps,
+    pinning,
+    redirecting,
+    specs,
+    syscalls,
+)
 from cilium_agent.datapath.configuring import LIVE_FIELDS, Configuration, fields
 from cilium_agent.datapath.counters import Counters
 from cilium_agent.datapath.endpoints import Endpoints
@@ -109,6 +118,7 @@ class Datapath:
         self.routes = Routes(config, held)
 
         self.routes.ensure_local()
+        redirecting.ensure(config.versions)
         pods = [info.ifindex for info in self.endpoints.dump() if info.id]
         for ifindex in devices.attach_all(held, generation.programs, pods):
             _log.warning("endpoint's device is gone", ifindex=ifindex)
@@ -154,6 +164,7 @@ class Datapath:
             pods = [info.ifindex for info in self.endpoints.dump() if info.id]
             self.prefilter.detach()
             devices.remove(self.config.devices, pods)
+            redirecting.remove()
         self.stop()
         root: Path = self.paths.bpf_root
         if root.is_dir():

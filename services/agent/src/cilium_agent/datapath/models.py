@@ -71,6 +71,12 @@ class NodeConfig:
     cluster_id: int = 0
 
     @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions that pods use."""
+        routers = {4: self.router_ipv4, 6: self.router_ipv6}
+        return tuple(version for version, router in routers.items() if router is not None)
+
+    @property
     def route_mtu(self) -> int:
         """MTU of routes whose packets may go into the tunnel, in bytes."""
         return self.mtu - TUNNEL_OVERHEAD if self.tunnel else self.mtu
@@ -109,6 +115,29 @@ class IpcacheEntry:
     identity: int
     tunnel_ipv4: ipaddress.IPv4Address | None = None
     skip_tunnel: bool = False
+
+
+NO_PORT = -1
+"""As a proxy's port in `PolicyEntry.redirect`: there is none yet, and the traffic is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOverflow:
+    """A policy that did not fit into its endpoint's map, of which only a part is in place."""
+
+    endpoint_id: int
+    needed: int
+    capacity: int
+    missing: frozenset[int]
+    """Cookies of the entries that are left out."""
+    closed: bool
+    """Nothing of it is in place: what refuses traffic does not fit by itself."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.needed} policy entries do not fit into the map of {self.capacity}; "
+            "raise bpf-policy-map-max or let the policies select fewer peers"
+        )
 
 
 @dataclass(frozen=True, slots=True)

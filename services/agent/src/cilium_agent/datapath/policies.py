@@ -13,15 +13,15 @@ A swap waits for a grace period of the kernel (some 10 ms), once for all endpoin
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cilium_core import abi
 from cilium_core.policy import PolicyEntry, PolicyKey
 
 from cilium_agent.datapath import syscalls
-from cilium_agent.datapath.errors import PolicyMapOverflow
 from cilium_agent.datapath.maps import Map
-from cilium_agent.datapath.models import PolicyChange
+from cilium_agent.datapath.models import NO_PORT, PolicyChange, PolicyOverflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from cilium_agent.datapath.endpoints import Endpoints
     from cilium_agent.datapath.maps import Maps
 
+    Rows = dict[bytes, bytes]
+
 _KEY = abi.view("policy_key", "prefixlen", "identity", "direction", "proto", "port")
 _ENTRY = abi.view("policy_entry", "precedence", "cookie", "proxy_port", "flags", "prefixlen")
+_VERDICT = abi.POLICY_DENY | abi.POLICY_AUDIT
 _IN_PLACE = 256
 """Changes up to this size are made in place where that is safe."""
 
@@ -47,18 +50,19 @@ def encode_key(key: PolicyKey) -> bytes:
 
 
 def encode_entry(key: PolicyKey, entry: PolicyEntry) -> bytes:
-    """Value of the map; `redirect` is the port of the proxy here."""
+    """Value of the map; `redirect` is the port of the proxy here, or `NO_PORT`."""
     flags = abi.POLICY_DENY if entry.deny else 0
     flags |= abi.POLICY_AUDIT if entry.audit else 0
-    return _ENTRY.pack(
-        entry.precedence, entry.cookie, socket.htons(entry.redirect), flags, key.prefixlen
-    )
+    flags |= abi.POLICY_REDIRECT if entry.redirect else 0
+    port = max(entry.redirect, 0)
+    return _ENTRY.pack(entry.precedence, entry.cookie, socket.htons(port), flags, key.prefixlen)
 
 
 def decode(key: bytes, value: bytes) -> tuple[PolicyKey, PolicyEntry]:
     """Policy key and entry of a row."""
     bits, identity, direction, proto, port = _KEY.unpack(key)
     precedence, cookie, proxy_port, flags, _ = _ENTRY.unpack(value)
+    redirect = (socket.ntohs(proxy_port) or NO_PORT) if flags & abi.POLICY_REDIRECT else 0
     return (
         PolicyKey(
             direction=direction,
@@ -70,7 +74,7 @@ def decode(key: bytes, value: bytes) -> tuple[PolicyKey, PolicyEntry]:
         PolicyEntry(
             precedence=precedence,
             deny=bool(flags & abi.POLICY_DENY),
-            redirect=socket.ntohs(proxy_port),
+            redirect=redirect,
             audit=bool(flags & abi.POLICY_AUDIT),
             cookie=cookie,
         ),
@@ -78,11 +82,10 @@ def decode(key: bytes, value: bytes) -> tuple[PolicyKey, PolicyEntry]:
 
 
 def order_in_place(
-    before: Mapping[bytes, bytes], after: Mapping[bytes, bytes]
-) -> tuple[Mapping[bytes, bytes], list[bytes]] | None:
+    added: Mapping[bytes, bytes], removed: Iterable[bytes]
+) -> tuple[Rows, list[bytes]] | None:
     """Additions and removals in the order that no packet sees half of; None when there is none."""
-    added = {key: value for key, value in after.items() if before.get(key) != value}
-    removed = [key for key in before if key not in after]
+    removed = list(removed)
     lookups: dict[int, set[bool]] = {}
     for key in (*added, *removed):
         _, identity, direction, _, _ = _KEY.unpack(key)
@@ -93,8 +96,46 @@ def order_in_place(
     return dict(longest_first), sorted(removed, key=_bits)
 
 
+def fitting(held: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes], capacity: int) -> Rows:
+    """The part of a policy that is put into a map too small for it; it allows nothing else.
+
+    What refuses or goes through a proxy is kept first, as without it a weaker entry would decide;
+    then what the map has already, and of the rest what fits. Empty, which refuses everything that
+    is enforced, when not even the first part fits.
+    """
+    ranked: tuple[Rows, Rows, Rows] = ({}, {}, {})
+    for key, value in wanted.items():
+        flags = _ENTRY.unpack(value)[3]
+        strict = flags & abi.POLICY_REDIRECT or flags & _VERDICT == abi.POLICY_DENY
+        ranked[0 if strict else 1 if held.get(key) == value else 2][key] = value
+    if len(ranked[0]) > capacity:
+        return {}
+    return dict(list((ranked[0] | ranked[1] | ranked[2]).items())[:capacity])
+
+
 def _bits(key: bytes) -> int:
     return int(_KEY.unpack(key)[0])
+
+
+def _cookie(value: bytes) -> int:
+    return int(_ENTRY.unpack(value)[1])
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What becomes of an endpoint's map: rows to write and to remove, from what there is."""
+
+    before: Rows | None
+    added: Rows
+    removed: list[bytes]
+    size: int
+
+    def after(self) -> Rows:
+        """The contents afterwards."""
+        rows = {**(self.before or {}), **self.added}
+        for key in self.removed:
+            rows.pop(key, None)
+        return rows
 
 
 class Policies:
@@ -134,27 +175,32 @@ class Policies:
         """Add or change some entries and remove others of an endpoint; see `apply`."""
         self.apply({endpoint_id: PolicyChange(add=add, remove=remove)})
 
-    def apply(self, changes: Mapping[int, PolicyChange]) -> None:
+    def apply(self, changes: Mapping[int, PolicyChange]) -> list[PolicyOverflow]:
         """Change the policies of several endpoints, each seen whole or not at all by any packet.
 
         Their policy revisions are raised afterwards, so that established connections are judged
-        anew. Raises PolicyMapOverflow, with nothing changed, when one does not fit.
+        anew. Of a policy that does not fit, that part is put in place which allows no more than
+        the whole (see `fitting`), and an overflow is returned.
         """
-        wanted = {number: self._wanted(number, change) for number, change in changes.items()}
-        for number, rows in wanted.items():
-            if len(rows) > self.capacity:
-                raise PolicyMapOverflow(number, len(rows), self.capacity)
-        swaps: dict[int, dict[bytes, bytes]] = {}
+        encoded: dict[int, Rows] = {}
+        overflows: list[PolicyOverflow] = []
+        swaps: dict[int, Rows] = {}
         changed: list[int] = []
-        for number, rows in wanted.items():
-            before = self._held(number)
-            if before == rows:
-                continue
-            changed.append(number)
-            if before is None or not self._change_in_place(number, before, rows):
-                swaps[number] = rows
+        for number, change in changes.items():
+            plan = self._plan(number, change, encoded)
+            if plan.size > self.capacity:
+                rows, overflow = self._squeeze(number, plan)
+                overflows.append(overflow)
+                if rows != plan.before:
+                    changed.append(number)
+                    swaps[number] = rows
+            elif plan.before is None or plan.added or plan.removed:
+                changed.append(number)
+                if not self._change_in_place(number, plan):
+                    swaps[number] = plan.after()
         self._swap(swaps)
         self._endpoints.raise_policy_rev(changed)
+        return overflows
 
     def delete(self, endpoint_id: int) -> bool:
         """Remove an endpoint's policy map; tells whether there was one."""
@@ -175,12 +221,26 @@ class Policies:
         for number in list(self._inner):
             self._forget(number)
 
-    def _wanted(self, number: int, change: PolicyChange) -> dict[bytes, bytes]:
-        rows = {} if change.replace else dict(self._held(number) or {})
-        for key in change.remove:
-            rows.pop(encode_key(key), None)
-        rows.update((encode_key(key), encode_entry(key, row)) for key, row in change.add.items())
-        return rows
+    def _plan(self, number: int, change: PolicyChange, encoded: dict[int, Rows]) -> _Plan:
+        """Compare a change with what there is; `encoded` holds what endpoints share of it."""
+        before = self._held(number)
+        held: Mapping[bytes, bytes] = before or {}
+        rows = encoded.get(id(change.add))
+        if rows is None:
+            rows = {encode_key(key): encode_entry(key, row) for key, row in change.add.items()}
+            encoded[id(change.add)] = rows
+        added = {key: value for key, value in rows.items() if held.get(key) != value}
+        gone = held if change.replace else (encode_key(key) for key in change.remove)
+        removed = [key for key in gone if key in held and key not in rows]
+        new = sum(key not in held for key in added)
+        return _Plan(before, added, removed, len(held) + new - len(removed))
+
+    def _squeeze(self, number: int, plan: _Plan) -> tuple[Rows, PolicyOverflow]:
+        """What an endpoint gets in place of a policy that does not fit."""
+        wanted = plan.after()
+        rows = fitting(plan.before or {}, wanted, self.capacity)
+        missing = frozenset(_cookie(value) for key, value in wanted.items() if key not in rows)
+        return rows, PolicyOverflow(number, len(wanted), self.capacity, missing, closed=not rows)
 
     def _held(self, number: int) -> dict[bytes, bytes] | None:
         """Return what an endpoint's map holds, None without a map; asks the kernel once."""
@@ -196,23 +256,25 @@ class Policies:
         row = self._endpoints.get(number)
         return row is not None and bool(row.flags & abi.ENDPOINT_NOT_READY)
 
-    def _change_in_place(
-        self, number: int, before: dict[bytes, bytes], after: dict[bytes, bytes]
-    ) -> bool:
+    def _change_in_place(self, number: int, plan: _Plan) -> bool:
         """Change the map that is in use; tells False, with nothing done, when a swap is better."""
+        before = plan.before
+        if before is None or len(plan.added) + len(plan.removed) > _IN_PLACE:
+            return False
         unseen = not before and self._closed(number)
-        order = (after, []) if unseen else order_in_place(before, after)
+        order = (plan.added, []) if unseen else order_in_place(plan.added, plan.removed)
         inner = self._open(number)
-        if order is None or inner is None:
+        if order is None or inner is None or len(before) + len(plan.added) > self.capacity:
             return False
         added, removed = order
-        if len(added) + len(removed) > _IN_PLACE:
-            return False
-        if len(before) + len(added) > self.capacity:
-            return False
+        # What the map holds is unknown should one of the two fail: ask the kernel then.
+        del self._rows[number]
         inner.set_many(added)
         inner.delete_many(removed)
-        self._rows[number] = after
+        before.update(added)
+        for key in removed:
+            del before[key]
+        self._rows[number] = before
         return True
 
     def _swap(self, swaps: Mapping[int, dict[bytes, bytes]]) -> None:

@@ -23,7 +23,8 @@ PROTOCOL = 109
 """Marks our routes (`ip route show proto 109`)."""
 _SCOPE_LINK = 253
 _MAIN_TABLE = 254
-_FAMILIES = {4: 2, 6: 10}
+FAMILIES = {4: 2, 6: 10}
+"""The kernel's numbers of the IP versions."""
 
 
 class Routes:
@@ -86,7 +87,7 @@ class Routes:
             more["scope"] = _SCOPE_LINK
         netlink.route(
             "replace",
-            family=_FAMILIES[prefix.version],
+            family=FAMILIES[prefix.version],
             dst=str(prefix),
             oif=self._oif,
             prefsrc=str(source),
@@ -99,7 +100,7 @@ class Routes:
         try:
             netlink.route(
                 "del",
-                family=_FAMILIES[prefix.version],
+                family=FAMILIES[prefix.version],
                 dst=str(prefix),
                 oif=self._oif,
                 proto=PROTOCOL,
@@ -111,7 +112,7 @@ class Routes:
 
     def _held(self, netlink: Any) -> dict[Network, int]:
         found: dict[Network, int] = {}
-        for family in _FAMILIES.values():
+        for family in FAMILIES.values():
             for entry in netlink.get_routes(family=family, proto=PROTOCOL, table=_MAIN_TABLE):
                 if entry.get_attr("RTA_OIF") != self._oif or entry["proto"] != PROTOCOL:
                     continue

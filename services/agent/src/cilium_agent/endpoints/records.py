@@ -71,6 +71,8 @@ class Endpoint:
     `identity` is 0 until one is allocated. `policy_revision` is the repository revision the kernel
     enforces, 0 before the first build. `ipv4` and `ipv6` are empty when the family is off.
     `row_stale` asks for the data plane's row to be written with the next policy.
+    `audit` has what policy would deny reported and let pass. `conflicts` say which of the rules
+    contradict each other, in which case the policy from before stays in force.
     `created` is set once the container runtime may have been told that the pod's network is up.
     """
 
@@ -92,6 +94,8 @@ class Endpoint:
     ingress_enforced: bool = False
     egress_enforced: bool = False
     row_stale: bool = True
+    audit: bool = False
+    conflicts: tuple[str, ...] = ()
     error: str = ""
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG_ENTRIES))
 
@@ -148,4 +152,5 @@ class Endpoint:
             ],
             "workloads": [{"kind": kind, "name": name} for kind, name in self.workloads],
             "created": self.created,
+            "audit": self.audit,
         }

@@ -127,6 +127,7 @@ def _parse(path: Path, endpoint_id: EndpointID) -> Endpoint:
             (item.get("kind", str), item.get("name", str)) for item in fields.objects("workloads")
         ),
         created=fields.get("created", bool),
+        audit=fields.get("audit", bool, False),
     )
 
 
@@ -161,8 +162,8 @@ class _Fields:
     def error(self, field: str, problem: str) -> EndpointFileError:
         return EndpointFileError(f"endpoint {self._id}: {self._path}: field {field!r} {problem}")
 
-    def get(self, field: str, kind: type[Value]) -> Value:
-        value = self._document.get(field)
+    def get(self, field: str, kind: type[Value], default: Value | None = None) -> Value:
+        value = self._document.get(field, default)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise self.error(field, f"is {value!r} instead of {kind.__name__}")
         return value
