@@ -1,1 +1,1 @@
-"""cilium-dns-proxy: judges what pods ask DNS for, and tells the agent which addresses names have."""
+"""The DNS proxy: judges what pods ask for, tells the agent which addresses names have."""
