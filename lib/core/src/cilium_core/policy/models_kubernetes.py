@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainValidator, StrictInt, model_validator
 
-from cilium_core.policy.models_values import Cidr, Metadata, Model, Selector, check_excepts
+from cilium_core.policy.models_values import Cidr, Metadata, Model, PlainSelector, check_excepts
 from cilium_core.policy.ports import PORT_MAX, parse_port
 
 
@@ -25,15 +25,17 @@ class IpBlock(Model):
 class KubernetesPeer(Model):
     """An item of `from` or `to`."""
 
-    pod_selector: Selector | None = None
-    namespace_selector: Selector | None = None
+    pod_selector: PlainSelector | None = None
+    namespace_selector: PlainSelector | None = None
     ip_block: IpBlock | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         selects = self.pod_selector is not None or self.namespace_selector is not None
         if selects == (self.ip_block is not None):
-            raise ValueError("needs podSelector and/or namespaceSelector, or ipBlock alone")
+            raise ValueError(
+                "needs podPlainSelector and/or namespacePlainSelector, or ipBlock alone"
+            )
         return self
 
 
@@ -83,7 +85,7 @@ class KubernetesEgress(Model):
 class KubernetesSpec(Model):
     """The `spec` of a NetworkPolicy."""
 
-    pod_selector: Selector | None = None
+    pod_selector: PlainSelector | None = None
     ingress: list[KubernetesIngress] | None = None
     egress: list[KubernetesEgress] | None = None
     policy_types: list[Literal["Ingress", "Egress"]] | None = None

@@ -7,6 +7,7 @@ for it. `None` in a model always means "not written", which is not the same as a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
@@ -183,7 +184,34 @@ class Selector(Model):
     """A label selector; every part must hold."""
 
     match_labels: dict[LabelKey, LabelValue] | None = None
-    match_expressions: list[MatchExpression] | None = None
+    match_expressions: Sequence[MatchExpression] | None = None
+
+
+def _check_plain_key(text: str) -> str:
+    """Check a label key as Kubernetes has them: no source before it."""
+    prefix, slash, name = text.rpartition("/")
+    if not _NAME.fullmatch(name) or (slash and not _KEY_PREFIX.fullmatch(prefix)):
+        raise ValueError(
+            f"{text[:80]!r} is not a label key; write [prefix/]name with a name of at most 63 "
+            "letters, digits and -_."
+        )
+    return text
+
+
+PlainKey = Annotated[StrictStr, AfterValidator(_check_plain_key)]
+
+
+class PlainExpression(MatchExpression):
+    """One requirement of a Kubernetes selector."""
+
+    key: PlainKey
+
+
+class PlainSelector(Selector):
+    """A selector of Kubernetes, whose keys name no source."""
+
+    match_labels: dict[PlainKey, LabelValue] | None = None
+    match_expressions: list[PlainExpression] | None = None
 
 
 class SecretModel(Model):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cilium_core.policy import groups, kubernetes, legacy, translating
+from cilium_core.policy import groups, kubernetes, legacy, tiers, translating
 from cilium_core.policy.errors import (
     PolicyError,
     Problem,
@@ -34,6 +34,7 @@ POLICY_KINDS: Final = (
     translating.KIND_NAMESPACED,
     translating.KIND_CLUSTERWIDE,
     kubernetes.KIND,
+    *tiers.KINDS,
 )
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
@@ -55,6 +56,12 @@ def parse(obj: object, options: PolicyOptions | None = None) -> Policy:
     if kind == kubernetes.KIND:
         knp = _validate(KubernetesPolicy, obj, subject)
         return kubernetes.translate(knp, obj, options, findings)
+    if isinstance(kind, str) and kind in tiers.KINDS:
+        tier_model: type[tiers.TierModel] = tiers.MODELS[kind]
+        tiered = tiers.translate(_validate(tier_model, obj, subject), obj, options, findings)
+        if findings.problems:
+            raise _error(tuple(findings.problems), subject)
+        return tiered
     if kind not in POLICY_KINDS:
         message = f"must be one of {', '.join(POLICY_KINDS)}"
         raise PolicyError((Problem("kind", message),), subject)

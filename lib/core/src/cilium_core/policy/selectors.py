@@ -298,9 +298,14 @@ class FqdnSelector:
     pattern: str = ""
 
     @property
+    def text(self) -> str:
+        """The name or pattern as written."""
+        return self.name or self.pattern
+
+    @property
     def label(self) -> Label:
         """The label of the addresses whose names the selector means."""
-        return Label(SOURCE_FQDN, self.name or self.pattern)
+        return Label(SOURCE_FQDN, self.text)
 
     def matches_name(self, name: str) -> bool:
         """Whether the selector means a DNS name."""
@@ -312,7 +317,7 @@ class FqdnSelector:
 
     def anchors(self) -> tuple[Hashable, ...] | None:
         """The label."""
-        return ((self.name or self.pattern, ""),)
+        return ((self.text, ""),)
 
     def prefixes(self) -> Iterable[Prefix]:
         """None: addresses come and go with the answers."""
