@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from cilium_core.policy import CookieTable, Direction, Origin, PolicyEntry, PolicyKey, look_up
-from cilium_core.policy.entries import (
-    Changes,
-    Contribution,
-    EndpointPolicy,
-    PolicyDelta,
-    build_column,
-    strongest_change,
+from cilium_core.policy import (
+    CookieTable,
+    Direction,
+    Origin,
+    PolicyEntry,
+    PolicyKey,
+    Rule,
+    Verdict,
+    look_up,
 )
+from cilium_core.policy.columns import Base, Contribution, Numbering, by_prefix
+from cilium_core.policy.entries import Changes, EndpointPolicy, PolicyDelta, strongest_change
+from cilium_core.policy.merging import merge_column
 from cilium_core.policy.ports import ANY_L4, L4Prefix
+from cilium_core.policy.redirects import RedirectTable
+from cilium_core.policy.selectors import LabelSelector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-ALLOW, DENY, WEAK_ALLOW, WEAK_DENY = 0xFFFFFF01, 0xFFFFFFFF, 0xFFFFFE01, 0xFFFFFEFF
-REDIRECT = 0xFFFFFF02
+ALLOW, DENY = 0xFFFFFF01, 0xFFFFFFFF
 
 prefixes = st.sampled_from(
     [
@@ -35,18 +40,38 @@ prefixes = st.sampled_from(
         L4Prefix(1, 8, 24),
     ]
 )
-precedences = st.sampled_from([ALLOW, DENY, WEAK_ALLOW, WEAK_DENY, REDIRECT])
+precedences = st.sampled_from([ALLOW, DENY])
+
+
+def contribution(prefix: L4Prefix, verdict: Verdict, name: str) -> Contribution:
+    rule = Rule(
+        Direction.INGRESS,
+        LabelSelector(),
+        verdict,
+        None,
+        None,
+        default_deny=True,
+        origin=Origin("NetworkPolicy", "x", name),
+    )
+    return Contribution((prefix,), rule)
+
+
 contributions = st.lists(
     st.builds(
-        lambda prefix, precedence, name: Contribution(
-            (prefix,), precedence, Origin("NetworkPolicy", "x", name)
-        ),
+        contribution,
         prefixes,
-        precedences,
+        st.sampled_from([Verdict.ALLOW, Verdict.DENY]),
         st.sampled_from("abcd"),
     ),
     max_size=6,
 )
+
+
+def column_of(contributions, base=None, cookies=None):
+    numbering = Numbering(CookieTable() if cookies is None else cookies, RedirectTable())
+    return merge_column(by_prefix(contributions), Base(base or {}), numbering)
+
+
 packets = [
     (6, 80),
     (6, 81),
@@ -64,7 +89,7 @@ packets = [
 def flat_best(own, anyone, protocol, port):
     """The best entry by the exact rule: precedence, then prefix length, then the exact identity."""
     ranks = [
-        (one.precedence, prefix.length, exact)
+        (one.rule.precedence, prefix.length, exact)
         for exact, many in ((1, own), (0, anyone))
         for one in many
         for prefix in one.prefixes
@@ -84,9 +109,8 @@ def as_map(own, anyone):
 @settings(max_examples=400, deadline=None)
 @given(contributions, contributions)
 def test_the_kernels_look_up_finds_the_verdict_of_all_entries(own, anyone):
-    cookies = CookieTable()
-    base = build_column(anyone, {}, cookies)
-    entries = as_map(build_column(own, base, cookies), base)
+    base = column_of(anyone)
+    entries = as_map(column_of(own, base), base)
 
     for protocol, port in packets:
         best = flat_best(own, anyone, protocol, port)
@@ -104,44 +128,42 @@ def test_the_kernels_look_up_finds_the_verdict_of_all_entries(own, anyone):
 @given(contributions, contributions, contributions)
 def test_a_base_that_changes_below_a_contribution_leaves_its_column_alone(own, before, after):
     cookies = CookieTable()
-    old, new = build_column(before, {}, cookies), build_column(after, {}, cookies)
+    old, new = column_of(before, cookies=cookies), column_of(after, cookies=cookies)
     strongest = strongest_change(old, new)
 
     safe = [
         one
         for one in own
-        if one.precedence > strongest
-        or (one.precedence == strongest != DENY and strongest & 0xFF != 0xFF)
+        if one.rule.precedence > strongest or one.rule.precedence == strongest == ALLOW
     ]
 
-    assert build_column(safe, old, cookies) == build_column(safe, new, cookies)
+    assert column_of(safe, old, cookies) == column_of(safe, new, cookies)
 
 
 def test_a_deny_hides_every_allow_that_it_covers():
-    deny = Contribution((ANY_L4,), DENY, Origin("K", "", "deny"))
-    allow = Contribution((L4Prefix(6, 80, 24),), ALLOW, Origin("K", "", "allow"))
+    deny = contribution(ANY_L4, Verdict.DENY, "deny")
+    allow = contribution(L4Prefix(6, 80, 24), Verdict.ALLOW, "allow")
 
-    assert list(build_column([deny, allow], {}, CookieTable())) == [ANY_L4]
+    assert list(column_of([deny, allow])) == [ANY_L4]
 
 
 def test_an_allow_for_anyone_does_not_replace_a_peers_own_entry():
     cookies = CookieTable()
-    base = build_column([Contribution((ANY_L4,), ALLOW, Origin("K", "", "any"))], {}, cookies)
+    base = column_of([contribution(ANY_L4, Verdict.ALLOW, "any")], cookies=cookies)
 
-    column = build_column([Contribution((ANY_L4,), ALLOW, Origin("K", "", "own"))], base, cookies)
+    column = column_of([contribution(ANY_L4, Verdict.ALLOW, "own")], base, cookies)
 
-    assert cookies.origins(column[ANY_L4].cookie) == {Origin("K", "", "own")}
+    assert [one.name for one in cookies.origins(column[ANY_L4].cookie)] == ["own"]
 
 
 def test_rules_that_agree_on_an_entry_share_its_cookie():
     cookies = CookieTable()
-    one, other = Origin("K", "x", "one"), Origin("K", "x", "other")
 
-    column = build_column(
-        [Contribution((ANY_L4,), ALLOW, one), Contribution((ANY_L4,), ALLOW, other)], {}, cookies
+    column = column_of(
+        [contribution(ANY_L4, Verdict.ALLOW, name) for name in ("one", "other")], cookies=cookies
     )
 
-    assert cookies.origins(column[ANY_L4].cookie) == {one, other}
+    assert {one.name for one in cookies.origins(column[ANY_L4].cookie)} == {"one", "other"}
 
 
 columns = st.dictionaries(prefixes, st.builds(PolicyEntry, precedences, st.booleans()), max_size=4)

@@ -17,6 +17,7 @@ from cilium_core.policy import (
     Protocol,
     Repository,
     SelectorCache,
+    Subject,
     parse,
 )
 from cilium_core.policy.selectors import (
@@ -199,7 +200,8 @@ def test_a_policy_of_another_namespace_selects_nobody_here():
     repository.upsert(parse(cnp(endpointSelector={}, ingress=[{}], namespace="y")))
     repository.upsert(parse(ccnp(endpointSelector={}, egress=[{}])))
 
-    rules = list(repository.rules_for(LabelSet.parse(["k8s:io.kubernetes.pod.namespace=x"])))
+    subject = Subject(1000, LabelSet.parse(["k8s:io.kubernetes.pod.namespace=x"]))
+    rules = list(repository.rules_for(subject))
 
     assert [rule.origin.kind for rule in rules] == ["CiliumClusterwideNetworkPolicy"]
 

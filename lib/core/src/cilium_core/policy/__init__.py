@@ -30,10 +30,10 @@ from cilium_core.policy.groups import CidrGroup, CidrGroups
 from cilium_core.policy.named_ports import NamedPorts
 from cilium_core.policy.options import EnforcementMode, PolicyOptions
 from cilium_core.policy.parsing import POLICY_KINDS, parse, parse_cidr_group
+from cilium_core.policy.plans import Subject
 from cilium_core.policy.ports import ContainerPort, Protocol
 from cilium_core.policy.prefixes import PrefixChange, PrefixIdentities
 from cilium_core.policy.repositories import Repository, RepositoryChange
-from cilium_core.policy.resolving import Subject
 from cilium_core.policy.rules import (
     Direction,
     Origin,

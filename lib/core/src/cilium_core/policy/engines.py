@@ -18,20 +18,16 @@ from cilium_core.identities import RESERVED_IDENTITIES, NumericIdentity
 from cilium_core.labels import KEY_NAMESPACE, SOURCE_K8S
 from cilium_core.policy import parsing
 from cilium_core.policy.caching import SelectorCache
+from cilium_core.policy.columns import Numbering
 from cilium_core.policy.cookies import CookieTable
 from cilium_core.policy.entries import NO_CHANGE, Changes, EndpointPolicy, PolicyDelta
 from cilium_core.policy.groups import CidrGroup, CidrGroups
 from cilium_core.policy.named_ports import NamedPorts
 from cilium_core.policy.options import PolicyOptions
+from cilium_core.policy.plans import ResolutionKey, Subject, resolution_key, selects
 from cilium_core.policy.redirects import RedirectTable
 from cilium_core.policy.repositories import Repository, RepositoryChange
-from cilium_core.policy.resolving import (
-    ResolutionKey,
-    ResolvedPolicy,
-    Resources,
-    Subject,
-    resolution_key,
-)
+from cilium_core.policy.resolving import ResolvedPolicy, Resources
 from cilium_core.policy.rules import Direction, Policy, PolicyRef, Rule, Verdict
 from cilium_core.policy.unions import Conflict, find_conflicts
 
@@ -108,7 +104,10 @@ class PolicyEngine:
         self.cookies = CookieTable()
         self.redirects = RedirectTable()
         self._resources = Resources(
-            self.options, self.selectors, self.named_ports, self.cookies, self.redirects
+            self.options,
+            self.selectors,
+            self.named_ports,
+            Numbering(self.cookies, self.redirects),
         )
         self._endpoints: dict[Hashable, _Endpoint] = {}
         self._by_namespace: dict[str, set[Hashable]] = {}
@@ -181,12 +180,13 @@ class PolicyEngine:
             new = change.new.rules if change.new else ()
             namespace = change.ref.namespace
             candidates = self._by_namespace.get(namespace, set()) if namespace else self._endpoints
-            known: dict[tuple[LabelSet, frozenset[Rule]], frozenset[Rule]] = {}
+            known: dict[tuple[LabelSet, bool, frozenset[Rule]], frozenset[Rule]] = {}
             for name in candidates:
                 endpoint = self._endpoints[name]
-                memo = (endpoint.subject.labels, endpoint.rules)
+                subject = endpoint.subject
+                memo = (subject.labels, subject.is_host, endpoint.rules)
                 if memo not in known:
-                    matching = (rule for rule in new if rule.subject.matches(memo[0]))
+                    matching = (rule for rule in new if selects(rule, subject))
                     known[memo] = endpoint.rules.difference(old).union(matching)
                 if known[memo] != endpoint.rules:
                     endpoint.rules = known[memo]
@@ -227,7 +227,7 @@ class PolicyEngine:
             return
         if known is not None:
             self._namespace(known.subject).discard(endpoint)
-        rules = frozenset(self.repository.rules_for(subject.labels))
+        rules = frozenset(self.repository.rules_for(subject))
         if known is None:
             self._endpoints[endpoint] = _Endpoint(subject, rules)
         else:
@@ -303,8 +303,8 @@ class PolicyEngine:
 
     def resolve(self, subject: Subject) -> EndpointPolicy:
         """The policy that a subject would have now, computed from scratch and not kept."""
-        rules = frozenset(self.repository.rules_for(subject.labels))
-        resolved = ResolvedPolicy(self._resources, resolution_key(subject, rules))
+        rules = frozenset(self.repository.rules_for(subject))
+        resolved = ResolvedPolicy(self._resources, resolution_key(subject, rules, self.options))
         policy = resolved.snapshot(self.revision)
         resolved.release()
         return policy
@@ -409,7 +409,7 @@ class PolicyEngine:
             rules = endpoint.accepted
         else:
             rules = self._without(rules, endpoint.conflicts)
-        key = resolution_key(endpoint.subject, rules)
+        key = resolution_key(endpoint.subject, rules, self.options)
         resolved = self._resolved.get(key)
         if resolved is None:
             old = endpoint.resolved

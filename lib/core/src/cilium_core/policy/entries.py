@@ -1,9 +1,8 @@
 """Entries of an endpoint's policy map, and the look-up that the data plane does over them.
 
 The data plane asks a longest-prefix map twice, for the peer's identity and for identity 0 (any
-peer), and lets the better of the two answers decide. That finds the best of *all* matching entries
-only if no entry is hidden behind a longer one that it outranks. `build_column` sees to that: it
-leaves out every entry that a shorter or equal prefix outranks.
+peer), and lets the better of the two answers decide. See `columns` for how entries are made so that
+this finds what the rules say.
 
 Pure functions of values.
 """
@@ -17,12 +16,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cilium_core.policy.ports import ANY_L4, L4Prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from cilium_core.policy.rules import Direction
 
-    from cilium_core.policy.cookies import CookieTable
-    from cilium_core.policy.rules import Direction, Origin
-
-_DENY_BYTE: Final = 255
 _PROTOCOL_BITS: Final = 8
 _L4_BITS: Final = 24
 
@@ -59,49 +54,6 @@ Column = dict[L4Prefix, PolicyEntry]
 """All entries of one direction and one identity."""
 
 
-class Contribution(NamedTuple):
-    """What one rule adds to a column."""
-
-    prefixes: tuple[L4Prefix, ...]
-    precedence: int
-    origin: Origin
-
-
-def build_column(
-    contributions: Iterable[Contribution],
-    base: Mapping[L4Prefix, PolicyEntry],
-    cookies: CookieTable,
-) -> Column:
-    """Merge contributions into a column that a longest-prefix look-up reads rightly.
-
-    `base` is the column of identity 0, which is looked up beside this one. Left out is what a
-    prefix that covers it, here or in the base, outranks, and a deny that an equal deny covers. On
-    one prefix the highest precedence stays, with the origins of all contributions that have it.
-    """
-    raw: dict[L4Prefix, tuple[int, set[Origin]]] = {}
-    for prefixes, precedence, origin in contributions:
-        for prefix in prefixes:
-            present = raw.get(prefix)
-            if present is None or present[0] < precedence:
-                raw[prefix] = (precedence, {origin})
-            elif present[0] == precedence:
-                present[1].add(origin)
-    lengths = sorted({prefix.length for prefix in raw} | {prefix.length for prefix in base})
-    column: Column = {}
-    for prefix, (precedence, origins) in raw.items():
-        deny = precedence & 0xFF == _DENY_BYTE
-        limit = precedence if deny else precedence + 1
-        covered = any(
-            (other in raw and other != prefix and raw[other][0] >= limit)
-            or (other in base and base[other].precedence >= limit)
-            for other in _covering(prefix, lengths)
-        )
-        if not covered:
-            cookie = cookies.cookie(frozenset(origins))
-            column[prefix] = PolicyEntry(precedence, deny, cookie=cookie)
-    return column
-
-
 def strongest_change(
     old: Mapping[L4Prefix, PolicyEntry], new: Mapping[L4Prefix, PolicyEntry]
 ) -> int:
@@ -116,18 +68,10 @@ def strongest_change(
             for prefix in old.keys() | new.keys()
             for column in (old, new)
             if prefix in column
-            and (prefix not in old or prefix not in new or old[prefix][:2] != new[prefix][:2])
+            and (prefix not in old or prefix not in new or old[prefix][:4] != new[prefix][:4])
         ),
         default=-1,
     )
-
-
-def _covering(prefix: L4Prefix, lengths: Iterable[int]) -> Iterator[L4Prefix]:
-    """The prefix itself and all that cover it, as far as their lengths are in use."""
-    for length in lengths:
-        if length > prefix.length:
-            return
-        yield truncate(prefix.protocol, prefix.port, length)
 
 
 def truncate(protocol: int, port: int, length: int) -> L4Prefix:

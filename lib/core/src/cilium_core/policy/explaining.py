@@ -16,18 +16,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cilium_core.identities import ReservedIdentity
 from cilium_core.labels import KEY_CLUSTER, KEY_NAMESPACE, SOURCE_K8S, LabelSet
+from cilium_core.policy import evaluating
+from cilium_core.policy.building import build_column
+from cilium_core.policy.columns import Base, Contribution, Numbering, by_prefix
 from cilium_core.policy.cookies import CookieTable
-from cilium_core.policy.entries import Contribution, PolicyEntry, PolicyKey, build_column, look_up
+from cilium_core.policy.entries import PolicyEntry, PolicyKey, look_up
+from cilium_core.policy.l7 import Redirect
 from cilium_core.policy.options import EnforcementMode
+from cilium_core.policy.plans import ALLOW_LOCALHOST, Plan, Subject, make_plan, resolution_key
 from cilium_core.policy.ports import PORT_MAX, ContainerPort, L4Prefix, NamedPort, Protocol
-from cilium_core.policy.resolving import (
-    ALLOW_LOCALHOST,
-    Subject,
-    effective_rules,
-    named_prefixes,
-    resolution_key,
-)
-from cilium_core.policy.rules import Direction, PolicyRef, Rule
+from cilium_core.policy.redirects import RedirectTable
+from cilium_core.policy.requests import Request, refusals
+from cilium_core.policy.resolving import named_prefixes
+from cilium_core.policy.rules import Direction, PolicyRef, Rule, Tier, Verdict
+from cilium_core.policy.unions import unite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,10 +58,14 @@ class Party:
 
 
 class Traffic(NamedTuple):
-    """What is sent: IP protocol number and destination port (for ICMP: the type)."""
+    """What is sent: IP protocol number and destination port (for ICMP: the type).
+
+    Without a `request`, only the connection is asked about.
+    """
 
     protocol: int
     port: int
+    request: Request | None = None
 
 
 class Reason(Enum):
@@ -73,6 +79,8 @@ class Reason(Enum):
     ALLOWED = "a rule allows it"
     DENIED = "a rule denies it"
     DEFAULT_DENY = "no rule allows it"
+    REQUEST_REFUSED = "rules allow the connection, but none of them allows the request"
+    AUDITED = "it would be denied, but what denies it is only audited"
 
 
 class Miss(Enum):
@@ -82,6 +90,7 @@ class Miss(Enum):
     PEER = "peer"
     PROTOCOL = "protocol"
     PORT = "port"
+    REQUEST = "request"
 
 
 class RuleTrace(NamedTuple):
@@ -97,8 +106,7 @@ class RuleTrace(NamedTuple):
     @property
     def ref(self) -> PolicyRef:
         """The policy that the rule is from."""
-        origin = self.rule.origin
-        return PolicyRef(origin.kind, origin.namespace, origin.name)
+        return self.rule.ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +116,7 @@ class DirectionExplanation:
     `entry` is the policy map entry that decides; None where no map is asked or none matches, and
     for a peer that no map knows yet. `rules` are those of the policies that select this end: those
     that decide first, then other matches, then near misses. `default_deny` is what closes the
-    direction to all that no rule allows.
+    direction to all that no rule allows. `redirect` is what a proxy enforces on the connection.
     """
 
     direction: Direction
@@ -118,6 +126,16 @@ class DirectionExplanation:
     entry: tuple[PolicyKey, PolicyEntry] | None = None
     rules: tuple[RuleTrace, ...] = ()
     default_deny: tuple[str, ...] = ()
+    redirect: Redirect | None = None
+
+    @property
+    def overrulable(self) -> bool:
+        """Whether a further allow rule would make the traffic pass."""
+        if self.reason in (Reason.DEFAULT_DENY, Reason.REQUEST_REFUSED):
+            return True
+        deciding = [trace.rule for trace in self.rules if trace.decides]
+        denied = self.reason is Reason.DENIED
+        return denied and bool(deciding) and all(r.tier is Tier.BASELINE for r in deciding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +176,11 @@ def explain(state: PolicyState, source: Party, destination: Party, traffic: Traf
     )
 
 
-def is_endpoint(labels: LabelSet, options: PolicyOptions) -> bool:
-    """Whether policies of this cluster are enforced on what has these labels."""
+def is_endpoint(party: Party, options: PolicyOptions) -> bool:
+    """Whether policies of this cluster are enforced on a party."""
+    if party.identity == ReservedIdentity.HOST:
+        return options.host_firewall
+    labels = party.labels
     if any(label in labels for label in _ENDPOINT_LABELS):
         return True
     cluster = labels.value(KEY_CLUSTER, SOURCE_K8S, options.cluster)
@@ -170,31 +191,32 @@ def explain_direction(
     state: PolicyState, direction: Direction, subject: Party, peer: Party, traffic: Traffic
 ) -> DirectionExplanation:
     """Explain the verdict at one end; `subject` is that end, `peer` the other one."""
-    if not is_endpoint(subject.labels, state.options):
+    if not is_endpoint(subject, state.options):
         return DirectionExplanation(direction, True, False, Reason.NO_POLICY_HERE)
-    selecting = frozenset(state.repository.rules_for(subject.labels))
     seen = Subject(subject.identity, subject.labels, subject.named_ports)
-    key = resolution_key(seen, selecting)
-    enforced, rules = effective_rules(state.options, direction, key)
-    judged = [_judge(rule, state, subject, peer, traffic) for rule in rules]
-    found = _look_up(judged, state, subject, peer, traffic)
-    traces = [_mark(trace, found, state, subject, peer) for trace in judged]
-    reason = _reason(state.options, enforced, found, traces)
+    selecting = frozenset(state.repository.rules_for(seen))
+    key = resolution_key(seen, selecting, state.options)
+    plan = make_plan(state.options, direction, key)
+    trial = _Trial(state, plan, subject, peer, traffic)
+    traces = trial.traces()
+    reason = _reason(state.options, trial, traces)
     traces += [
         RuleTrace(rule, (Miss.DIRECTION,), (f"it is about {rule.direction.name.lower()}",))
         for rule in selecting
         if rule.direction is not direction
     ]
     written = [trace for trace in traces if trace.rule.origin.kind]
-    unknown = found is not None and found[0].identity == _UNKNOWN_PEER
+    unknown = trial.found is not None and trial.found[0].identity == _UNKNOWN_PEER
+    closing = _closing(state.options, direction, written, init=key.init) if plan.enforced else ()
     return DirectionExplanation(
         direction,
-        allowed=found is not None and not found[1].deny,
-        enforced=enforced,
+        allowed=reason not in (Reason.DENIED, Reason.DEFAULT_DENY, Reason.REQUEST_REFUSED),
+        enforced=plan.enforced,
         reason=reason,
-        entry=None if unknown else found,
+        entry=None if unknown else trial.found,
         rules=tuple(sorted(written, key=_rank)),
-        default_deny=_closing(state.options, direction, written, init=key.init) if enforced else (),
+        default_deny=closing,
+        redirect=trial.redirect,
     )
 
 
@@ -210,90 +232,152 @@ def port_text(port: PortMatch) -> str:
     return f"{port.first}/{name}" if port.first == port.last else f"{port.first}-{port.last}/{name}"
 
 
-def _judge(
-    rule: Rule, state: PolicyState, subject: Party, peer: Party, traffic: Traffic
-) -> RuleTrace:
-    """Try one rule of the traffic's direction."""
-    misses = []
-    notes = []
-    if rule.peers is not None and not any(one.matches(peer.labels) for one in rule.peers):
-        misses.append(Miss.PEER)
-        named = " or ".join(str(one) for one in rule.peers)
-        notes.append(f"its peers are {named}" if named else "it names no peer at all")
-    prefixes = (*rule.prefixes, *_named(rule, state, subject, peer))
-    if not any(prefix.covers(*traffic) for prefix in prefixes):
-        ports = rule.ports or ()
-        same = any(port.protocol == traffic.protocol for port in ports)
-        misses.append(Miss.PORT if same else Miss.PROTOCOL)
-        listed = ", ".join(port_text(port) for port in ports)
-        notes.append(f"its ports are {listed}" if listed else "it lists no port at all")
-    return RuleTrace(rule, tuple(misses), tuple(notes))
+class _Trial:
+    """One end's rules tried on the traffic."""
+
+    def __init__(
+        self, state: PolicyState, plan: Plan, subject: Party, peer: Party, traffic: Traffic
+    ) -> None:
+        self.plan = plan
+        self._state = state
+        self._subject = subject
+        self._peer = peer
+        self._traffic = traffic
+        self._tried = {rule: self._try(rule) for rule in plan.rules}
+        self._redirects = RedirectTable()
+        self.found = self._look_up()
+        number = self.found[1].redirect if self.found is not None else 0
+        self.redirect = self._redirects.get(number)
+        self.refused = False
+
+    def traces(self) -> list[RuleTrace]:
+        """How each rule fared; `refused` says afterwards whether a proxy refuses the request."""
+        deciding = self._deciding()
+        asked = self.redirect is not None and self._traffic.request is not None
+        allowing = set()
+        for rule in deciding if asked else ():
+            texts = self._refusals(rule)
+            if texts:
+                misses, notes = self._tried[rule]
+                self._tried[rule] = (
+                    (*misses, Miss.REQUEST),
+                    (*notes, " or ".join(texts)),
+                )
+            else:
+                allowing.add(rule)
+        if asked and self.redirect is not None:
+            free = self.redirect.allow_all or self.redirect.audit
+            self.refused = not (allowing or free)
+            deciding = allowing or (deciding if free else set())
+        return [
+            RuleTrace(rule, *tried, decides=rule in deciding) for rule, tried in self._tried.items()
+        ]
+
+    def _refusals(self, rule: Rule) -> tuple[str, ...]:
+        request = self._traffic.request
+        return refusals(rule.l7, request) if rule.l7 is not None and request is not None else ()
+
+    def _try(self, rule: Rule) -> tuple[tuple[Miss, ...], tuple[str, ...]]:
+        misses = []
+        notes = []
+        if rule.peers is not None and not any(one.matches(self._peer.labels) for one in rule.peers):
+            misses.append(Miss.PEER)
+            named = " or ".join(str(one) for one in rule.peers)
+            notes.append(f"its peers are {named}" if named else "it names no peer at all")
+        protocol, port, _ = self._traffic
+        if not any(
+            prefix.covers(protocol, port) for prefix in (*rule.prefixes, *self._named(rule))
+        ):
+            ports = rule.ports or ()
+            same = any(one.protocol == protocol for one in ports)
+            misses.append(Miss.PORT if same else Miss.PROTOCOL)
+            listed = ", ".join(port_text(one) for one in ports)
+            notes.append(f"its ports are {listed}" if listed else "it lists no port at all")
+        return tuple(misses), tuple(notes)
+
+    def _named(self, rule: Rule) -> tuple[L4Prefix, ...]:
+        ports = self._subject.named_ports
+        return named_prefixes(rule, self._peer.identity, ports, self._state.named_ports)
+
+    def _contributed(self, rule: Rule) -> tuple[tuple[L4Prefix, ...], tuple[L4Prefix, ...]]:
+        """What a rule whose peer matches adds to the entries of any peer, and to the peer's own."""
+        named = self._named(rule)
+        if rule.peers is not None:
+            return (), rule.prefixes + named
+        if rule.direction is Direction.EGRESS and rule.named_ports_of_peer:
+            return rule.prefixes, named
+        return rule.prefixes + named, ()
+
+    def _look_up(self) -> _Found | None:
+        """The entry that the data plane would find for this peer."""
+        everyone: list[Contribution] = []
+        own: list[Contribution] = []
+        for rule, (misses, _) in self._tried.items():
+            if Miss.PEER not in misses:
+                shared, particular = self._contributed(rule)
+                everyone.append(Contribution(shared, rule))
+                own.append(Contribution(particular, rule))
+        numbering = Numbering(CookieTable(), self._redirects)
+        rules = by_prefix(everyone)
+        base = Base(build_column(rules, None, self.plan, numbering), rules)
+        number = self._peer.identity or _UNKNOWN_PEER
+        direction = self.plan.direction
+        entries = {
+            PolicyKey(int(direction), 0, *prefix): entry for prefix, entry in base.column.items()
+        }
+        if rules := by_prefix(own):
+            for prefix, entry in build_column(rules, base, self.plan, numbering).items():
+                entries[PolicyKey(int(direction), number, *prefix)] = entry
+        return look_up(entries, direction, number, self._traffic.protocol, self._traffic.port)
+
+    def _deciding(self) -> set[Rule]:
+        """The rules behind the entry that decides."""
+        if self.found is None:
+            return set()
+        key, entry = self.found
+        prefix = L4Prefix(key.proto, key.port, key.prefixlen)
+        there = [
+            rule
+            for rule, (misses, _) in self._tried.items()
+            if Miss.PEER not in misses
+            and any(_covers(other, prefix) for part in self._contributed(rule) for other in part)
+        ]
+        if self.plan.evaluated:
+            return set(evaluating.judge(prefix, there, self.plan).rules)
+        if entry.redirect:
+            united = unite(there, prefix, observe=self.plan.closing.open)
+            return set(united.rules) if united is not None else set()
+        if ALLOW_LOCALHOST in there and not entry.deny:
+            strongest = max(rule.precedence for rule in there)
+            if strongest > ALLOW_LOCALHOST.precedence:
+                return {ALLOW_LOCALHOST}
+        own = 1 if key.identity else 0
+        return {
+            rule
+            for rule in there
+            if rule.precedence == entry.precedence and prefix in self._contributed(rule)[own]
+        }
 
 
-def _named(rule: Rule, state: PolicyState, subject: Party, peer: Party) -> tuple[L4Prefix, ...]:
-    return named_prefixes(rule, peer.identity, subject.named_ports, state.named_ports)
+def _covers(outer: L4Prefix, inner: L4Prefix) -> bool:
+    return outer.length <= inner.length and outer.covers(inner.protocol, inner.port)
 
 
-def _contributed(
-    rule: Rule, state: PolicyState, subject: Party, peer: Party
-) -> tuple[tuple[L4Prefix, ...], tuple[L4Prefix, ...]]:
-    """What a rule whose peer matches adds to the entries of any peer, and to this peer's own."""
-    named = _named(rule, state, subject, peer)
-    if rule.peers is not None:
-        return (), rule.prefixes + named
-    if rule.direction is Direction.EGRESS and rule.named_ports_of_peer:
-        return rule.prefixes, named
-    return rule.prefixes + named, ()
-
-
-def _look_up(
-    judged: Iterable[RuleTrace],
-    state: PolicyState,
-    subject: Party,
-    peer: Party,
-    traffic: Traffic,
-) -> _Found | None:
-    """The entry that the data plane would find for this peer."""
-    everyone: list[Contribution] = []
-    own: list[Contribution] = []
-    direction = Direction.INGRESS
-    for rule, misses, *_ in judged:
-        direction = rule.direction
-        if Miss.PEER not in misses:
-            shared, particular = _contributed(rule, state, subject, peer)
-            everyone.append(Contribution(shared, rule.precedence, rule.origin))
-            own.append(Contribution(particular, rule.precedence, rule.origin))
-    cookies = CookieTable()
-    base = build_column(everyone, {}, cookies)
-    number = peer.identity or _UNKNOWN_PEER
-    entries = {PolicyKey(int(direction), 0, *prefix): entry for prefix, entry in base.items()}
-    for prefix, entry in build_column(own, base, cookies).items():
-        entries[PolicyKey(int(direction), number, *prefix)] = entry
-    return look_up(entries, direction, number, traffic.protocol, traffic.port)
-
-
-def _mark(
-    trace: RuleTrace, found: _Found | None, state: PolicyState, subject: Party, peer: Party
-) -> RuleTrace:
-    """Note whether a rule is behind the entry that decides."""
-    if found is None or trace.misses or trace.rule.precedence != found[1].precedence:
-        return trace
-    shared, particular = _contributed(trace.rule, state, subject, peer)
-    prefix = L4Prefix(found[0].proto, found[0].port, found[0].prefixlen)
-    return trace._replace(decides=prefix in (particular if found[0].identity else shared))
-
-
-def _reason(
-    options: PolicyOptions, enforced: bool, found: _Found | None, traces: Iterable[RuleTrace]
-) -> Reason:
-    if not enforced:
+def _reason(options: PolicyOptions, trial: _Trial, traces: Iterable[RuleTrace]) -> Reason:
+    if not trial.plan.enforced:
         never = options.enforcement is EnforcementMode.NEVER
         return Reason.DISABLED if never else Reason.NOT_ENFORCED
-    if found is None:
+    if trial.found is None:
         return Reason.DEFAULT_DENY
-    if found[1].deny:
-        return Reason.DENIED
+    entry = trial.found[1]
     deciding = [trace.rule for trace in traces if trace.decides]
+    if trial.refused:
+        return Reason.REQUEST_REFUSED
+    if entry.audit:
+        return Reason.AUDITED
+    if entry.deny:
+        denied = any(rule.verdict is Verdict.DENY for rule in deciding)
+        return Reason.DENIED if denied else Reason.DEFAULT_DENY
     if any(rule.origin.kind for rule in deciding):
         return Reason.ALLOWED
     return Reason.LOCAL_HOST if ALLOW_LOCALHOST in deciding else Reason.NO_DEFAULT_DENY

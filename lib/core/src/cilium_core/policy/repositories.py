@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from cilium_core.labels import KEY_NAMESPACE, SOURCE_K8S
 from cilium_core.policy.groups import CidrGroup, CidrGroups
+from cilium_core.policy.plans import selects
 from cilium_core.policy.rules import Policy, PolicyRef, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cilium_core.identities import Prefix
-    from cilium_core.labels import LabelSet
+    from cilium_core.policy.plans import Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +97,13 @@ class Repository:
         """The accepted version of a policy."""
         return self._policies.get(ref.namespace, {}).get(ref)
 
-    def rules_for(self, labels: LabelSet) -> Iterator[Rule]:
+    def rules_for(self, subject: Subject) -> Iterator[Rule]:
         """The rules that select a subject: cluster-wide ones and those of its namespace."""
-        namespace = labels.value(KEY_NAMESPACE, SOURCE_K8S)
+        namespace = subject.labels.value(KEY_NAMESPACE, SOURCE_K8S)
         for scope in {"", namespace}:
             for policy in self._policies.get(scope, {}).values():
                 for rule in policy.rules:
-                    if rule.subject.matches(labels):
+                    if selects(rule, subject):
                         yield rule
 
     def required_prefixes(self) -> frozenset[Prefix]:

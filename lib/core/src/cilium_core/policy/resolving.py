@@ -11,73 +11,40 @@ from one thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cilium_core.identities import NumericIdentity, ReservedIdentity
-from cilium_core.labels import LabelSet
+from cilium_core.identities import NumericIdentity
+from cilium_core.policy.building import build_column
+from cilium_core.policy.columns import Base, Contribution, Numbering, by_prefix
 from cilium_core.policy.entries import (
     Changes,
     Column,
-    Contribution,
     EndpointPolicy,
     PolicyEntry,
     PolicyKey,
-    build_column,
     strongest_change,
 )
-from cilium_core.policy.options import EnforcementMode
+from cilium_core.policy.plans import Plan, ResolutionKey, make_plan
 from cilium_core.policy.ports import ContainerPort, L4Prefix
-from cilium_core.policy.rules import Direction, Origin, Rule, Verdict
-from cilium_core.policy.selectors import EntitySelector, LabelSelector
+from cilium_core.policy.rules import Direction, Rule, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from cilium_core.policy.caching import CachedSelector, SelectorCache
-    from cilium_core.policy.cookies import CookieTable
     from cilium_core.policy.named_ports import NamedPorts
     from cilium_core.policy.options import PolicyOptions
-    from cilium_core.policy.redirects import RedirectTable
 
 _PORT_BITS: Final = 24
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """An endpoint as policy sees it: who it is and which ports it serves under a name."""
-
-    identity: int
-    labels: LabelSet
-    named_ports: frozenset[ContainerPort] = frozenset()
-
-
 class _Peer(NamedTuple):
-    """The column of one identity and the rules that it was made of."""
+    """The column of one identity, the rules that it was made of and the redirects it names."""
 
     rules: frozenset[Rule]
     column: Column
-
-
-def _synthetic(direction: Direction, name: str, peers: tuple[EntitySelector, ...] | None) -> Rule:
-    origin = Origin("", "", "", (f"reserved:{name}",))
-    return Rule(
-        direction, LabelSelector(), Verdict.ALLOW, peers, None, default_deny=False, origin=origin
-    )
-
-
-ALLOW_ANY: Final = {
-    Direction.INGRESS: _synthetic(Direction.INGRESS, "allow-any-ingress", None),
-    Direction.EGRESS: _synthetic(Direction.EGRESS, "allow-any-egress", None),
-}
-"""What stands in a direction that is not enforced, or without default deny."""
-
-ALLOW_LOCALHOST: Final = _synthetic(
-    Direction.INGRESS,
-    "allow-localhost-ingress",
-    (EntitySelector("host", frozenset((ReservedIdentity.HOST.label,))),),
-)
-"""The node's own access to its pods; a deny rule still beats it."""
+    redirects: frozenset[int]
 
 
 class Resources(NamedTuple):
@@ -86,27 +53,7 @@ class Resources(NamedTuple):
     options: PolicyOptions
     selectors: SelectorCache
     named_ports: NamedPorts
-    cookies: CookieTable
-    redirects: RedirectTable
-
-
-class ResolutionKey(NamedTuple):
-    """Everything that a resolved policy depends on; subjects with equal keys share one."""
-
-    rules: frozenset[Rule]
-    init: bool
-    host: bool
-    named_ports: frozenset[ContainerPort]
-
-
-def resolution_key(subject: Subject, rules: frozenset[Rule]) -> ResolutionKey:
-    """The key of a subject that `rules` select; a node's own endpoint obeys no endpoint rules."""
-    host = subject.identity == ReservedIdentity.HOST
-    if host:
-        rules = frozenset()
-    uses_names = any(rule.named_ports for rule in rules if rule.direction is Direction.INGRESS)
-    init = ReservedIdentity.INIT.label in subject.labels
-    return ResolutionKey(rules, init, host, subject.named_ports if uses_names else frozenset())
+    numbering: Numbering
 
 
 class ResolvedPolicy:
@@ -139,7 +86,7 @@ class ResolvedPolicy:
     def enforced(self) -> tuple[bool, bool]:
         """Whether ingress and egress are enforced."""
         ingress, egress = self._sides
-        return ingress.enforced, egress.enforced
+        return ingress.plan.enforced, egress.plan.enforced
 
     def uses_names(self, names: frozenset[str]) -> bool:
         """Whether some egress rule depends on one of these port names."""
@@ -211,15 +158,21 @@ class _Side:
     """One direction of a resolved policy. Column 0 is any peer's."""
 
     __slots__ = (
+        "_base",
         "_memo",
         "_own_ports",
+        "_redirects",
         "_resources",
-        "_rules",
         "_selectors",
         "columns",
         "direction",
-        "enforced",
+        "plan",
     )
+
+    direction: Direction
+    plan: Plan
+    columns: dict[int, _Peer]
+    _base: Base
 
     def __init__(
         self,
@@ -231,21 +184,24 @@ class _Side:
         self.direction = direction
         self._resources = resources
         self._own_ports = key.named_ports
-        self.enforced, self._rules = effective_rules(resources.options, direction, key)
+        self.plan = make_plan(resources.options, direction, key)
         self._selectors: dict[CachedSelector, frozenset[Rule]] = {}
         self._memo: dict[tuple[frozenset[Rule], int], _Peer] = {}
+        self._redirects: Counter[int] = Counter()
         self.columns: dict[int, _Peer] = {}
-        if previous is None:
-            self._build(self._rules, frozenset())
-        else:
+        if previous is not None:
             self._selectors.update(previous._selectors)
             self.columns.update(previous.columns)
+            self._redirects.update(previous._redirects)
             for cached in self._selectors:
                 cached.uses += 1
-            self._build(self._rules - previous._rules, previous._rules - self._rules)
+        self._base = previous._base if previous is not None else Base()
+        self._build(previous)
 
-    def _build(self, added: frozenset[Rule], removed: frozenset[Rule]) -> None:
+    def _build(self, previous: _Side | None) -> None:
         """Bring the columns from the rules before to the rules now."""
+        before = previous.plan.rules if previous is not None else frozenset[Rule]()
+        added, removed = self.plan.rules - before, before - self.plan.rules
         touched: dict[int, set[Rule]] = {}
         identity: int
         for rule in removed:
@@ -256,16 +212,16 @@ class _Side:
             self._add_selectors(rule)
             for identity in self._identities(rule):
                 touched.setdefault(identity, self._rules_of(identity)).add(rule)
-        old_base = self.columns.get(0)
-        if old_base is None or any(rule.peers is None for rule in added | removed):
-            base = self._base()
-            self.columns[0] = base
-            if old_base is not None:
-                strongest = strongest_change(old_base.column, base.column)
-                for identity in self.columns.keys() - touched.keys() - {0}:
-                    present = self.columns[identity].rules
-                    if any(_may_hide(strongest, rule) for rule in present):
-                        touched[identity] = set(present)
+        anew = previous is None or not self.plan.builds_like(previous.plan)
+        if anew or any(rule.peers is None for rule in added | removed):
+            old = self._base
+            self._set_base()
+            strongest = strongest_change(old.column, self._base.column)
+            anew |= self.plan.evaluated or self._base.redirecting or old.redirecting
+            for identity in self.columns.keys() - touched.keys() - {0}:
+                present = self.columns[identity].rules
+                if anew or any(rule.l7 or _may_hide(strongest, rule) for rule in present):
+                    touched[identity] = set(present)
         for identity, rules in touched.items():
             self._set_column(identity, frozenset(rules))
 
@@ -287,7 +243,7 @@ class _Side:
             self._resources.selectors.release(cached)
 
     def redirects(self) -> frozenset[int]:
-        return frozenset()
+        return frozenset(self._redirects)
 
     def _rules_of(self, identity: int) -> set[Rule]:
         peer = self.columns.get(identity)
@@ -299,7 +255,7 @@ class _Side:
             return iter(())
         return (
             rule
-            for rule in self._rules
+            for rule in self.plan.rules
             if rule.peers is None and rule.named_ports_of_peer and rule.named_ports
         )
 
@@ -341,37 +297,56 @@ class _Side:
                 del self._selectors[cached]
                 cache.release(cached)
 
-    def _base(self) -> _Peer:
-        rules = frozenset(rule for rule in self._rules if rule.peers is None)
-        contributions = (
-            Contribution(rule.prefixes + self._named(rule, 0), rule.precedence, rule.origin)
-            for rule in rules
+    def _set_base(self) -> None:
+        rules = frozenset(rule for rule in self.plan.rules if rule.peers is None)
+        found = by_prefix(
+            Contribution(rule.prefixes + self._named(rule, 0), rule) for rule in rules
         )
-        return _Peer(rules, build_column(contributions, {}, self._resources.cookies))
+        column = build_column(found, None, self.plan, self._resources.numbering)
+        self._base = Base(column, found)
+        self._put(0, _peer(rules, column))
 
     def _set_column(self, identity: int, rules: frozenset[Rule]) -> None:
         if not rules:
-            self.columns.pop(identity, None)
+            self._put(identity, None)
             return
         by_peer = any(rule.named_ports and rule.named_ports_of_peer for rule in rules)
         memo = (rules, identity if by_peer else 0)
         peer = self._memo.get(memo)
         if peer is None:
-            contributions = (
+            found = by_prefix(
                 Contribution(
                     (() if rule.peers is None else rule.prefixes) + self._named(rule, identity),
-                    rule.precedence,
-                    rule.origin,
+                    rule,
                 )
                 for rule in rules
             )
-            base = self.columns[0].column
-            peer = _Peer(rules, build_column(contributions, base, self._resources.cookies))
+            column = build_column(found, self._base, self.plan, self._resources.numbering)
+            peer = _peer(rules, column)
             self._memo[memo] = peer
-        self.columns[identity] = peer
+        self._put(identity, peer)
+
+    def _put(self, identity: int, peer: _Peer | None) -> None:
+        """Replace a column, keeping count of the redirects in use."""
+        before = self.columns.pop(identity, None)
+        if before is not None and before.redirects:
+            self._redirects.subtract(before.redirects)
+        if peer is not None:
+            self.columns[identity] = peer
+            self._redirects.update(peer.redirects)
+        if before is not None and before.redirects:
+            self._redirects = +self._redirects
 
     def _named(self, rule: Rule, identity: int) -> tuple[L4Prefix, ...]:
         return named_prefixes(rule, identity, self._own_ports, self._resources.named_ports)
+
+
+_NO_REDIRECTS: Final = frozenset[int]()
+
+
+def _peer(rules: frozenset[Rule], column: Column) -> _Peer:
+    redirects = frozenset(entry.redirect for entry in column.values() if entry.redirect)
+    return _Peer(rules, column, redirects or _NO_REDIRECTS)
 
 
 def named_prefixes(
@@ -399,24 +374,6 @@ def named_prefixes(
             number = table.in_cluster(wanted.name, protocol)
             found |= {(protocol, number)} if number is not None else set()
     return tuple(L4Prefix(protocol, port, _PORT_BITS) for protocol, port in sorted(found))
-
-
-def effective_rules(
-    options: PolicyOptions, direction: Direction, key: ResolutionKey
-) -> tuple[bool, frozenset[Rule]]:
-    """Whether a direction is enforced, and the rules that count, ours included."""
-    unenforced = (False, frozenset((ALLOW_ANY[direction],)))
-    if options.enforcement is EnforcementMode.NEVER or key.host:
-        return unenforced
-    rules = {rule for rule in key.rules if rule.direction is direction}
-    if options.enforcement is not EnforcementMode.ALWAYS and not key.init:
-        if not rules:
-            return unenforced
-        if not any(rule.default_deny for rule in rules):
-            rules.add(ALLOW_ANY[direction])
-    if direction is Direction.INGRESS and options.allow_localhost:
-        rules.add(ALLOW_LOCALHOST)
-    return True, frozenset(rules)
 
 
 def _may_hide(precedence: int, rule: Rule) -> bool:

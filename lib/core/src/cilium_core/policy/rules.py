@@ -162,7 +162,12 @@ class Rule:
     named_ports: tuple[NamedPort, ...] = field(init=False)
     """The ports given by name."""
 
+    precedence: int = field(init=False)
+    """The precedence of the rule's entries, among those of its tier and priority."""
+
     def __post_init__(self) -> None:
+        kind = self.l7.kind if self.l7 is not None else None
+        object.__setattr__(self, "precedence", precedence(self.verdict, kind=kind))
         ports = self.ports or ()
         prefixes = (
             prefix for port in ports if isinstance(port, PortRange) for prefix in port.prefixes()
@@ -171,11 +176,6 @@ class Rule:
         object.__setattr__(self, "prefixes", every)
         named = tuple(port for port in ports if isinstance(port, NamedPort))
         object.__setattr__(self, "named_ports", named)
-
-    @property
-    def precedence(self) -> int:
-        """The precedence of the rule's entries."""
-        return precedence(self.verdict, kind=self.l7.kind if self.l7 is not None else None)
 
     @property
     def ref(self) -> PolicyRef:

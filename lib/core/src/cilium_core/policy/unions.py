@@ -19,15 +19,15 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from cilium_core.policy.l7 import HttpRule, KafkaRule, L7Kind, L7Match, Redirect
-from cilium_core.policy.ports import NamedPort
+from cilium_core.policy.ports import PortRange
 from cilium_core.policy.rules import LISTENER_PRIORITY, Direction, PolicyRef, Rule, Verdict
 from cilium_core.policy.selectors import EntitySelector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cilium_core.policy.l7 import TlsContext
-    from cilium_core.policy.ports import L4Prefix, PortMatch
+    from cilium_core.policy.ports import L4Prefix
     from cilium_core.policy.selectors import PeerSelector
 
 T = TypeVar("T")
@@ -107,84 +107,100 @@ def _clash(first: Rule, second: Rule) -> str:
     return ""
 
 
-def unite(rules: Sequence[Rule], prefix: L4Prefix, *, observe: bool) -> Redirect | None:
+class Union(NamedTuple):
+    """A redirect and the rules that it is made of."""
+
+    redirect: Redirect
+    rules: tuple[Rule, ...]
+
+
+def unite(rules: Sequence[Rule], prefix: L4Prefix, *, observe: bool) -> Union | None:
     """What a proxy enforces for a peer on a prefix that all these allow rules cover.
 
     None when none of them asks for a proxy. With `observe`, requests are reported and all pass.
     """
-    matches = [rule.l7 for rule in rules if rule.l7 is not None]
-    if not matches:
+    asking = {rule: rule.l7 for rule in rules if rule.l7 is not None}
+    if not asking:
         return None
-    kind = min((match.kind for match in matches), key=LISTENER_PRIORITY.__getitem__)
-    used = _compatible(kind, matches)
-    free = any(rule.l7 is None and frees(rule, prefix, kind) for rule in rules)
+    kind = min((match.kind for match in asking.values()), key=LISTENER_PRIORITY.__getitem__)
+    used = _compatible(kind, asking)
+    matches = list(used.values())
+    freeing = [rule for rule in rules if rule.l7 is None and frees(rule, prefix, kind)]
     names = frozenset[str]()
-    if not free and not observe and all(match.server_names for match in used):
-        names = frozenset(name for match in used for name in match.server_names)
+    if not freeing and not observe and all(match.server_names for match in matches):
+        names = frozenset(name for match in matches for name in match.server_names)
     redirect = Redirect(
         rules[0].direction is Direction.INGRESS,
         kind,
         server_names=names,
-        terminating=_first(match.terminating for match in used),
-        originating=_first(match.originating for match in used),
+        terminating=_first(match.terminating for match in matches),
+        originating=_first(match.originating for match in matches),
     )
-    https = _https(used)
-    everyone = HttpRule() in https if kind is L7Kind.HTTP else _allow_all(kind, used, names)
-    if observe or free or everyone:
+    https = _https(matches) if kind is L7Kind.HTTP else set()
+    if observe or freeing or _allows_all(redirect, matches, https):
         # Rules that change headers have their effect even where nothing is refused.
         acting = {rule for rule in https if any(header.mismatch for header in rule.headers)}
-        return replace(redirect, http=_sorted(acting), allow_all=True)
-    return replace(
-        redirect,
-        http=_sorted(https),
-        dns=_sorted({rule for match in used for rule in match.dns}),
-        kafka=_sorted({rule for match in used for rule in match.kafka}),
-    )
+        redirect = replace(redirect, http=_sorted(acting), allow_all=True)
+    else:
+        redirect = replace(
+            redirect,
+            http=_sorted(https),
+            dns=_sorted({rule for match in matches for rule in match.dns}),
+            kafka=_sorted({rule for match in matches for rule in match.kafka}),
+        )
+    return Union(redirect, (*used, *freeing))
 
 
 def frees(rule: Rule, prefix: L4Prefix, kind: L7Kind) -> bool:
-    """Whether a rule that says nothing about requests allows them all on a prefix it covers."""
-    return kind is not L7Kind.DNS or any(_is_exactly(port, prefix) for port in rule.ports or ())
+    """Whether a rule that says nothing about requests allows them all on a prefix it covers.
+
+    A name stands for single ports, and so does what a rule covers but by its numbers.
+    """
+    if kind is not L7Kind.DNS:
+        return True
+    by_number = any(other.covers(prefix.protocol, prefix.port) for other in rule.prefixes)
+    return not by_number or any(
+        isinstance(port, PortRange)
+        and port.protocol == prefix.protocol
+        and port.first == port.last == prefix.port
+        for port in rule.ports or ()
+    )
 
 
-def _is_exactly(port: PortMatch, prefix: L4Prefix) -> bool:
-    if port.protocol != prefix.protocol:
-        return False
-    # A name stands for single ports, and the prefix of the rule that covers this one is such a one.
-    return isinstance(port, NamedPort) or port.first == port.last == prefix.port
-
-
-def _compatible(kind: L7Kind, matches: Sequence[L7Match]) -> list[L7Match]:
-    """The matches that a proxy of one kind can enforce together; those that it cannot are left out."""
-    used = [match for match in matches if match.kind is kind]
-    if kind in _SPOKEN:
-        used += [match for match in matches if match.kind is L7Kind.TLS]
+def _compatible(kind: L7Kind, asking: Mapping[Rule, L7Match]) -> dict[Rule, L7Match]:
+    """What a proxy of one kind can enforce together; what it cannot is left out."""
+    kinds = (kind, L7Kind.TLS) if kind in _SPOKEN else (kind,)
+    used = {rule: match for rule, match in asking.items() if match.kind in kinds}
     for side in ("terminating", "originating"):
-        chosen = _first(getattr(match, side) for match in used)
-        used = [match for match in used if getattr(match, side) in (None, chosen)]
-    if kind in _SPOKEN and not any(match.terminating for match in used):
-        used = [match for match in used if not match.server_names]
+        chosen = _first(getattr(match, side) for match in used.values())
+        used = {
+            rule: match for rule, match in used.items() if getattr(match, side) in (None, chosen)
+        }
+    if kind in _SPOKEN and not any(match.terminating for match in used.values()):
+        used = {rule: match for rule, match in used.items() if not match.server_names}
     return used
 
 
-def _https(used: Sequence[L7Match]) -> set[HttpRule]:
+def _https(matches: Sequence[L7Match]) -> set[HttpRule]:
     """The rules about HTTP, each with the server names that it is limited to if these differ."""
-    differ = len({match.server_names for match in used}) > 1
+    differ = len({match.server_names for match in matches}) > 1
     return {
         replace(rule, server_names=tuple(sorted(match.server_names))) if differ else rule
-        for match in used
+        for match in matches
         for rule in match.http or (HttpRule(),)
     }
 
 
-def _allow_all(kind: L7Kind, used: Sequence[L7Match], names: frozenset[str]) -> bool:
-    match kind:
+def _allows_all(redirect: Redirect, matches: Sequence[L7Match], https: set[HttpRule]) -> bool:
+    match redirect.kind:
+        case L7Kind.HTTP:
+            return HttpRule() in https
         case L7Kind.TLS:
-            return not names
+            return not redirect.server_names
         case L7Kind.DNS:
-            return any(not match.dns for match in used)
-        case _:
-            return any(not match.kafka or KafkaRule() in match.kafka for match in used)
+            return any(not match.dns for match in matches)
+        case L7Kind.KAFKA:
+            return any(not match.kafka or KafkaRule() in match.kafka for match in matches)
 
 
 def _first(contexts: Iterable[TlsContext | None]) -> TlsContext | None:
