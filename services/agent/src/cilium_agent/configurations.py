@@ -6,8 +6,11 @@ import ipaddress
 from typing import TYPE_CHECKING
 
 from cilium_core.policy import EnforcementMode, PolicyOptions
+from cilium_core.policy.options import HeaderRegex
+from cilium_core.proxying.redirects import DnsOptions
 
 from cilium_agent.datapath import NodeConfig
+from cilium_agent.proxies.envoy.options import EnvoyOptions
 from cilium_agent.settings import AGGREGATION_LEVELS, AgentSettings, tcp_flag_mask
 
 if TYPE_CHECKING:
@@ -37,6 +40,46 @@ def policy_options(settings: AgentSettings, families: Families) -> PolicyOptions
         families=families,
         enforcement=EnforcementMode(settings.enable_policy),
         allow_localhost=settings.allow_localhost != "policy",
+        default_local_cluster=settings.policy_default_local_cluster,
+        non_default_deny=settings.enable_non_default_deny_policies,
+        icmp_rules=settings.enable_icmp_rules,
+        extended_protocols=settings.enable_extended_ip_protocols,
+        l7_proxy=settings.enable_l7_proxy,
+        header_regex=HeaderRegex(settings.header_regex),
+        node_selector_labels=settings.enable_node_selector_labels,
+        host_firewall=settings.enable_host_firewall,
+    )
+
+
+def envoy_options(settings: AgentSettings) -> EnvoyOptions:
+    """How Envoy runs on this node."""
+    return EnvoyOptions(
+        binary=settings.proxy_envoy_binary,
+        concurrency=settings.proxy_envoy_concurrency,
+        ipv6=settings.enable_ipv6,
+        denied_body=settings.http_403_msg,
+        normalize_path=settings.http_normalize_path,
+        request_timeout_s=settings.http_request_timeout,
+        idle_timeout_s=settings.http_idle_timeout,
+        stream_idle_timeout_s=settings.http_stream_idle_timeout,
+        max_grpc_timeout_s=settings.http_max_grpc_timeout,
+        retry_count=settings.http_retry_count,
+        retry_timeout_s=settings.http_retry_timeout,
+        connect_timeout_s=settings.proxy_connect_timeout,
+        upstream_idle_timeout_s=settings.proxy_idle_timeout_seconds,
+        max_connections=settings.proxy_max_active_downstream_connections,
+        cluster_max_connections=settings.proxy_cluster_max_connections,
+        cluster_max_requests=settings.proxy_cluster_max_requests,
+    )
+
+
+def dns_options(settings: AgentSettings) -> DnsOptions:
+    """How the DNS proxy behaves on this node."""
+    return DnsOptions(
+        reject_rcode={"refused": 5, "nameError": 3}[settings.tofqdns_dns_reject_response_code],
+        response_max_delay_s=settings.tofqdns_proxy_response_max_delay,
+        concurrency_limit=settings.dnsproxy_concurrency_limit,
+        concurrency_grace_s=settings.dnsproxy_concurrency_processing_grace_period,
     )
 
 

@@ -17,6 +17,9 @@ from cilium_core.settings import (
     setting,
 )
 
+from cilium_agent.settings_policy import PolicySettings
+from cilium_agent.settings_proxies import ProxySettings
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -52,7 +55,14 @@ def tcp_flag_mask(names: tuple[str, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class AgentSettings(TelemetrySettings, ClusterSettings, NodeSettings, KvstoreSettings):
+class AgentSettings(
+    TelemetrySettings,
+    ClusterSettings,
+    NodeSettings,
+    KvstoreSettings,
+    PolicySettings,
+    ProxySettings,
+):
     """What an agent can be told."""
 
     node_ipv4: ipaddress.IPv4Address | None = setting(
@@ -67,6 +77,12 @@ class AgentSettings(TelemetrySettings, ClusterSettings, NodeSettings, KvstoreSet
         (),
         "The node's own devices; the first carries the node's addresses. Empty takes the device "
         "that has node-ipv4, else the one with the default route.",
+        group="Node",
+    )
+    node_labels: dict[str, str] = setting(
+        {},
+        "Labels of this node, beside those of its Node object, for policies that "
+        "select nodes.",
         group="Node",
     )
     template_dir: Path = setting(
@@ -103,34 +119,6 @@ class AgentSettings(TelemetrySettings, ClusterSettings, NodeSettings, KvstoreSet
     )
     tunnel_port: int = setting(
         8472, "UDP port of the encapsulation.", group="Routing", low=1, high=65535
-    )
-    enable_policy: Literal["default", "always", "never"] = setting(
-        "default",
-        "default enforces where a policy selects the pod, always everywhere, never nowhere.",
-        group="Policy",
-    )
-    allow_localhost: Literal["auto", "always", "policy"] = setting(
-        "auto",
-        "Whether the node itself may always reach its pods; auto means always.",
-        group="Policy",
-    )
-    policy_audit_mode: bool = setting(
-        False, "Report what policy would deny and let it pass.", group="Policy"
-    )
-    labels: str = setting(
-        "",
-        "Further expressions, separated by blanks, that decide which labels make an identity; "
-        "a leading ! leaves labels out.",
-        group="Policy",
-    )
-    identity_change_grace_period: Seconds = setting(
-        5.0,
-        "How long a running pod keeps its old identity after its labels changed, so that other "
-        "nodes learn the new one first.",
-        group="Policy",
-    )
-    bpf_policy_map_max: int = setting(
-        16384, "Most policy entries of one endpoint.", group="Maps", low=256, high=65536
     )
     bpf_ct_global_tcp_max: int = setting(
         524288, "Most tracked TCP connections per family.", group="Maps", low=1024, high=16777216
@@ -180,6 +168,7 @@ class AgentSettings(TelemetrySettings, ClusterSettings, NodeSettings, KvstoreSet
             yield Problem("enable-ipv4", "one of enable-ipv4 and enable-ipv6 must be true")
         if self.node_ipv4 is not None and self.node_ipv4.is_unspecified:
             yield Problem("node-ipv4", "0.0.0.0 is no node's address; leave it empty to detect it")
+        yield from ProxySettings.check(self)
         try:
             tcp_flag_mask(self.monitor_aggregation_flags)
         except ValueError as error:
