@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         Prefix,
     )
     from cilium_core.labels import LabelSet
-    from cilium_core.policy import PolicyEngine
+    from cilium_core.policy import PolicyEngine, PrefixChange
+    from cilium_core.policy.prefixes import Names
 
     from cilium_agent.feeds import Feed
 
@@ -77,33 +78,37 @@ class Prefixes:
 
     async def add(self, wanted: Iterable[Prefix]) -> None:
         """Give new prefixes identities that the maps treat as they treated the addresses before."""
-        added = self.identities.add(wanted)
-        if not added:
-            return
-        for identity in added.values():
-            self._engine.upsert_identity(identity.id, identity.labels)
-        await self._flush()
-        for prefix, identity in added.items():
-            self._ipcache.upsert(str(prefix), Source.GENERATED, Entry(identity=identity.id))
-        await self._ipcache.flush()
-        self._feed.identities(added.values())
+        await self._carry_out(self.identities.change(add=wanted))
 
     async def settle(self) -> None:
         """Bring the maps up to date, then let go of prefixes that no policy needs any more."""
         await self._flush()
-        in_use = self.identities.items().keys()
-        gone = self.identities.remove(in_use - self._engine.required_prefixes())
-        gone = {prefix: identity for prefix, identity in gone.items() if prefix.prefixlen}
-        if not gone:
+        idle = self.identities.named - self._engine.required_prefixes()
+        await self._carry_out(self.identities.change(remove=idle))
+
+    async def apply_names(self, names: Names) -> None:
+        """Give addresses the labels of their names; returns when the kernel has them."""
+        await self._carry_out(self.identities.change(names=names))
+
+    async def _carry_out(self, change: PrefixChange) -> None:
+        """New identities to the maps, then the address table, then old identities away."""
+        if not change:
             return
-        for prefix in gone:
-            self._ipcache.delete(str(prefix), Source.GENERATED)
-        await self._ipcache.flush()
-        unused = [identity for identity in gone.values() if _forgettable(identity)]
-        for identity in unused:
-            self._engine.delete_identity(identity.id)
+        for identity in change.added.values():
+            self._engine.upsert_identity(identity.id, identity.labels)
         await self._flush()
-        self._feed.identities((), [identity.id for identity in unused])
+        for prefix, identity in change.added.items():
+            self._ipcache.upsert(str(prefix), Source.GENERATED, Entry(identity=identity.id))
+        for prefix in change.removed:
+            if prefix.prefixlen:  # the world itself is always there
+                self._ipcache.delete(str(prefix), Source.GENERATED)
+        await self._ipcache.flush()
+        unused = [identity.id for identity in change.unused if _forgettable(identity)]
+        for number in unused:
+            self._engine.delete_identity(number)
+        if unused:
+            await self._flush()
+        self._feed.identities(change.added.values(), unused)
 
 
 def _forgettable(identity: Identity) -> bool:
