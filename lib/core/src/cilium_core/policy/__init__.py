@@ -13,7 +13,7 @@ and never changes what is enforced.
 
 from cilium_core.policy.caching import CachedSelector, SelectorCache
 from cilium_core.policy.cookies import Cookie, CookieTable
-from cilium_core.policy.engines import EndpointUpdate, GroupChange, PolicyChange, PolicyEngine
+from cilium_core.policy.engines import BindingChange, EndpointUpdate, PolicyChange, PolicyEngine
 from cilium_core.policy.entries import (
     EndpointPolicy,
     PolicyDelta,
@@ -46,6 +46,7 @@ from cilium_core.policy.rules import (
 
 __all__ = [
     "POLICY_KINDS",
+    "BindingChange",
     "CachedSelector",
     "CidrGroup",
     "CidrGroups",
@@ -56,7 +57,6 @@ __all__ = [
     "EndpointPolicy",
     "EndpointUpdate",
     "EnforcementMode",
-    "GroupChange",
     "NamedPorts",
     "Origin",
     "Policy",

@@ -21,7 +21,7 @@ from cilium_core.policy.caching import SelectorCache
 from cilium_core.policy.columns import Numbering
 from cilium_core.policy.cookies import CookieTable
 from cilium_core.policy.entries import NO_CHANGE, Changes, EndpointPolicy, PolicyDelta
-from cilium_core.policy.groups import CidrGroup, CidrGroups
+from cilium_core.policy.groups import CidrGroup
 from cilium_core.policy.named_ports import NamedPorts
 from cilium_core.policy.options import PolicyOptions
 from cilium_core.policy.plans import ResolutionKey, Subject, resolution_key, selects
@@ -36,8 +36,11 @@ if TYPE_CHECKING:
 
     from cilium_core.identities import Prefix
     from cilium_core.labels import LabelSet
+    from cilium_core.policy.bindings import Bindings
+    from cilium_core.policy.networks import Networks
     from cilium_core.policy.ports import ContainerPort
-    from cilium_core.policy.selectors import PeerSelector
+    from cilium_core.policy.selectors import FqdnSelector, PeerSelector
+    from cilium_core.policy.services import Services
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,8 @@ class PolicyChange:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupChange:
-    """What a new, changed or deleted CIDR group does, and by way of which policies."""
+class BindingChange:
+    """What a change of something that policies refer to does, and by way of which policies."""
 
     name: str
     revision: int
@@ -131,7 +134,8 @@ class PolicyEngine:
 
         Raises `PolicyError`. The policy's `prefixes` tell which identities it needs.
         """
-        return self.repository.groups.bind(parsing.parse(obj, self.options))
+        policy = parsing.parse(obj, self.options)
+        return replace(self.bindings, audited=frozenset()).bind(policy, policy)
 
     def upsert_policy(self, policy: Policy | object) -> PolicyChange:
         """Take in a policy, parsed or as an object.
@@ -146,27 +150,65 @@ class PolicyEngine:
         """Take a policy out; `namespace` is empty for cluster-wide kinds."""
         return self._follow(self.repository.delete(kind, namespace, name))
 
-    def upsert_cidr_group(self, group: CidrGroup | object) -> GroupChange:
+    # ---- what policies refer to ----
+
+    @property
+    def bindings(self) -> Bindings:
+        """What policies may refer to, as it is now."""
+        return self.repository.bindings
+
+    def set_bindings(self, bindings: Bindings, name: str = "") -> BindingChange:
+        """Have policies refer to other things; those concerned follow. `name` says what changed.
+
+        The prefixes that `prefixes_under` tells should have identities before.
+        """
+        changes = [self._follow(change) for change in self.repository.set_bindings(bindings)]
+        policies = frozenset(change.ref for change in changes)
+        affected = frozenset(endpoint for change in changes for endpoint in change.affected)
+        return BindingChange(name, self.revision, policies, affected)
+
+    def prefixes_under(self, bindings: Bindings) -> frozenset[Prefix]:
+        """The prefixes of all policies that other bindings would change."""
+        return self.repository.prefixes_under(bindings)
+
+    def upsert_cidr_group(self, group: CidrGroup | object) -> BindingChange:
         """Take in a CIDR group, parsed or as an object; the policies that refer to it follow.
 
         Raises `PolicyError` for an object that is refused; then nothing has changed.
         """
         parsed = group if isinstance(group, CidrGroup) else parsing.parse_cidr_group(group)
-        return self._set_groups(parsed.name, self.repository.groups.with_group(parsed))
+        groups = self.bindings.groups.with_group(parsed)
+        return self.set_bindings(replace(self.bindings, groups=groups), parsed.name)
 
-    def delete_cidr_group(self, name: str) -> GroupChange:
+    def delete_cidr_group(self, name: str) -> BindingChange:
         """Take a CIDR group out; policies that refer to it select nobody by it."""
-        return self._set_groups(name, self.repository.groups.without(name))
+        groups = self.bindings.groups.without(name)
+        return self.set_bindings(replace(self.bindings, groups=groups), name)
 
     def group_prefixes(self, group: CidrGroup) -> frozenset[Prefix]:
         """The prefixes that need identities before a group may be taken in."""
-        return self.repository.group_prefixes(group)
+        groups = self.bindings.groups.with_group(group)
+        return self.prefixes_under(replace(self.bindings, groups=groups))
 
-    def _set_groups(self, name: str, groups: CidrGroups) -> GroupChange:
-        changes = [self._follow(change) for change in self.repository.set_groups(groups)]
-        policies = frozenset(change.ref for change in changes)
-        affected = frozenset(endpoint for change in changes for endpoint in change.affected)
-        return GroupChange(name, self.revision, policies, affected)
+    def set_services(self, services: Services, name: str = "") -> BindingChange:
+        """Have other services, which are `bindings.services` with one more, less or changed."""
+        return self.set_bindings(replace(self.bindings, services=services), name)
+
+    def service_prefixes(self, services: Services) -> frozenset[Prefix]:
+        """The prefixes that need identities before services may be set."""
+        return self.prefixes_under(replace(self.bindings, services=services))
+
+    def set_addresses(self, networks: Networks) -> BindingChange:
+        """Tell all addresses in the cluster, for networks of tiered policies."""
+        return self.set_bindings(replace(self.bindings, networks=networks))
+
+    def set_audited_namespaces(self, namespaces: Iterable[str]) -> BindingChange:
+        """Tell the namespaces of which every policy only tells what it would refuse."""
+        return self.set_bindings(replace(self.bindings, audited=frozenset(namespaces)))
+
+    def fqdn_selectors(self) -> frozenset[FqdnSelector]:
+        """Every DNS name and pattern that policies in force have as peers."""
+        return self.repository.names()
 
     def required_prefixes(self) -> frozenset[Prefix]:
         """Every address prefix that needs an identity of its own."""

@@ -1,7 +1,7 @@
 """The policy repository: the accepted policies and the revision that they are at.
 
 It knows which rules select a subject, which namespace a change can concern, which address prefixes
-the policies name, and the CIDR groups that they refer to. It holds what was accepted and nothing
+and names the policies name, and what they refer to. It holds what was accepted and nothing
 else: a refused object never gets here, so that the version before it stays in force.
 
 One repository per engine, used from one thread.
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cilium_core.labels import KEY_NAMESPACE, SOURCE_K8S
-from cilium_core.policy.groups import CidrGroup, CidrGroups
+from cilium_core.policy.bindings import Bindings, is_bound
 from cilium_core.policy.plans import selects
 from cilium_core.policy.rules import Policy, PolicyRef, Rule
+from cilium_core.policy.selectors import FqdnSelector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,8 +46,11 @@ class Repository:
 
     def __init__(self) -> None:
         self._policies: dict[str, dict[PolicyRef, Policy]] = {}
+        self._written: dict[PolicyRef, Policy] = {}
+        self._bound: set[PolicyRef] = set()
         self._prefixes: Counter[Prefix] = Counter()
-        self.groups = CidrGroups()
+        self._names: Counter[FqdnSelector] = Counter()
+        self.bindings = Bindings()
         self.revision = 1
 
     def upsert(self, policy: Policy) -> RepositoryChange:
@@ -55,12 +59,14 @@ class Repository:
         A version that says the same as the one before changes nothing, the revision included.
         """
         old = self.get(policy.ref)
-        if old is not None and _same(old, policy):
+        if old is not None and _same(self._written[policy.ref], policy):
             return RepositoryChange(policy.ref, old, old, self.revision)
         self.revision += 1
-        new = _at_revision(self.groups.bind(policy), self.revision)
+        new = _at_revision(self.bindings.bind(policy, policy), self.revision)
         self._policies.setdefault(policy.ref.namespace, {})[policy.ref] = new
-        self._count_prefixes(old, new)
+        self._written[policy.ref] = policy
+        (self._bound.add if is_bound(policy) else self._bound.discard)(policy.ref)
+        self._count(old, new)
         return RepositoryChange(policy.ref, old, new, self.revision)
 
     def delete(self, kind: str, namespace: str, name: str) -> RepositoryChange:
@@ -74,24 +80,35 @@ class Repository:
         del policies[ref]
         if not policies:
             del self._policies[namespace]
-        self._count_prefixes(old, None)
+        del self._written[ref]
+        self._bound.discard(ref)
+        self._count(old, None)
         return RepositoryChange(ref, old, None, self.revision)
 
-    def set_groups(self, groups: CidrGroups) -> list[RepositoryChange]:
-        """Have other CIDR groups; returns how that changes policies, all at one new revision."""
-        self.groups = groups
-        changed = [(old, new) for old in self if (new := groups.bind(old)) is not old]
+    def set_bindings(self, bindings: Bindings) -> list[RepositoryChange]:
+        """Have policies refer to other things; returns what changes, all at one new revision."""
+        changed = list(self._rebound(bindings))
+        self.bindings = bindings
         self.revision += bool(changed)
         for old, new in changed:
             self._policies[new.ref.namespace][new.ref] = new
-            self._count_prefixes(old, new)
+            self._count(old, new)
         return [RepositoryChange(new.ref, old, new, self.revision) for old, new in changed]
 
-    def group_prefixes(self, group: CidrGroup) -> frozenset[Prefix]:
-        """The prefixes that policies which a group concerns would need if it were as given."""
-        groups = self.groups.with_group(group)
-        bound = (new for old in self if (new := groups.bind(old)) is not old)
-        return frozenset(prefix for policy in bound for prefix in policy.prefixes)
+    def prefixes_under(self, bindings: Bindings) -> frozenset[Prefix]:
+        """The prefixes that policies which other bindings change would name."""
+        changed = self._rebound(bindings)
+        return frozenset(prefix for _, new in changed for prefix in new.prefixes)
+
+    def _rebound(self, bindings: Bindings) -> Iterator[tuple[Policy, Policy]]:
+        """The policies that other bindings change, as they are and as they would be."""
+        spaces = bindings.audited ^ self.bindings.audited
+        refs = self._bound | {ref for space in spaces for ref in self._policies.get(space, ())}
+        for ref in sorted(refs):
+            old = self._policies[ref.namespace][ref]
+            new = bindings.bind(old, self._written[ref])
+            if new is not old:
+                yield old, new
 
     def get(self, ref: PolicyRef) -> Policy | None:
         """The accepted version of a policy."""
@@ -114,20 +131,36 @@ class Repository:
         """
         return frozenset(self._prefixes)
 
+    def names(self) -> frozenset[FqdnSelector]:
+        """Every DNS name and pattern that some policy has as a peer."""
+        return frozenset(self._names)
+
     def __iter__(self) -> Iterator[Policy]:
         return iter([policy for scope in self._policies.values() for policy in scope.values()])
 
     def __len__(self) -> int:
         return sum(len(scope) for scope in self._policies.values())
 
-    def _count_prefixes(self, old: Policy | None, new: Policy | None) -> None:
-        if new is not None:
-            self._prefixes.update(new.prefixes)
-        if old is not None:
-            self._prefixes.subtract(old.prefixes)
-            for prefix in old.prefixes:
-                if not self._prefixes[prefix]:
-                    del self._prefixes[prefix]
+    def _count(self, old: Policy | None, new: Policy | None) -> None:
+        """Keep count of the prefixes and names in use."""
+        for counter, found in ((self._prefixes, _prefixes), (self._names, _names)):
+            before, after = found(old), found(new)
+            counter.update(after)
+            counter.subtract(before)
+            for item in before - after:
+                if not counter[item]:
+                    del counter[item]
+
+
+def _prefixes(policy: Policy | None) -> frozenset[Any]:
+    return policy.prefixes if policy is not None else frozenset()
+
+
+def _names(policy: Policy | None) -> frozenset[Any]:
+    if policy is None:
+        return frozenset()
+    peers = (peer for rule in policy.rules for peer in rule.peers or ())
+    return frozenset(peer for peer in peers if isinstance(peer, FqdnSelector))
 
 
 def _same(old: Policy, new: Policy) -> bool:
@@ -136,7 +169,8 @@ def _same(old: Policy, new: Policy) -> bool:
         old.uid == new.uid
         and old.source.get("spec") == new.source.get("spec")
         and old.source.get("specs") == new.source.get("specs")
-        and [rule.origin for rule in old.rules] == [rule.origin for rule in new.rules]
+        and [(rule.origin, rule.audit) for rule in old.rules]
+        == [(rule.origin, rule.audit) for rule in new.rules]
     )
 
 
