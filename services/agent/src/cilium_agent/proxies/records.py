@@ -134,4 +134,5 @@ def l7_record(record: proxy_pb2.Record, resolver: Resolver) -> metadata_pb2.L7Re
     flow.source.CopyFrom(resolver.endpoint(source))
     flow.destination.CopyFrom(resolver.endpoint(destination))
     flow.l7.CopyFrom(record.l7)
+    flow.Summary = record.summary
     return result
