@@ -26,7 +26,8 @@ test: setup ## Run every test (as root: real eBPF, namespaces and etcd)
 fuzz: setup ## Judge 100,000 random packets under random policies by oracle, resolver and kernel (FUZZ="--seed 7")
 	@$(VENV)/python -m tests.fuzz $(FUZZ)
 
-bench: setup ## Measure against peers in one run; prints a table and writes build/bench.json
+bench: ## Measure against peers in one run; prints a table and writes build/bench.json
+	@scripts/setup bench
 	@$(VENV)/python -m tests.bench
 
 lint: setup ## Check style, imports and the C formatting
