@@ -98,3 +98,23 @@ def test_nothing_in_data_reaches_the_terminal_as_a_control_sequence(capsysbinary
 
     printed = capsysbinary.readouterr()
     assert not re.search(rb"[\x1b\r]", printed.out + printed.err)
+
+
+def test_an_audited_verdict_names_the_policies_that_would_deny(tmp_path, capsysbinary):
+    flow = {
+        "time": "2026-01-15T10:20:36.123Z",
+        "verdict": "AUDIT",
+        "IP": {"source": "10.0.0.1", "destination": "10.0.0.2", "ipVersion": "IPv4"},
+        "event_type": {"type": 5},
+        "traffic_direction": "INGRESS",
+        "policy_match_type": 1,
+        "is_reply": False,
+        "ingress_denied_by": [{"name": "no-db", "kind": "CiliumNetworkPolicy"}],
+    }
+    lines = tmp_path / "flows.jsonl"
+    lines.write_text(json.dumps({"flow": flow}) + "\n")
+
+    run(["observe", "--input-file", str(lines), "--print-policy-names"])
+
+    shown = capsysbinary.readouterr().out.decode()
+    assert "policy-verdict:L3-Only INGRESS AUDITED BY no-db (CiliumNetworkPolicy) ()" in shown

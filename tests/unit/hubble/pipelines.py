@@ -82,8 +82,8 @@ class Pipeline:
                 elif isinstance(run[2], flow_pb2.LostEvent):
                     response = observer_pb2.GetFlowsResponse(lost_events=run[2])
                     found.append(response.SerializeToString())
-                elif isinstance(run[2], flow_pb2.Flow):
-                    found.append(encoder.record(run[2]))
+                elif isinstance(run[2], bytes):
+                    found.append(encoder.record(run[2], run[1]))
         return [observer_pb2.GetFlowsResponse.FromString(data) for data in found]
 
     def flows(self, query: Query | None = None) -> list[flow_pb2.Flow]:

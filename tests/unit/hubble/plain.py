@@ -25,6 +25,7 @@ _FILES = {
     3: "bpf_overlay.c",
     4: "bpf_xdp.c",
     5: "bpf_sock.c",
+    6: "bpf_netdev.c",
     104: "policy.h",
     109: "endpoints.h",
 }
@@ -185,8 +186,8 @@ def _outcome(flow: flow_pb2.Flow, event: Any, kind: int, subtype: int, has_origi
                 flow.verdict, flow.drop_reason = flow_pb2.DROPPED, -verdict
             else:
                 flow.is_reply.value = False
-                audited = flow_pb2.AUDIT if flag(event, "AUDITED") else flow_pb2.FORWARDED
-                flow.verdict = flow_pb2.REDIRECTED if verdict else audited
+                passed = flow_pb2.REDIRECTED if verdict else flow_pb2.FORWARDED
+                flow.verdict = flow_pb2.AUDIT if flag(event, "AUDITED") else passed
             flow.policy_match_type = int(event["match"])
             if flag(event, "INGRESS"):
                 flow.traffic_direction = flow_pb2.INGRESS
@@ -203,11 +204,12 @@ def _outcome(flow: flow_pb2.Flow, event: Any, kind: int, subtype: int, has_origi
 
 def _rules(flow: flow_pb2.Flow, event: Any, names: Names) -> None:
     rules = names.rules.get(int(event["cookie"]))
-    told = flow.verdict in (flow_pb2.FORWARDED, flow_pb2.REDIRECTED) or flow.drop_reason == 181
+    told = flow.verdict != flow_pb2.DROPPED or flow.drop_reason in (133, 181)
     if rules is None or not told:
         return
     direction = "egress" if flow.traffic_direction == flow_pb2.EGRESS else "ingress"
-    outcome = "denied_by" if flow.verdict == flow_pb2.DROPPED else "allowed_by"
+    refused = flow.verdict in (flow_pb2.DROPPED, flow_pb2.AUDIT)
+    outcome = "denied_by" if refused else "allowed_by"
     getattr(flow, f"{direction}_{outcome}").MergeFrom(rules.policies)
     flow.policy_log[:] = dict.fromkeys(rules.log)
 

@@ -8,14 +8,21 @@ import pytest
 from cilium_core import flow_filters
 from cilium_core.flow_filters import FilterError
 from flow import flow_pb2
-from hubble_server.filters.columns import Columns
 from hubble_server.filters.compiling import _END_FIELDS
-from hubble_server.filters.fields import FIELDS
+from hubble_server.filters.fields import FIELDS, RECORD_FIELDS
 from hubble_server.flows.querying import Query
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.hubble.loads import address_of, event, identity_of, join, strange
+from tests.unit.hubble.loads import (
+    address_of,
+    event,
+    identity_of,
+    join,
+    names,
+    strange,
+    strange_records,
+)
 from tests.unit.hubble.pipelines import Pipeline
 
 Flow = flow_pb2.Flow
@@ -50,7 +57,9 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
         match_sub_type=st.booleans(),
         sub_type=st.sampled_from([0, 4, 133]),
     ),
-    "protocol": st.sampled_from(["tcp", "UDP", "icmp", "ICMPv6", "sctp", "igmp", "http", "dns"]),
+    "protocol": st.sampled_from(
+        ["tcp", "UDP", "icmp", "ICMPv6", "sctp", "igmp", "http", "dns", "KAFKA"]
+    ),
     "source_port": st.sampled_from(["0", "80", "40000"]),
     "destination_port": st.sampled_from(["53", "443"]),
     "reply": st.booleans(),
@@ -64,11 +73,15 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "encrypted": st.booleans(),
     "node_name": st.sampled_from(["node1", "node*", "default/", "other/node1", "*/node1"]),
     "uuid": st.just("6b2f7f1e-1111-4222-8333-444455556666"),
-    "source_fqdn": st.sampled_from(["*.example.com"]),
-    "dns_query": st.sampled_from(["a.*b"]),
+    "source_fqdn": st.sampled_from(["*.example.com", "alias1.test"]),
+    "destination_fqdn": st.sampled_from(["api.*", "*"]),
+    "dns_query": st.sampled_from(["a.*b", "test"]),
     "http_method": st.sampled_from(["get"]),
+    "http_status_code": st.sampled_from(["200", "4+"]),
+    "http_path": st.sampled_from(["^/a$", "plain"]),
+    "http_url": st.sampled_from(["b=1"]),
     "http_header": st.builds(flow_pb2.HTTPHeader, key=st.just("a"), value=st.just("b")),
-    "trace_id": st.sampled_from(["", "00"]),
+    "trace_id": st.sampled_from(["", "ab" * 16]),
     "ip_trace_id": st.integers(0, 1),
 }
 
@@ -92,7 +105,10 @@ def test_masks_agree_with_testing_each_flow_on_its_own(
     seed: int, whitelist: list[flow_pb2.FlowFilter], blacklist: list[flow_pb2.FlowFilter]
 ) -> None:
     pipeline = Pipeline()
-    pipeline.feed(strange(40, seed))
+    pipeline.tell(*names(4))
+    pipeline.feed(strange(30, seed))
+    pipeline.tell(*strange_records(15, seed))
+    pipeline.feed(strange(5, seed + 1))
     flows = pipeline.flows()
     if flows:
         blacklist = [*blacklist, flow_pb2.FlowFilter(uuid=[flows[seed % len(flows)].uuid])]
@@ -102,14 +118,16 @@ def test_masks_agree_with_testing_each_flow_on_its_own(
         with pytest.raises(FilterError, match="requires the event type"):
             pipeline.filters(whitelist, blacklist)
         return
-    block = pipeline.store.block(0, len(flows))
-    mask = pipeline.filters(whitelist, blacklist).mask(Columns(block, len(block)))
-    assert [passes(flow) for flow in flows] == mask.tolist()
+    found = pipeline.flows(Query(filters=pipeline.filters(whitelist, blacklist)))
+    assert [flow for flow in flows if passes(flow)] == found
+    last = pipeline.flows(Query(number=3, filters=pipeline.filters(whitelist, blacklist)))
+    assert found[-3:] == last
 
 
 def test_every_field_of_the_api_is_compiled() -> None:
     ends = {f"{end}_{name}" for end in ("source", "destination") for name in _END_FIELDS}
-    compiled = {*FIELDS, *ends, "source_service", "destination_service"}
+    ends |= {"source_fqdn", "destination_fqdn"}
+    compiled = {*FIELDS, *RECORD_FIELDS, *ends, "source_service", "destination_service"}
     compiled |= {"interface", "node_name", "node_labels", "experimental"}
     assert set(flow_pb2.FlowFilter.DESCRIPTOR.fields_by_name) == compiled
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 
 import numpy as np
+import pytest
+from cilium_core import abi
 from flow import flow_pb2
 from hubble_server.encoding.masks import apply_mask, parse_mask
 from hypothesis import HealthCheck, given, settings
@@ -103,3 +105,36 @@ def test_an_event_of_an_unknown_kind_is_not_a_flow() -> None:
     pipeline = Pipeline()
     pipeline.feed(event(type=77))
     assert pipeline.flows() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "audited", "verdict", "reason", "field"),
+    [
+        (0, False, flow_pb2.FORWARDED, 0, "ingress_allowed_by"),
+        (15001, False, flow_pb2.REDIRECTED, 0, "ingress_allowed_by"),
+        (-181, False, flow_pb2.DROPPED, 181, "ingress_denied_by"),
+        (-133, False, flow_pb2.DROPPED, 133, "ingress_denied_by"),
+        (0, True, flow_pb2.AUDIT, 0, "ingress_denied_by"),
+        (15001, True, flow_pb2.AUDIT, 0, "ingress_denied_by"),
+    ],
+)
+def test_a_verdict_names_the_policies_behind_it(
+    number: int, audited: bool, verdict: int, reason: int, field: str
+) -> None:
+    pipeline = Pipeline()
+    flags = abi.constants["EVENT_INGRESS"] | audited * abi.constants["EVENT_AUDITED"]
+    pipeline.feed(
+        event(type=5, saddr=address_of(0), daddr=address_of(1), verdict=number, cookie=1,
+              flags=flags)
+    )  # fmt: skip
+    (flow,) = pipeline.flows()
+    assert (verdict, reason) == (flow.verdict, flow.drop_reason)
+    for name in ("ingress_allowed_by", "ingress_denied_by", "egress_allowed_by"):
+        assert (["rule1"] if name == field else []) == [one.name for one in getattr(flow, name)]
+
+
+def test_a_drop_for_another_reason_names_no_policies() -> None:
+    pipeline = Pipeline()
+    pipeline.feed(event(type=5, saddr=address_of(0), verdict=-203, cookie=1))
+    (flow,) = pipeline.flows()
+    assert not flow.ingress_denied_by

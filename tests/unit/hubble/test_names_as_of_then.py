@@ -178,4 +178,4 @@ def test_agent_events_are_kept_beside_flows() -> None:
     event_ = flow_pb2.AgentEvent(type=flow_pb2.ENDPOINT_CREATED)
     pipeline.tell(make(agent_event=metadata_pb2.AgentEvent(event=event_)))
     assert len(pipeline.store) == 1
-    assert event_ == pipeline.store.object(0)
+    assert event_ == pipeline.store.attached(0)

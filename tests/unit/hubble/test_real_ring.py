@@ -172,7 +172,7 @@ def test_the_whole_pipeline_loses_no_event_without_telling(kernel: Emitter) -> N
         reader.close()
     lost = 0
     for number in range(store.oldest, store.head):
-        message = store.object(number)
+        message = store.attached(number)
         lost += getattr(message, "num_events_lost", 0)
     block = store.block(0, store.head)
     flows = int((block["kind"] == KIND_FLOW).sum())

@@ -78,6 +78,7 @@ class App:
             self.directory,
             lambda: self.node,
             lost_interval_s=settings.hubble_lost_event_send_interval,
+            redaction=settings.redaction,
         )
         self.peers = PeerBook(
             PeerSettings(

@@ -22,24 +22,23 @@ from cilium.metadata.v1 import metadata_pb2
 from cilium_core.telemetry import counter, get_logger
 from flow import flow_pb2
 
-from hubble_server.encoding.wire import uuids
-from hubble_server.facts import EMITTER_NAME, VERSION, NodeFacts
 from hubble_server.flows import decoding
 from hubble_server.flows.columns import (
     KIND_AGENT,
     KIND_DEBUG,
     KIND_LOST,
-    KIND_RECORD,
     TYPE_AGENT,
     TYPE_DEBUG,
-    TYPE_L7,
 )
+from hubble_server.records.building import RecordBuilder
 from hubble_server.ring.reading import Clock, Reading
 from hubble_server.ring.records import pick
 
 if TYPE_CHECKING:
+    from hubble_server.facts import NodeFacts
     from hubble_server.flows.store import FlowStore
     from hubble_server.metadata.directory import Directory
+    from hubble_server.records.redacting import Redaction
     from hubble_server.ring.records import Events
 
 _log = get_logger()
@@ -47,7 +46,13 @@ _log = get_logger()
 _LOST = counter(
     "hubble_lost_events_total", "Events that were lost, by where they were lost.", "source"
 )
-_RING = "perf_event_ring_buffer"
+_SOURCES = {
+    flow_pb2.PERF_EVENT_RING_BUFFER: "perf_event_ring_buffer",
+    flow_pb2.OBSERVER_EVENTS_QUEUE: "observer_events_queue",
+}
+RECORDS_LIMIT = 16_384
+"""Records that may wait for the ingest thread; more are lost and counted."""
+
 _FLOWS = counter("hubble_server_flows_total", "Flows decoded.")
 _UNDECODED = counter("hubble_server_undecoded_events_total", "Events of a kind that is not known.")
 
@@ -74,6 +79,9 @@ Tap = Callable[["Events", dict[int, int], int], None]
 """Called on the ingest thread with raw events, losses by processor, and the clock offset."""
 
 
+_EVENTS = frozenset({"agent_event", "l7"})
+
+
 @dataclass(slots=True)
 class _Loss:
     count: int
@@ -92,6 +100,7 @@ class Ingest:
         node: Callable[[], NodeFacts],
         *,
         lost_interval_s: float = 1.0,
+        redaction: Redaction | None = None,
     ) -> None:
         self._source = source
         self._store = store
@@ -100,7 +109,13 @@ class Ingest:
         self._lost_interval_ns = int(lost_interval_s * 1e9)
         self._changes: deque[Change] = deque()
         self._taps: set[Tap] = set()
-        self._losses: dict[int, _Loss] = {}
+        self._losses: dict[tuple[flow_pb2.LostEventSource, int], _Loss] = {}
+        self._builder = RecordBuilder(directory, redaction)
+        self._records: list[metadata_pb2.L7Record] = []
+        self._records_told = 0
+        self._records_taken = 0
+        self._records_refused = 0
+        self._refusals_noted = 0
         self._random = np.random.default_rng()
         self.clock = Clock()
         self.flows_seen = 0
@@ -120,7 +135,15 @@ class Ingest:
             self._thread.join()
 
     def tell(self, change: Change) -> None:
-        """Hand over something the agent said; applied within one interval, in order."""
+        """Hand over something the agent said; applied within one interval, in order.
+
+        Records beyond `RECORDS_LIMIT` are lost instead.
+        """
+        if not isinstance(change, Snapshot) and change.WhichOneof("update") == "l7":
+            if self._records_told - self._records_taken >= RECORDS_LIMIT:
+                self._records_refused += 1
+                return
+            self._records_told += 1
         self._changes.append(change)
 
     def tap(self, tap: Tap) -> Callable[[], None]:
@@ -150,6 +173,7 @@ class Ingest:
         self.process(self._source.read())
         for change in later:
             self._apply(change)
+        self._store_records()
         self._report_losses()
         self._directory.tidy(self._store.head, self._store.slots)
         if self._store.head != before:
@@ -158,10 +182,14 @@ class Ingest:
     def _apply_additions(self) -> list[Change]:
         """Apply what adds to the directory; return, in order, what has to wait."""
         later: list[Change] = []
+        blocked = False
         for _ in range(len(self._changes)):
             change = self._changes.popleft()
-            if later or not self._adds(change):
+            if _is_event(change):
                 later.append(change)
+            elif blocked or not self._adds(change):
+                later.append(change)
+                blocked = True
             else:
                 self._apply(change)
         return later
@@ -174,9 +202,16 @@ class Ingest:
 
     def _apply(self, change: Change) -> None:
         if isinstance(change, Snapshot):
+            self._store_records()
             self._directory.replace(change.updates)
             return
-        match change.WhichOneof("update"):
+        kind = change.WhichOneof("update")
+        if kind == "l7":
+            self._records.append(change.l7)
+            self._records_taken += 1
+            return
+        self._store_records()
+        match kind:
             case "agent_event":
                 event = change.agent_event.event
                 self._store.append_object(
@@ -186,31 +221,19 @@ class Ingest:
                     type=TYPE_AGENT,
                     subtype=event.type,
                 )
-            case "l7":
-                self._append_record(change.l7.flow)
             case _:
                 self._directory.apply(change)
 
-    def _append_record(self, flow: flow_pb2.Flow) -> None:
-        """Store an application record as a flow of this node, observed now."""
-        node, time_ns = self._node(), self.clock.now_ns()
-        record = flow_pb2.Flow()
-        record.CopyFrom(flow)
-        record.time.FromNanoseconds(time_ns)
-        record.node_name = node.qualified_name
-        record.node_labels[:] = node.labels
-        record.emitter.name, record.emitter.version = EMITTER_NAME, VERSION
-        if not record.uuid:
-            record.uuid = self._uuid_text()
-        self.flows_seen += 1
-        _FLOWS.add()
-        self._store.append_object(
-            KIND_RECORD, time_ns, record, type=TYPE_L7, verdict=record.verdict
-        )
-
-    def _uuid_text(self) -> str:
-        words = decoding.random_uuids(self._random, 1)
-        return uuids(words[:, 0], words[:, 1], b"")[0][1:].decode()
+    def _store_records(self) -> None:
+        """Store the records taken so far as flows of this node, observed now."""
+        records, self._records = self._records, []
+        for start in range(0, len(records), decoding.CHUNK):
+            chunk = records[start : start + decoding.CHUNK]
+            times = [self.clock.now_ns() for _ in chunk]
+            columns, encoded = self._builder.build(chunk, times, self._node())
+            self._store.append(columns, len(chunk), encoded)
+            self.flows_seen += len(chunk)
+            _FLOWS.add(len(chunk))
 
     def process(self, reading: Reading) -> None:
         """Turn events into flows, and note losses."""
@@ -222,7 +245,7 @@ class Ingest:
         for start in range(0, len(events), decoding.CHUNK):
             self._store_flows(events[start : start + decoding.CHUNK])
         if reading.lost:
-            self._note_losses(reading.lost)
+            self._note_losses(flow_pb2.PERF_EVENT_RING_BUFFER, reading.lost)
 
     def _store_flows(self, events: Events) -> None:
         are_flows = decoding.are_flows(events)
@@ -259,27 +282,40 @@ class Ingest:
                 subtype=int(event["subtype"]),
             )
 
-    def _note_losses(self, lost: dict[int, int]) -> None:
+    def _note_losses(self, source: flow_pb2.LostEventSource, lost: dict[int, int]) -> None:
+        """Note losses at a source, by processor."""
         now = time.time_ns()
         for cpu, count in lost.items():
-            _LOST.add(count, _RING)
-            loss = self._losses.setdefault(cpu, _Loss(0, now, now))
+            _LOST.add(count, _SOURCES[source])
+            loss = self._losses.setdefault((source, cpu), _Loss(0, now, now))
             loss.count += count
             loss.last_ns = now
 
+    def _note_refusals(self) -> None:
+        """Note the records that were not taken in."""
+        refused = self._records_refused
+        if refused != self._refusals_noted:
+            lost = {0: refused - self._refusals_noted}
+            self._note_losses(flow_pb2.OBSERVER_EVENTS_QUEUE, lost)
+            self._refusals_noted = refused
+
     def _report_losses(self) -> None:
-        """Put losses into the ring, at most one report for each processor and interval."""
+        """Put losses into the ring, at most one report for each place and interval."""
+        self._note_refusals()
         if not self._losses:
             return
         now = time.time_ns()
-        for cpu, loss in list(self._losses.items()):
+        for (source, cpu), loss in list(self._losses.items()):
             if now - loss.first_ns < self._lost_interval_ns:
                 continue
-            del self._losses[cpu]
-            message = flow_pb2.LostEvent(
-                source=flow_pb2.PERF_EVENT_RING_BUFFER, num_events_lost=loss.count
-            )
+            del self._losses[source, cpu]
+            message = flow_pb2.LostEvent(source=source, num_events_lost=loss.count)
             message.cpu.value = cpu
             message.first.FromNanoseconds(loss.first_ns)
             message.last.FromNanoseconds(loss.last_ns)
             self._store.append_object(KIND_LOST, self.clock.now_ns(), message)
+
+
+def _is_event(change: Change) -> bool:
+    """Whether a change tells of something that happened, rather than of how things are."""
+    return not isinstance(change, Snapshot) and change.WhichOneof("update") in _EVENTS

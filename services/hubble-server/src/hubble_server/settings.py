@@ -17,6 +17,7 @@ from cilium_core.settings import (
 
 from hubble_server.errors import CapacityError
 from hubble_server.flows.store import DEFAULT_CAPACITY, check_capacity
+from hubble_server.records.redacting import Redaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _RING = "Ring"
 _SERVING = "Serving"
 _TLS = "TLS of the TCP listener"
+_REDACTING = "Redaction of what proxies saw"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,41 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
         (), "CAs of client certificates; with any, clients must show one.", group=_TLS
     )
 
+    hubble_redact_enabled: bool = setting(
+        False, "Take out of L7 flows what the settings below name.", group=_REDACTING
+    )
+    hubble_redact_http_urlquery: bool = setting(
+        False, "Take query and fragment out of URLs.", group=_REDACTING
+    )
+    hubble_redact_http_userinfo: bool = setting(
+        True, "Take passwords out of URLs.", group=_REDACTING
+    )
+    hubble_redact_http_headers_allow: tuple[str, ...] = setting(
+        (), "Headers whose values are shown; those of all others are not.", group=_REDACTING
+    )
+    hubble_redact_http_headers_deny: tuple[str, ...] = setting(
+        (),
+        "Headers whose values are not shown; those of all others are. With neither this nor the "
+        "list of allowed ones, no header's value is shown.",
+        group=_REDACTING,
+    )
+    hubble_redact_kafka_apikey: bool = setting(
+        False, "Take the kind of request out of Kafka records.", group=_REDACTING
+    )
+
+    @property
+    def redaction(self) -> Redaction | None:
+        """What to take out of records, None for nothing."""
+        if not self.hubble_redact_enabled:
+            return None
+        return Redaction(
+            url_query=self.hubble_redact_http_urlquery,
+            user_info=self.hubble_redact_http_userinfo,
+            headers_allowed=frozenset(map(str.lower, self.hubble_redact_http_headers_allow)),
+            headers_denied=frozenset(map(str.lower, self.hubble_redact_http_headers_deny)),
+            kafka_api_key=self.hubble_redact_kafka_apikey,
+        )
+
     @property
     def socket_path(self) -> Path:
         """Unix socket to serve on."""
@@ -84,6 +121,12 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
             check_capacity(self.hubble_event_buffer_capacity)
         except CapacityError as error:
             yield Problem("hubble-event-buffer-capacity", str(error))
+        if self.hubble_redact_http_headers_allow and self.hubble_redact_http_headers_deny:
+            yield Problem(
+                "hubble-redact-http-headers-deny",
+                "excludes hubble-redact-http-headers-allow; name either what is shown or what "
+                "is not",
+            )
         if not self.hubble_disable_tls and self.hubble_listen_address:
             for key, value in (
                 ("hubble-tls-cert-file", self.hubble_tls_cert_file),

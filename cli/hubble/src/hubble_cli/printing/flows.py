@@ -211,7 +211,8 @@ class FlowPrinter:
                 return self._paint.red(f"DENIED{self._policies(one, 'denied_by')}")
             return self._paint.red(_name(flow_pb2.Verdict, verdict))
         if verdict == flow_pb2.AUDIT:
-            return self._paint.yellow("AUDITED" if of_policy else "AUDIT")
+            shown = f"AUDITED{self._policies(one, 'denied_by')}" if of_policy else "AUDIT"
+            return self._paint.yellow(shown)
         if verdict in (flow_pb2.TRACED, flow_pb2.TRANSLATED):
             return self._paint.yellow(_name(flow_pb2.Verdict, verdict))
         return _name(flow_pb2.Verdict, verdict)

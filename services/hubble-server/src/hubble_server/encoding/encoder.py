@@ -24,6 +24,7 @@ from hubble_server.encoding.wire import (
     message_field,
     tag,
     text_field,
+    texts_field,
     timestamps,
     uuids,
     varint,
@@ -140,7 +141,7 @@ class Encoder:
             self._wanted,
             self._directory.rules[key >> 16],
             egress=(key >> 8 & 0xFF) == flow_pb2.EGRESS,
-            denied=(key & 0xFF) == flow_pb2.DROPPED,
+            denied=(key & 0xFF) in (flow_pb2.DROPPED, flow_pb2.AUDIT),
         )
 
     # ---- columns to pieces ----
@@ -160,11 +161,13 @@ class Encoder:
         tails = timestamps(batch["time_ns"], self._node_tail + self._time_tail)
         return [heads[len(body)] + body + tail for body, tail in zip(bodies, tails, strict=True)]
 
-    def record(self, flow: flow_pb2.Flow) -> bytes:
-        """Encode a flow that is kept as a message."""
+    def record(self, body: bytes, time_ns: int) -> bytes:
+        """Encode a response with a flow that is encoded already and was seen at a time."""
         if self._mask is not None:
-            return self._masked(flow)
-        return _response(flow).SerializeToString()
+            return self._masked(flow_pb2.Flow.FromString(body))
+        tail = self._node_tail + tag(_TIME, length_delimited=True)
+        times = np.array([time_ns], dtype=np.int64)
+        return self._heads[len(body)] + body + timestamps(times, tail)[0]
 
     def _masked(self, whole: flow_pb2.Flow) -> bytes:
         part = flow_pb2.Flow()
@@ -198,6 +201,8 @@ class Encoder:
                 lists.append([cache[row] for row in batch[f"{end}_row"].tolist()])
             if f"{end}_service" in wanted and batch[f"{end}_service"].any():
                 lists.append(self._service_column(f"{end}_service", batch))
+            if f"{end}_names" in wanted and batch[f"{end}_names"].any():
+                lists.append(self._names_column(f"{end}_names", batch))
         if "interface" in wanted and batch["interface"].any():
             interfaces = self._interfaces
             lists.append([interfaces[row] for row in batch["interface"].tolist()])
@@ -272,6 +277,13 @@ class Encoder:
     def _service_column(self, field: str, batch: Batch) -> list[bytes]:
         services = self._directory.services
         return [pieces.service(field, services[row]) for row in batch[field].tolist()]
+
+    def _names_column(self, field: str, batch: Batch) -> list[bytes]:
+        rows = self._directory.names.rows
+        return [
+            texts_field(pieces.FIELDS[field], rows[row].names) if row else b""
+            for row in batch[field].tolist()
+        ]
 
     def _tunnel_column(self, batch: Batch, there: NDArray[np.bool_]) -> list[bytes]:
         rows = self._directory.rows

@@ -2,7 +2,8 @@
 
 Fields about the two ends of a flow, services and devices depend on interned rows alone: they are
 put to `cilium_core.flow_filters` once for each row, as a flow that has nothing but that row.
-Fields about the observing node are put to it once.
+Fields about the observing node are put to it once. What only the message of a record says, such as
+the path of an HTTP request, is put to it for the records that pass all the rest.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from cilium_core import flow_filters
 from flow import flow_pb2
 
 from hubble_server.encoding import pieces
 from hubble_server.facts import NodeFacts
 from hubble_server.filters.columns import Columns, Mask, RowTest
-from hubble_server.filters.fields import FIELDS, Test, constant
+from hubble_server.filters.fields import FIELDS, RECORD_FIELDS, Test, constant, is_record
 from hubble_server.metadata.directory import Directory
 
 if TYPE_CHECKING:
-    from hubble_server.metadata.rows import EndpointRow, InterfaceRow, ServiceRow
+    from hubble_server.metadata.names import NamesRow
+    from hubble_server.metadata.rows import EndpointRow, InterfaceRow, Interned, ServiceRow
 
 _END_FIELDS = ("pod", "label", "identity", "workload", "cluster_name")
 _NODE_FIELDS = ("node_name", "node_labels")
@@ -41,8 +44,8 @@ class Filters:
 
     whitelist: tuple[tuple[Test, ...], ...]
     blacklist: tuple[tuple[Test, ...], ...]
-    matches: Callable[[flow_pb2.Flow], bool]
-    """Whether a flow kept as a message passes."""
+    matches: Callable[[flow_pb2.Flow], bool] | None = None
+    """Whether a record passes that passed by its columns; None when these say all."""
 
     @property
     def pass_all(self) -> bool:
@@ -50,7 +53,7 @@ class Filters:
         return not self.whitelist and not self.blacklist
 
     def mask(self, columns: Columns) -> Mask:
-        """Which flows of a stretch of columns pass."""
+        """Which flows of a stretch of columns pass; of records, which may."""
         if self.whitelist:
             found = columns.none()
             for entry in self.whitelist:
@@ -82,18 +85,36 @@ def compile_filters(
     Raises cilium_core.flow_filters.FilterError with a text for the client.
     """
     matches = flow_filters.compile_filters(whitelist, blacklist)
+    asked = any(_asks_records(entry) for entry in (*whitelist, *blacklist))
     return Filters(
-        tuple(_compile(context, entry) for entry in whitelist),
-        tuple(_compile(context, entry) for entry in blacklist),
-        matches,
+        # what the columns do not decide lets records through, and keeps none out
+        tuple(_compile(context, entry, undecided=is_record) for entry in whitelist),
+        tuple(_compile(context, entry, undecided=Columns.none) for entry in blacklist),
+        matches if asked else None,
     )
 
 
-def _compile(context: FilterContext, entry: flow_pb2.FlowFilter) -> tuple[Test, ...]:
+def _asks_records(entry: flow_pb2.FlowFilter) -> bool:
+    return any(getattr(entry, field) for field in RECORD_FIELDS)
+
+
+def _compile(
+    context: FilterContext, entry: flow_pb2.FlowFilter, *, undecided: Test
+) -> tuple[Test, ...]:
     tests = [build(values) for field, build in FIELDS.items() if (values := getattr(entry, field))]
+    if _asks_records(entry):
+        tests.append(_records_test(entry, undecided))
     tests += _node_tests(context.node, entry)
     tests += _row_tests(context.directory, entry)
     return tuple(tests)
+
+
+def _records_test(entry: flow_pb2.FlowFilter, undecided: Test) -> Test:
+    """Test for the fields of records: `undecided` for these, and what holds of other flows."""
+    part = _part(entry, RECORD_FIELDS)
+    if part is None or not flow_filters.compile_filter(part)(flow_pb2.Flow()):
+        return undecided
+    return lambda block: undecided(block) | ~is_record(block)
 
 
 def _part(entry: flow_pb2.FlowFilter, fields: Iterable[str]) -> flow_pb2.FlowFilter | None:
@@ -126,6 +147,9 @@ def _row_tests(directory: Directory, entry: flow_pb2.FlowFilter) -> list[Test]:
         if part is not None:
             column = f"{end}_service"
             tests.append(_row_test(part, column, directory.services, _flow_of_service(column)))
+        part = _part(entry, [f"{end}_fqdn"])
+        if part is not None:
+            tests.append(_names_test(part, f"{end}_names", directory.names.rows))
     part = _part(entry, ["interface"])
     if part is not None:
         tests.append(_row_test(part, "interface", directory.interfaces, _flow_of_interface))
@@ -138,6 +162,26 @@ def _row_test(
     holds = flow_filters.compile_filter(part)
     rows_pass = RowTest(rows, lambda row: holds(flow_of(row)))
     return lambda block: rows_pass(block[column])
+
+
+def _names_test(part: flow_pb2.FlowFilter, column: str, rows: Interned[NamesRow]) -> Test:
+    holds = flow_filters.compile_filter(part)
+    first = rows.base
+
+    def passes(row: NamesRow) -> bool:
+        flow = flow_pb2.Flow()
+        getattr(flow, column).extend(row.names)
+        return holds(flow)
+
+    rows_pass = RowTest(rows, passes)
+
+    def test(block: Columns) -> Mask:
+        named = block[column] != 0
+        found = rows_pass(np.where(named, block[column], first).astype(np.uint32))
+        found &= named
+        return found
+
+    return test
 
 
 def _flow_of_end(end: str) -> Callable[[EndpointRow], flow_pb2.Flow]:

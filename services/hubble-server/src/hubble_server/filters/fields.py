@@ -1,7 +1,7 @@
 """One function for each field of flow.FlowFilter that is arithmetic on columns.
 
 A function takes the field's values, which have been checked, and returns a test of columns.
-Fields that flows made of columns never have (HTTP, DNS and so on) match none of them.
+Records have the same columns as other flows, and the few fields beside them are `RECORD_FIELDS`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hubble_server.encoding.pieces import known_reason
 from hubble_server.encoding.texts import ICMPV4, ICMPV6, SCTP, TCP, TCP_FLAG_BITS, UDP
 from hubble_server.filters.addresses import address_mask
 from hubble_server.filters.columns import Columns, Mask, table
-from hubble_server.flows.columns import REPLY_NO, REPLY_UNKNOWN, REPLY_YES
+from hubble_server.flows.columns import L7_KINDS, L7_NONE, REPLY_NO, REPLY_UNKNOWN, REPLY_YES
 
 Test = Callable[[Columns], Mask]
 
@@ -33,9 +33,10 @@ _PROTOCOL_NUMBERS = {
 }
 
 
-def never(_: Iterable[Any]) -> Test:
-    """A field that flows made of columns do not have."""
-    return Columns.none
+def is_record(block: Columns) -> Mask:
+    """Flows with a record."""
+    found: Mask = block["l7"] != L7_NONE
+    return found
 
 
 def constant(holds: bool) -> Test:
@@ -65,7 +66,8 @@ def _port(column: str) -> Callable[[Iterable[str]], Test]:
 def _protocol(values: Iterable[str]) -> Test:
     numbers = [number for value in values for number in _PROTOCOL_NUMBERS.get(value.lower(), ())]
     known = table(numbers, 256)
-    return lambda block: known.take(block["protocol"]) & block.has_l4
+    records = table((L7_KINDS[name] for name in map(str.lower, values) if name in L7_KINDS), 256)
+    return lambda block: (known.take(block["protocol"]) & block.has_l4) | records.take(block["l7"])
 
 
 def _ip_version(values: Iterable[int]) -> Test:
@@ -87,6 +89,7 @@ def _tcp_flags(values: Iterable[flow_pb2.TCPFlags]) -> Test:
             found |= (flags & np.uint8(bits)) == bits
         found &= block["protocol"] == TCP
         found &= block.has_l4
+        found &= ~is_record(block)
         return found
 
     return test
@@ -180,14 +183,18 @@ FIELDS: dict[str, Callable[[Any], Test]] = {
     "reply": _reply,
     "encrypted": lambda values: constant(False in values),
     "ip_trace_id": lambda values: constant(0 in values),
-    "trace_id": lambda values: constant("" in values),
-    "source_fqdn": never,
-    "destination_fqdn": never,
-    "dns_query": never,
-    "http_status_code": never,
-    "http_method": never,
-    "http_path": never,
-    "http_url": never,
-    "http_header": never,
 }
 """Fields tested on columns alone."""
+
+RECORD_FIELDS = frozenset(
+    {
+        "dns_query",
+        "http_header",
+        "http_method",
+        "http_path",
+        "http_status_code",
+        "http_url",
+        "trace_id",
+    }
+)
+"""Fields that only records have; what they say is in their messages alone."""

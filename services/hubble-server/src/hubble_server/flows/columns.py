@@ -30,6 +30,8 @@ SCHEMA: Final[dict[str, np.dtype[Any]]] = {
         "destination_row": "u4",
         "source_service": "u4",
         "destination_service": "u4",
+        "source_names": "u4",
+        "destination_names": "u4",
         "rules": "u4",
         "interface": "u4",
         "tunnel_peer": "u4",  # bytes of the IPv4 address
@@ -54,6 +56,7 @@ SCHEMA: Final[dict[str, np.dtype[Any]]] = {
         "tcp_flags": "u1",
         "match": "u1",
         "file": "u1",
+        "l7": "u1",  # L7_*
         "source_mac": "V6",
         "destination_mac": "V6",
     }.items()
@@ -64,7 +67,7 @@ FLOW_BYTES: Final = sum(kind.itemsize for kind in SCHEMA.values())
 
 KIND_FLOW: Final = 0
 KIND_RECORD: Final = 1
-"""A flow kept as a message (L7)."""
+"""A flow with a message beside its columns: what a proxy saw."""
 KIND_LOST: Final = 2
 KIND_AGENT: Final = 3
 KIND_DEBUG: Final = 4
@@ -72,6 +75,15 @@ KIND_DEBUG: Final = 4
 REPLY_NO: Final = 0
 REPLY_YES: Final = 1
 REPLY_UNKNOWN: Final = 2
+
+# What a record is about; 0 for flows without one.
+L7_NONE: Final = 0
+L7_OTHER: Final = 1
+L7_DNS: Final = 2
+L7_HTTP: Final = 3
+L7_KAFKA: Final = 4
+L7_KINDS: Final = {"dns": L7_DNS, "http": L7_HTTP, "kafka": L7_KAFKA}
+"""By the name of the message of flow.Layer7."""
 
 # Monitor message types, `event_type.type` of a flow.
 TYPE_DROP: Final = 1

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 CHUNK: Final = 4096
 """Events decoded at once: small enough to stay in the processor's cache."""
 
-EXPLICIT_DENY: Final = flow_pb2.POLICY_DENY
-"""The one drop reason for which the deciding rules are told."""
+DENIED_BY_RULES: Final = (flow_pb2.POLICY_DENY, flow_pb2.POLICY_DENIED)
+"""Drop reasons for which rules are told: those that deny, and those that close the direction."""
 
 _FLAGS = abi.enum("event_flag").__members__
 _IPV6 = int(_FLAGS["EVENT_IPV6"])
@@ -119,7 +119,8 @@ def decode(
     reasons = events["reason"] & 0x7F
     is_reply = is_trace & (reasons == _REASON_REPLY)
     known = is_trace & (reasons != _REASON_UNKNOWN) & (reasons < _FIRST_SRV6_REASON)
-    from_source = endpoints == directory.endpoint_ids(source_rows)
+    source_ids = directory.endpoint_ids(source_rows)
+    from_source = endpoints == source_ids
     verdicts = _VERDICTS.take(types)
     drop_reasons = np.where(is_drop, subtypes, 0).astype(np.uint8)
     reply = np.where(known, is_reply * np.uint8(REPLY_YES), REPLY_UNKNOWN).astype(np.uint8)
@@ -144,6 +145,10 @@ def decode(
     services = _services(
         directory, source, destination, is_ipv6, source_ports, destination_ports, protocols
     )
+    destination_ids = directory.endpoint_ids(destination_rows)
+    source_names = directory.names.find(destination_ids, *source, is_ipv6)
+    destination_names = directory.names.find(source_ids, *destination, is_ipv6)
+    none = np.zeros(count, dtype=np.uint32)
     to_proxy = is_trace & (subtypes == _TO_PROXY)
     on_device = is_trace | (types == TYPE_CAPTURE)
     uuids = random_uuids(random, count)
@@ -161,6 +166,8 @@ def decode(
         "destination_row": destination_rows,
         "source_service": services[0],
         "destination_service": services[1],
+        "source_names": none if source_names is None else source_names,
+        "destination_names": none if destination_names is None else destination_names,
         "rules": rules,
         "interface": _interfaces(directory, events["ifindex"], on_device),
         "tunnel_peer": events["tunnel_peer"],
@@ -185,6 +192,7 @@ def decode(
         "tcp_flags": events["tcp_flags"],
         "match": np.where(is_verdict, events["match"], 0).astype(np.uint8),
         "file": events["file"],
+        "l7": np.zeros(count, dtype=np.uint8),
         "source_mac": _mac(events, "smac"),
         "destination_mac": _mac(events, "dmac"),
     }
@@ -214,8 +222,8 @@ def _verdicts(
     denied = numbers < 0
     audited = (flags & _AUDITED) != 0
     verdicts[at] = np.select(
-        [denied, numbers > 0, audited],
-        [flow_pb2.DROPPED, flow_pb2.REDIRECTED, flow_pb2.AUDIT],
+        [denied, audited, numbers > 0],
+        [flow_pb2.DROPPED, flow_pb2.AUDIT, flow_pb2.REDIRECTED],
         flow_pb2.FORWARDED,
     )
     codes = np.where(denied, -numbers, 0)
@@ -224,7 +232,7 @@ def _verdicts(
     direction[at] = np.select(
         [(flags & _INGRESS) != 0, (flags & _EGRESS) != 0], [flow_pb2.INGRESS, flow_pb2.EGRESS], 0
     )
-    explained = np.where(denied, codes == EXPLICIT_DENY, (numbers > 0) | ~audited)
+    explained = ~denied | np.isin(codes, DENIED_BY_RULES)
     rules[at] = np.where(explained, directory.rules_rows(events["cookie"]), 0)
 
 

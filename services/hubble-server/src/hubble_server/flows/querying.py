@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flow import flow_pb2
-from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from hubble_server.filters import Filters
@@ -24,6 +23,7 @@ from hubble_server.flows.columns import (
     KIND_LOST,
     KIND_RECORD,
 )
+from hubble_server.flows.store import Attached
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +40,7 @@ FLOWS = frozenset({KIND_FLOW, KIND_RECORD})
 AGENT_EVENTS = frozenset({KIND_AGENT})
 DEBUG_EVENTS = frozenset({KIND_DEBUG})
 
-_NO_FILTERS = Filters((), (), lambda _: True)
+_NO_FILTERS = Filters((), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class Query:
 class Found:
     """One step's result: runs of flows as columns, and single events as messages, in order."""
 
-    runs: list[dict[str, NDArray[Any]] | tuple[int, int, Message]] = field(default_factory=list)
-    """Columns, or (kind, time in nanoseconds, message)."""
+    runs: list[dict[str, NDArray[Any]] | tuple[int, int, Attached]] = field(default_factory=list)
+    """Columns, or (kind, time in nanoseconds, what is attached)."""
     lost: int = 0
     """Events overwritten before this reader got to them."""
 
@@ -127,11 +127,20 @@ def _counted(store: FlowStore, block: Block, query: Query) -> Mask:
     if query.filters.pass_all:
         counted: Mask = kinds != KIND_LOST
         return counted
-    mask = query.filters.mask(Columns(block, len(block)))
-    mask &= kinds == KIND_FLOW
-    for row in np.flatnonzero(kinds == KIND_RECORD).tolist():
-        message = store.object(block.first + row)
-        mask[row] = isinstance(message, flow_pb2.Flow) and query.filters.matches(message)
+    return _passing(store, block, kinds, query.filters)
+
+
+def _passing(store: FlowStore, block: Block, kinds: NDArray[np.uint8], filters: Filters) -> Mask:
+    """Flows that pass the filters; records are read where their columns do not decide."""
+    mask: Mask = kinds <= KIND_RECORD
+    if filters.pass_all or not mask.any():
+        return mask
+    mask &= filters.mask(Columns(block, len(block)))
+    if filters.matches is None:
+        return mask
+    for row in np.flatnonzero(mask & (kinds == KIND_RECORD)).tolist():
+        record = store.attached(block.first + row)
+        mask[row] = isinstance(record, bytes) and filters.matches(flow_pb2.Flow.FromString(record))
     return mask
 
 
@@ -206,21 +215,15 @@ class Cursor:
             mask[passing[within[0] : within[1]] - block.first] = True
         else:
             if KIND_FLOW in query.kinds:
-                mask = kinds == KIND_FLOW
-                if not query.filters.pass_all and mask.any():
-                    mask &= query.filters.mask(Columns(block, len(block)))
-            for row in np.flatnonzero(kinds != KIND_FLOW).tolist():
-                mask[row] = self._wanted(int(kinds[row]), self._store.object(block.first + row))
+                mask = _passing(self._store, block, kinds, query.filters)
+            else:
+                for kind in query.kinds:
+                    mask |= kinds == kind
         if query.since_ns is not None:
             mask &= times >= query.since_ns
         if query.kinds == FLOWS:
             mask |= kinds == KIND_LOST
         return mask
-
-    def _wanted(self, kind: int, message: Message | None) -> bool:
-        if message is None or kind not in self._query.kinds:
-            return False
-        return not isinstance(message, flow_pb2.Flow) or self._query.filters.matches(message)
 
     def _limit(
         self, rows: NDArray[np.intp], kinds: NDArray[np.uint8], count: int
@@ -268,10 +271,13 @@ class Cursor:
                 taken += length
                 continue
             for row in rows[stretch.start : stretch.stop].tolist():
-                message = self._store.object(first + row)
-                if message is not None:
-                    block = self._store.block(first + row, first + row + 1)
-                    found.runs.append((int(block["kind"][0]), int(block["time_ns"][0]), message))
+                attached = self._store.attached(first + row)
+                if attached is None:
+                    found.lost += 1
+                    self._return(1)
+                    continue
+                block = self._store.block(first + row, first + row + 1)
+                found.runs.append((int(block["kind"][0]), int(block["time_ns"][0]), attached))
 
 
 def _stretches(flags: Mask) -> Iterable[range]:

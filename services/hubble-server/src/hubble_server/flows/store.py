@@ -6,14 +6,16 @@ slots it is about to overwrite (`reserved`) before it writes and publishes them 
 reader that copies first and asks `valid_from` afterwards knows which of its rows may be torn.
 Spare slots beyond the capacity make that rare.
 
-Flows are rows of columns. Events of other kinds are few and hang beside the columns as messages.
+Flows are rows of columns. What does not fit into columns hangs beside them: the encoded flow of a
+record, the message of an event of another kind. Records are as large as the requests they tell of,
+so their bytes are limited: beyond that the ring holds fewer events than it could.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from hubble_server.errors import CapacityError
 from hubble_server.flows.columns import KIND_FLOW, SCHEMA, Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from google.protobuf.message import Message
     from numpy.typing import NDArray
@@ -30,6 +32,15 @@ DEFAULT_CAPACITY = 4095
 LARGEST_CAPACITY = 65_535
 SPARE_SLOTS = 4096
 """Most flows that one append may bring."""
+
+RECORD_BYTES = 64 << 20
+"""Encoded records that a ring holds at least, however small it is."""
+
+BYTES_PER_SLOT = 2048
+"""Encoded records that a large ring holds for each of its slots."""
+
+Attached = Union["Message", bytes]
+"""An encoded flow, or the message of an event that is no flow."""
 
 
 def check_capacity(capacity: int) -> int:
@@ -66,14 +77,22 @@ class Block:
 
 
 class FlowStore:
-    """Ring of `capacity` events. Raises CapacityError for an illegal capacity."""
+    """Ring of `capacity` events. Raises CapacityError for an illegal capacity.
 
-    def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
+    `record_bytes` limits the encoded records; by default it grows with the capacity.
+    """
+
+    def __init__(
+        self, capacity: int = DEFAULT_CAPACITY, *, record_bytes: int | None = None
+    ) -> None:
         self.capacity = check_capacity(capacity)
         self.slots = capacity + 1 + SPARE_SLOTS
         self._columns = {name: np.zeros(self.slots, dtype=kind) for name, kind in SCHEMA.items()}
-        self._objects: dict[int, Message] = {}
-        self._object_numbers: deque[int] = deque()
+        self._attached: dict[int, Attached] = {}
+        self._attached_numbers: deque[int] = deque()
+        self._bytes = 0
+        self._bytes_limit = record_bytes or max(RECORD_BYTES, self.slots * BYTES_PER_SLOT)
+        self._evicted_to = 0
         self._listeners: set[Callable[[], None]] = set()
         self._listeners_lock = threading.Lock()
         self.head = 0
@@ -81,8 +100,11 @@ class FlowStore:
 
     # ---- writing: the ingest thread ----
 
-    def append(self, batch: Batch, count: int) -> None:
-        """Write `count` flows, at most SPARE_SLOTS, and publish them."""
+    def append(self, batch: Batch, count: int, records: Sequence[bytes] = ()) -> None:
+        """Write `count` flows, at most SPARE_SLOTS, and publish them.
+
+        `records` are their encoded messages, one for each flow, if they are records.
+        """
         first = self.head
         self._reserved = first + count
         start = first % self.slots
@@ -92,10 +114,12 @@ class FlowStore:
             column[start : start + fits] = values[:fits]
             if fits < count:
                 column[: count - fits] = values[fits:count]
+        for number, record in enumerate(records, first):
+            self._attach(number, record)
         self._publish(first + count)
 
     def append_object(self, kind: int, time_ns: int, message: Message, **columns: int) -> None:
-        """Write one event that is no flow of columns, or a flow that is a message."""
+        """Write one event that is no flow."""
         number = self.head
         self._reserved = number + 1
         slot = number % self.slots
@@ -103,15 +127,26 @@ class FlowStore:
             column[slot] = np.zeros((), dtype=column.dtype)
         for name, value in (*columns.items(), ("kind", kind), ("time_ns", time_ns)):
             self._columns[name][slot] = value
-        self._objects[number] = message
-        self._object_numbers.append(number)
+        self._attach(number, message)
         self._publish(number + 1)
+
+    def _attach(self, number: int, attached: Attached) -> None:
+        self._attached[number] = attached
+        self._attached_numbers.append(number)
+        if isinstance(attached, bytes):
+            self._bytes += len(attached)
 
     def _publish(self, head: int) -> None:
         self.head = head
         horizon = head - self.slots
-        while self._object_numbers and self._object_numbers[0] < horizon:
-            self._objects.pop(self._object_numbers.popleft(), None)
+        numbers = self._attached_numbers
+        while numbers and (numbers[0] < horizon or self._bytes > self._bytes_limit):
+            number = numbers.popleft()
+            if number >= horizon:
+                self._evicted_to = number + 1
+            attached = self._attached.pop(number)
+            if isinstance(attached, bytes):
+                self._bytes -= len(attached)
 
     def notify(self) -> None:
         """Tell listeners that there are new events; called once for each batch of the kernel's."""
@@ -136,15 +171,15 @@ class FlowStore:
     @property
     def oldest(self) -> int:
         """Number of the oldest event that the ring promises to hold."""
-        return max(0, self.head - self.capacity)
+        return max(self._evicted_to, self.head - self.capacity)
 
     @property
     def valid_from(self) -> int:
-        """Smallest number whose slot no writer has touched; rows copied below it are torn."""
-        return max(0, self._reserved - self.slots)
+        """Smallest number that is held whole; rows copied below it are torn."""
+        return max(self._evicted_to, self._reserved - self.slots)
 
     def __len__(self) -> int:
-        return min(self.head, self.capacity)
+        return self.head - self.oldest
 
     def block(self, start: int, stop: int) -> Block:
         """The events from `start` on, up to `stop` or the seam of the ring, whatever is first."""
@@ -162,9 +197,9 @@ class FlowStore:
             yield self.block(first, stop)
             stop = first
 
-    def object(self, number: int) -> Message | None:
-        """Message of an event that is not made of columns, None when it is gone."""
-        return self._objects.get(number)
+    def attached(self, number: int) -> Attached | None:
+        """What hangs beside the columns of an event, None when it is gone."""
+        return self._attached.get(number)
 
     def rate(self, now_ns: int, window_ns: int = 60_000_000_000) -> float:
         """Flows per second during the window, or since the oldest flow when the ring is shorter."""

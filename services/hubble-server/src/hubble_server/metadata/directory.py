@@ -21,9 +21,11 @@ from hubble_server.metadata.addresses import (
     parse_prefix,
     salted,
 )
+from hubble_server.metadata.names import NameTable
 from hubble_server.metadata.rows import (
     AddressRow,
     EndpointRow,
+    Generations,
     InterfaceRow,
     Interned,
     RowFacts,
@@ -53,6 +55,7 @@ class Directory:
         self.rules: Interned[RulesRow] = Interned(RulesRow())
         self.interfaces: Interned[InterfaceRow] = Interned(InterfaceRow())
         self.services: Interned[ServiceRow] = Interned(ServiceRow())
+        self.names = NameTable()
         self._identities: dict[int, tuple[str, ...]] = {}
         self._endpoints: dict[int, metadata_pb2.Endpoint] = {}
         self._owners: dict[AddressKey, int] = {}
@@ -73,7 +76,7 @@ class Directory:
         self._row_endpoints = RowFacts(np.uint16)
         self._row_seen_s = RowFacts(np.int64)
         self._namespaces: dict[str, int] = {}
-        self._generation: tuple[int, int] | None = None
+        self._generations = Generations(ROWS_LIMIT)
 
     # ---- changes ----
 
@@ -100,6 +103,8 @@ class Directory:
                 return update.interface.index not in self._interfaces
             case "service":
                 return _frontend(update.service.frontend) not in self._frontends
+            case "names":
+                return (update.names.endpoint, update.names.ip) not in self.names
         return False
 
     def apply(self, update: metadata_pb2.Update) -> None:
@@ -136,6 +141,8 @@ class Directory:
                 self._set_service(update.service)
             case "frontend_deleted":
                 self._delete_service(update.frontend_deleted)
+            case "names":
+                self.names.set(update.names)
 
     def replace(self, snapshot: Iterable[metadata_pb2.Update]) -> None:
         """Take a whole state: what it lacks is deleted, what it holds is set."""
@@ -167,6 +174,7 @@ class Directory:
             gone.append(
                 make(frontend_deleted=metadata_pb2.Frontend(ip=ip, port=port, protocol=protocol))
             )
+        self.names.keep(present.get("names", ()))
         for update in (*gone, *updates):
             self.apply(update)
 
@@ -298,7 +306,7 @@ class Directory:
     def _make_row(self, address: int, identity: int) -> None:
         known = self._address_rows[address]
         labels = labels_of(identity, self._identities.get(identity))
-        number = self.rows.number(
+        number = self.row_of(
             EndpointRow(
                 known.endpoint_id,
                 identity,
@@ -309,10 +317,15 @@ class Directory:
                 cluster_of(labels),
             )
         )
-        self._row_endpoints.set(number, known.endpoint_id)
-        self._row_seen_s.reserve(number)
         self._pairs.set(address << 32 | identity, 0, number)
         self._pairs_of_identity.setdefault(identity, []).append(address)
+
+    def row_of(self, row: EndpointRow) -> int:
+        """Number of a row that is known whole."""
+        number = self.rows.number(row)
+        self._row_endpoints.set(number, row.id & 0xFFFF)
+        self._row_seen_s.reserve(number)
+        return number
 
     def endpoint_ids(self, rows: NDArray[np.uint32]) -> NDArray[np.uint16]:
         """Ids of the local endpoints behind rows, 0 for others."""
@@ -375,15 +388,13 @@ class Directory:
 
         `written` counts all flows ever written into a ring of `slots`.
         """
-        if self._generation is None:
-            if len(self.rows) <= ROWS_LIMIT:
-                return
-            self._generation = (self.rows.renew(), written)
+        self.names.tidy(written, slots)
+        if self._generations.begins(self.rows, written):
             self._pairs.clear()
             self._pairs_of_identity.clear()
             self._rebuild_addresses()
-        first, at = self._generation
-        if written < at + 2 * slots:
+        first = self._generations.ends(written, slots)
+        if first is None:
             return
         for number in range(self.rows.base, first):
             row, seen = self.rows[number], self._row_seen_s.get(number)
@@ -395,7 +406,6 @@ class Directory:
         self.rows.drop_before(first)
         self._row_endpoints.drop_before(first)
         self._row_seen_s.drop_before(first)
-        self._generation = None
 
     def _rebuild_addresses(self) -> None:
         self._addresses.clear()
@@ -437,6 +447,8 @@ def _key_of(update: metadata_pb2.Update) -> object:
             return update.interface.index
         case "service":
             return _frontend(update.service.frontend)
+        case "names":
+            return update.names.endpoint, update.names.ip
     return None
 
 

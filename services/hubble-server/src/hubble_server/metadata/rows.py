@@ -8,7 +8,7 @@ number is handed out after its row is in place.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from cilium_core import abi
@@ -131,6 +131,35 @@ class Interned(Generic[Row]):
         """Free the rows below `number`."""
         base, rows = self._window
         self._window = (number, rows[number - base :])
+
+
+class Generations:
+    """Says when a table of rows begins anew, and when nothing refers to the old rows any more."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._current: tuple[int, int] | None = None
+
+    def begins(self, rows: Interned[Any], written: int) -> bool:
+        """Begin a generation, if rows are more than the limit and none has just begun.
+
+        The caller then numbers the rows in use anew. Row 0, which means nothing, stays what it is.
+        `written` counts all flows ever written.
+        """
+        if self._current is not None or len(rows) <= self._limit:
+            return False
+        self._current = (rows.renew(), written)
+        return True
+
+    def ends(self, written: int, slots: int) -> int | None:
+        """First row in use, once no flow of a ring of `slots` refers to older ones."""
+        if self._current is None:
+            return None
+        first, at = self._current
+        if written < at + 2 * slots:
+            return None
+        self._current = None
+        return first
 
 
 class RowFacts:

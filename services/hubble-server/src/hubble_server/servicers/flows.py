@@ -25,11 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from flow import flow_pb2
-    from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from hubble_server.facts import NodeFacts
-    from hubble_server.flows.store import FlowStore
+    from hubble_server.flows.store import Attached, FlowStore
     from hubble_server.ingest import Ingest
     from hubble_server.metadata.directory import Directory
     from hubble_server.ring.records import Events
@@ -135,8 +134,8 @@ class FlowStreams:
             filters=filters,
         )
 
-        def encode(_kind: int, _time_ns: int, message: Message) -> bytes:
-            return encoder.record(cast("flow_pb2.Flow", message))
+        def encode(_kind: int, time_ns: int, record: Attached) -> bytes:
+            return encoder.record(cast("bytes", record), time_ns)
 
         def encode_lost(event: flow_pb2.LostEvent, time_ns: int) -> bytes:
             response = observer_pb2.GetFlowsResponse(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from hubble_server.facts import NodeFacts
-    from hubble_server.flows.store import FlowStore
+    from hubble_server.flows.store import Attached, FlowStore
     from hubble_server.ingest import Ingest
     from hubble_server.metadata.directory import Directory
     from hubble_server.servicers.flows import FlowStreams
@@ -65,7 +65,7 @@ class ObserverService:
     async def _get_agent_events(
         self, request: observer_pb2.GetAgentEventsRequest, call: Call
     ) -> None:
-        def encode(_kind: int, time_ns: int, message: Message) -> bytes:
+        def encode(_kind: int, time_ns: int, message: Attached) -> bytes:
             response = observer_pb2.GetAgentEventsResponse(
                 agent_event=cast("flow_pb2.AgentEvent", message),
                 node_name=self._node().qualified_name,
@@ -78,7 +78,7 @@ class ObserverService:
     async def _get_debug_events(
         self, request: observer_pb2.GetDebugEventsRequest, call: Call
     ) -> None:
-        def encode(_kind: int, time_ns: int, message: Message) -> bytes:
+        def encode(_kind: int, time_ns: int, message: Attached) -> bytes:
             response = observer_pb2.GetDebugEventsResponse(
                 debug_event=cast("flow_pb2.DebugEvent", message),
                 node_name=self._node().qualified_name,
@@ -93,7 +93,7 @@ class ObserverService:
         request: Any,
         call: Call,
         kinds: frozenset[int],
-        encode: Callable[[int, int, Message], bytes],
+        encode: Callable[[int, int, Attached], bytes],
     ) -> None:
         check_direction(request)
         since_ns, until_ns = time_range(request)

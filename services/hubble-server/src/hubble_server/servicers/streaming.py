@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from flow import flow_pb2
-from google.protobuf.message import Message
 
 from hubble_server.flows.columns import KIND_LOST, Batch
+from hubble_server.flows.store import Attached
 
 if TYPE_CHECKING:
     from hubble_server.flows.querying import Cursor, Found
@@ -59,8 +59,8 @@ class Encoding:
     """How one stream's responses are made."""
 
     columns: Callable[[Batch], list[bytes]]
-    message: Callable[[int, int, Message], bytes]
-    """From kind, time in nanoseconds and message."""
+    attached: Callable[[int, int, Attached], bytes]
+    """From kind, time in nanoseconds and what is attached."""
     lost: Callable[[flow_pb2.LostEvent, int], bytes] | None
     """From a loss and the time now; None when losses are not told."""
 
@@ -154,11 +154,11 @@ def _encode(chunk: Chunk, encoding: Encoding, found: Found) -> None:
             chunk.responses += encoding.columns(run)
             chunk.times_ns += run["time_ns"].tolist()
             continue
-        kind, time_ns, message = run
+        kind, time_ns, attached = run
         if kind == KIND_LOST:
             if encoding.lost is None:
                 continue
-            chunk.responses.append(encoding.lost(cast("flow_pb2.LostEvent", message), time_ns))
+            chunk.responses.append(encoding.lost(cast("flow_pb2.LostEvent", attached), time_ns))
         else:
-            chunk.responses.append(encoding.message(kind, time_ns, message))
+            chunk.responses.append(encoding.attached(kind, time_ns, attached))
         chunk.times_ns.append(time_ns)
