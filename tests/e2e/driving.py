@@ -207,6 +207,15 @@ class Cluster:
             ]
         self.ip("world", *lines)
 
+    def configure(self, options: dict[str, str]) -> None:
+        """Set options of every agent, which need a restart, and wait until all is ready again."""
+        for node in self.nodes:
+            folder = self.layout.node(int(node.removeprefix("node"))).config
+            for name, value in options.items():
+                (folder / name).write_text(value)
+            self.lab.cilium("lab", "restart", f"{node}/agent")
+        self.lab.cilium("lab", "wait")
+
     # ---- objects ----
 
     def apply(self, *objects: dict[str, Any]) -> None:

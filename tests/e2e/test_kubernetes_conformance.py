@@ -41,6 +41,8 @@ Table = dict[tuple[str, str], frozenset[tuple[int, int]]]
 @pytest.fixture(scope="module")
 def cluster(start_lab: Callable[[int], Lab]) -> Iterator[Cluster]:
     with Cluster(start_lab(2), 2) as made:
+        # labels of pods change here, and nobody else waits for it
+        made.configure({"identity-change-grace-period": "0s"})
         spaces = {space: {"ns": space} for space in "xyz"}
         made.add_pods([spec(name) for name in PODS], spaces)
         made.serve_at("world", "--tcp", "80,81", "--udp", "80,81", "--sctp", "80,81")
