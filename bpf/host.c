@@ -1,209 +1,25 @@
 // SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
 /*
- * The node's own devices: the network device, where pods' traffic with the world is translated, and
- * cilium_host, the way of the node's processes to every pod.
+ * cilium_host: the way of the node's own processes to every pod, and of packets back into the node.
  */
 #define SOURCE_FILE FILE_HOST
 
 #include "lib/delivery.h"
-#include "lib/nat.h"
 #include "lib/policy.h"
+#include "lib/proxy.h"
 
-/* Where there is no connection to ask, the TCP flags that mark its ends are worth an event. */
-static __always_inline void see_alone(struct __sk_buff *skb, struct packet *p)
+/* What the pod's device shall know of a sender: who it is, and whether it is a proxy. */
+static __always_inline __u32 mark_of_sender(const struct __sk_buff *skb, const struct packet *p)
 {
-	see(skb, p, REASON_UNKNOWN, p->tcp_flags & config_of()->aggregation_flags);
+	if (p->origin != ORIGIN_STACK)
+		return mark_with(skb->mark & MARK_MASK, p->src_identity);
+	return p->src_identity == ID_HOST ? MARK_HOST : mark_of_identity(p->src_identity);
 }
 
-/*
- * From the network. Answers to translated packets get their address back; what is for a local pod
- * is judged and delivered; everything else is the node's own business, well-formed or not.
- */
-static __always_inline int from_netdev(struct __sk_buff *skb, struct packet *p, const __u8 family)
-{
-	const struct endpoint_info *local;
-	const struct ipcache_info *info;
-	union address mine = {};
-	int verdict, restored = 0;
-
-	verdict = parse(skb, p, family);
-	if (!(p->flags & PACKET_L3))
-		return TC_ACT_OK;
-	if (masquerade_on(family) && !verdict) {
-		masquerade_address(&mine, family);
-		if (same_address(&p->tuple.daddr, &mine, family)) {
-			restored = restore(skb, p, family);
-			if (restored < 0)
-				return restored;
-		}
-	}
-	local = endpoint_of_address(&p->tuple.daddr, family);
-	if (local)
-		p->dst_identity = local->identity;
-	if (!local || local->flags & ENDPOINT_HOST) {
-		if (restored && !local)
-			return DROP(DROP_STALE_OR_UNROUTABLE_IP);
-		trace_from(skb, p, TRACE_FROM_NETWORK, family);
-		return TC_ACT_OK;
-	}
-	p->endpoint = local->id;
-	if (verdict < 0)
-		return verdict;
-	info = ipcache_of(&p->tuple.saddr, family);
-	p->src_identity = identity_or_world(info);
-	trace_from(skb, p, TRACE_FROM_NETWORK, family);
-	if (p->flags & PACKET_CONTROL)
-		return DROP(DROP_FORBIDDEN_ICMPV6_MESSAGE);
-	/* pods of other nodes come through the tunnel, those of this one from their own devices */
-	if (!restored &&
-	    ((info && config_of()->flags & CONFIG_TUNNEL && is_cluster_identity(info->identity) &&
-	      info->flags & IPCACHE_HAS_TUNNEL) ||
-	     endpoint_of_address(&p->tuple.saddr, family)))
-		return DROP(DROP_INVALID_SOURCE_IP);
-	if (local->flags & ENDPOINT_NOT_READY)
-		return DROP(DROP_EP_NOT_READY);
-	verdict = admit(skb, p, NULL, local, family);
-	if (verdict < 0)
-		return verdict;
-	return deliver_to_pod(skb, p, local, family);
-}
-
-int tail_from_netdev_ipv4(struct __sk_buff *skb)
-{
-	struct packet *p = packet_begin(DIR_INGRESS);
-
-	return p ? conclude(skb, p, from_netdev(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
-}
-
-int tail_from_netdev_ipv6(struct __sk_buff *skb)
-{
-	struct packet *p = packet_begin(DIR_INGRESS);
-
-	return p ? conclude(skb, p, from_netdev(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
-}
-
-int cil_from_netdev(struct __sk_buff *skb)
-{
-	switch (skb->protocol) {
-	case be16(ETH_P_IP):
-		bpf_tail_call_(map_of(CALLS), skb, CALL_FROM_NETDEV_IPV4);
-		break;
-	case be16(ETH_P_IPV6):
-		bpf_tail_call_(map_of(CALLS), skb, CALL_FROM_NETDEV_IPV6);
-		break;
-	default:
-		return TC_ACT_OK;
-	}
-	return refuse(skb, DROP(DROP_MISSED_TAIL_CALL), DIR_INGRESS);
-}
-
-/* Who must be asked with the node's address: whoever does not know the way to our pods. */
-static __always_inline bool wants_masquerade(const struct packet *p, const __u8 family)
-{
-	const struct ipcache_info *info = ipcache_of(&p->tuple.daddr, family);
-	__u32 identity = identity_or_world(info);
-
-	if (!masquerade_on(family) || is_cluster_identity(identity) || identity == ID_HOST)
-		return false;
-	if (info && config_of()->flags & CONFIG_TUNNEL && info->flags & IPCACHE_HAS_TUNNEL)
-		return false;
-	return is_unicast(&p->tuple.daddr, family);
-}
-
-/* A process of the node whose port a translated connection has taken is translated too. */
-static __always_inline bool node_collides(const struct packet *p, const __u8 family)
-{
-	union address mine = {};
-	struct mapping owner = {};
-	struct tuple back = {};
-
-	if (!masquerade_on(family) || p->flags & PACKET_ICMP_ERROR || !in_nat_range(p->tuple.sport))
-		return false;
-	masquerade_address(&mine, family);
-	if (!same_address(&p->tuple.saddr, &mine, family))
-		return false;
-	back.saddr = p->tuple.daddr;
-	back.daddr = p->tuple.saddr;
-	back.sport = p->tuple.dport;
-	back.dport = p->tuple.sport;
-	back.proto = p->tuple.proto;
-	return nat_find(&back, NAT_IN, &owner, family) &&
-	       (!same_address(&owner.address, &mine, family) || owner.port != p->tuple.sport);
-}
-
-/* To the network. */
-static __always_inline int to_netdev(struct __sk_buff *skb, struct packet *p, const __u8 family)
-{
-	const struct endpoint_info *local;
-	union address original;
-	bool translate;
-	int verdict;
-
-	verdict = parse(skb, p, family);
-	if (!(p->flags & PACKET_L3))
-		return TC_ACT_OK;
-	local = endpoint_of_address(&p->tuple.saddr, family);
-	p->src_identity = local ? local->identity : ID_UNKNOWN;
-	original = p->tuple.saddr;
-	if (!local || local->flags & ENDPOINT_HOST) {
-		/* what we do not understand but did not come from a pod is not ours to stop */
-		translate = !verdict && local && node_collides(p, family);
-	} else {
-		if (verdict < 0)
-			return verdict;
-		p->endpoint = local->id;
-		translate = (skb->mark & MARK_MASK) != MARK_SNAT_DONE &&
-			    wants_masquerade(p, family);
-	}
-	if (forget(p, translate)) {
-		verdict = masquerade(skb, p, family);
-		if (verdict)
-			return verdict;
-	}
-	if (tracing(config_of(), AGGREGATE_MEDIUM)) {
-		p->dst_identity = identity_or_world(ipcache_of(&p->tuple.daddr, family));
-		see_alone(skb, p);
-		trace(skb, p, TRACE_TO_NETWORK, 0, &original, family);
-	}
-	return TC_ACT_OK;
-}
-
-int tail_to_netdev_ipv4(struct __sk_buff *skb)
-{
-	struct packet *p = packet_begin(DIR_EGRESS);
-
-	return p ? conclude(skb, p, to_netdev(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
-}
-
-int tail_to_netdev_ipv6(struct __sk_buff *skb)
-{
-	struct packet *p = packet_begin(DIR_EGRESS);
-
-	return p ? conclude(skb, p, to_netdev(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
-}
-
-int cil_to_netdev(struct __sk_buff *skb)
-{
-	/* the tunnel's outer packets have been judged inside */
-	if ((skb->mark & MARK_MASK) == MARK_OVERLAY)
-		return TC_ACT_OK;
-	switch (skb->protocol) {
-	case be16(ETH_P_IP):
-		bpf_tail_call_(map_of(CALLS), skb, CALL_TO_NETDEV_IPV4);
-		break;
-	case be16(ETH_P_IPV6):
-		bpf_tail_call_(map_of(CALLS), skb, CALL_TO_NETDEV_IPV6);
-		break;
-	default:
-		return TC_ACT_OK;
-	}
-	return refuse(skb, DROP(DROP_MISSED_TAIL_CALL), DIR_EGRESS);
-}
-
-/* Out of cilium_host: the node speaks with a pod, here or elsewhere. */
+/* Out of cilium_host: the node, or a proxy on it, speaks with a pod, here or elsewhere. */
 static __always_inline int from_host(struct __sk_buff *skb, struct packet *p, const __u8 family)
 {
-	const struct endpoint_info *local;
+	const struct endpoint_info *local, *sender;
 	const struct ipcache_info *info;
 	int verdict;
 
@@ -213,10 +29,11 @@ static __always_inline int from_host(struct __sk_buff *skb, struct packet *p, co
 		return TC_ACT_OK;
 	if (verdict < 0)
 		return verdict;
-	local = endpoint_of_address(&p->tuple.saddr, family);
-	p->src_identity = local ? local->identity :
-				  identity_or_world(ipcache_of(&p->tuple.saddr, family));
-	trace_from(skb, p, TRACE_FROM_HOST, family);
+	sender = endpoint_of_address(&p->tuple.saddr, family);
+	p->src_identity = sender ? sender->identity :
+				   identity_or_world(ipcache_of(&p->tuple.saddr, family));
+	p->origin = origin_of(skb);
+	trace_from(skb, p, p->origin == ORIGIN_STACK ? TRACE_FROM_HOST : TRACE_FROM_PROXY, family);
 	local = endpoint_of_address(&p->tuple.daddr, family);
 	if (local) {
 		if (local->flags & ENDPOINT_HOST)
@@ -225,16 +42,23 @@ static __always_inline int from_host(struct __sk_buff *skb, struct packet *p, co
 		if (verdict)
 			return verdict;
 		/* judged on the pod's device, by the identity found here */
-		skb->mark = p->src_identity == ID_HOST ? MARK_HOST :
-							 mark_of_identity(p->src_identity);
+		skb->mark = mark_of_sender(skb, p);
 		return bpf_redirect(local->ifindex, 0);
 	}
 	info = ipcache_of(&p->tuple.daddr, family);
 	p->dst_identity = identity_or_world(info);
 	if (!info || !(info->flags & IPCACHE_HAS_TUNNEL) || info->flags & IPCACHE_SKIP_TUNNEL)
 		return DROP(DROP_STALE_OR_UNROUTABLE_IP);
+	p->node = info->tunnel_ipv4;
+	if (sender && !(sender->flags & ENDPOINT_HOST)) {
+		p->endpoint = sender->id;
+		bpf_tail_call_(map_of(CALLS), skb,
+			       family == FAMILY_IPV4 ? CALL_PROXY_TUNNEL_IPV4 :
+						       CALL_PROXY_TUNNEL_IPV6);
+		return DROP(DROP_MISSED_TAIL_CALL);
+	}
 	see_alone(skb, p);
-	return deliver_to_node(skb, p, info->tunnel_ipv4, p->src_identity, family);
+	return deliver_to_node(skb, p, p->node, p->src_identity, family);
 }
 
 int tail_from_host_ipv4(struct __sk_buff *skb)
@@ -266,9 +90,50 @@ int cil_from_host(struct __sk_buff *skb)
 	return refuse(skb, DROP(DROP_MISSED_TAIL_CALL), DIR_EGRESS);
 }
 
-/* Into cilium_host or its peer: what the stack takes in was judged where it came from. */
+/* With the address of a pod, out of the stack, to another node: a proxy's. */
+static __always_inline int proxy_to_tunnel(struct __sk_buff *skb, struct packet *p,
+					   const __u8 family)
+{
+	const struct endpoint_info *pod = endpoint_of_address(&p->tuple.saddr, family);
+	int verdict;
+
+	if (!pod)
+		return DROP(DROP_EP_NOT_READY);
+	verdict = admit(skb, p, pod, NULL, family);
+	if (verdict)
+		return verdict < 0 ? verdict : bounce_to_proxy(skb, p, family);
+	return deliver_to_node(skb, p, p->node, p->src_identity, family);
+}
+
+int tail_proxy_tunnel_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, proxy_to_tunnel(skb, p, FAMILY_IPV4), FAMILY_IPV4) :
+		   TC_ACT_SHOT;
+}
+
+int tail_proxy_tunnel_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, proxy_to_tunnel(skb, p, FAMILY_IPV6), FAMILY_IPV6) :
+		   TC_ACT_SHOT;
+}
+
+/*
+ * Into cilium_host or its peer: what the stack takes in was judged where it came from. What an egress
+ * hook has sent here for a proxy may still need its listener.
+ */
 int cil_to_host(struct __sk_buff *skb)
 {
 	count_forward(skb, DIR_INGRESS);
+	if (unlikely_((skb->mark & (MARK_MASK | MARK_LISTENER)) ==
+		      (MARK_TO_PROXY | MARK_LISTENER))) {
+		bpf_tail_call_(map_of(CALLS), skb,
+			       skb->protocol == be16(ETH_P_IP) ? CALL_TO_HOST_IPV4 :
+								 CALL_TO_HOST_IPV6);
+		return refuse(skb, DROP(DROP_MISSED_TAIL_CALL), DIR_INGRESS);
+	}
 	return TC_ACT_OK;
 }

@@ -10,6 +10,7 @@
 #include "lib/delivery.h"
 #include "lib/neighbours.h"
 #include "lib/policy.h"
+#include "lib/proxy.h"
 
 /* What the stack shall know of a packet that leaves through it. */
 static __always_inline __u32 mark_of(const struct packet *p)
@@ -58,8 +59,8 @@ static __always_inline int send(struct __sk_buff *skb, struct packet *p,
 	}
 	barrier();
 	verdict = admit(skb, p, pod, peer, family);
-	if (verdict < 0)
-		return verdict;
+	if (unlikely_(verdict))
+		return verdict < 0 ? verdict : to_proxy(skb, family);
 	if (peer)
 		return deliver_to_pod(skb, p, peer, family);
 	switch (p->way) {
@@ -187,15 +188,17 @@ int cil_from_container(struct __sk_buff *skb)
 static __always_inline __u32 stack_identity(struct __sk_buff *skb, const struct packet *p,
 					    const __u8 family)
 {
-	const struct endpoint_info *local;
 	__u32 mark = skb->mark;
 
-	if ((mark & MARK_MASK) == MARK_HOST)
+	switch (mark & MARK_MASK) {
+	case MARK_HOST:
 		return ID_HOST;
-	if ((mark & MARK_MASK) == MARK_IDENTITY)
+	case MARK_IDENTITY:
+	case MARK_PROXY_INGRESS:
+	case MARK_PROXY_EGRESS:
 		return identity_of_mark(mark);
-	local = endpoint_of_address(&p->tuple.saddr, family);
-	return local ? local->identity : identity_or_world(ipcache_of(&p->tuple.saddr, family));
+	}
+	return identity_of_address(&p->tuple.saddr, family);
 }
 
 static __always_inline int to_container(struct __sk_buff *skb, struct packet *p, const __u8 family)
@@ -221,14 +224,15 @@ static __always_inline int to_container(struct __sk_buff *skb, struct packet *p,
 	/* the node itself looking for the pod's address */
 	if (p->flags & PACKET_CONTROL)
 		return TC_ACT_OK;
+	p->origin = origin_of(skb);
 	p->src_identity = stack_identity(skb, p, family);
-	trace_from(skb, p, TRACE_FROM_STACK, family);
+	trace_from(skb, p, p->origin == ORIGIN_STACK ? TRACE_FROM_STACK : TRACE_FROM_PROXY, family);
 	address = family == FAMILY_IPV4 ? (const void *)&pod->ipv4 : (const void *)pod->ipv6;
 	if (!same_address(&p->tuple.daddr, address, family))
 		return DROP(DROP_UNKNOWN_L3_TARGET_ADDRESS);
 	verdict = admit(skb, p, NULL, pod, family);
-	if (verdict < 0)
-		return verdict;
+	if (unlikely_(verdict))
+		return verdict < 0 ? verdict : bounce_to_proxy(skb, p, family);
 	trace_to(skb, p, TRACE_TO_LXC, pod->id, family);
 	count_forward(skb, DIR_INGRESS);
 	return TC_ACT_OK;

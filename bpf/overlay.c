@@ -7,6 +7,7 @@
 
 #include "lib/delivery.h"
 #include "lib/policy.h"
+#include "lib/proxy.h"
 
 static __always_inline int from_overlay(struct __sk_buff *skb, struct packet *p, const __u8 family)
 {
@@ -47,8 +48,8 @@ static __always_inline int from_overlay(struct __sk_buff *skb, struct packet *p,
 	if (local->flags & ENDPOINT_NOT_READY)
 		return DROP(DROP_EP_NOT_READY);
 	verdict = admit(skb, p, NULL, local, family);
-	if (verdict < 0)
-		return verdict;
+	if (unlikely_(verdict))
+		return verdict < 0 ? verdict : to_proxy(skb, family);
 	return deliver_to_pod(skb, p, local, family);
 }
 

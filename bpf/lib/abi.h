@@ -412,6 +412,7 @@ enum source_file {
 	FILE_OVERLAY = 3,
 	FILE_XDP = 4,
 	FILE_SOCK = 5,
+	FILE_NETDEV = 6,
 	FILE_PROXY = 8,
 	FILE_PARSE = 101, /* headers shared by the programs */
 	FILE_FRAGMENTS = 102,

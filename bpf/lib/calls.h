@@ -22,6 +22,14 @@ enum call {
 	CALL_TO_NETDEV_IPV6 = 11,     /* tail_to_netdev_ipv6 */
 	CALL_FROM_HOST_IPV4 = 12,     /* tail_from_host_ipv4 */
 	CALL_FROM_HOST_IPV6 = 13,     /* tail_from_host_ipv6 */
+	CALL_TO_PROXY_IPV4 = 14,      /* tail_to_proxy_ipv4 */
+	CALL_TO_PROXY_IPV6 = 15,      /* tail_to_proxy_ipv6 */
+	CALL_TO_HOST_IPV4 = 16,       /* tail_to_host_ipv4 */
+	CALL_TO_HOST_IPV6 = 17,       /* tail_to_host_ipv6 */
+	CALL_PROXY_TUNNEL_IPV4 = 18,  /* tail_proxy_tunnel_ipv4 */
+	CALL_PROXY_TUNNEL_IPV6 = 19,  /* tail_proxy_tunnel_ipv6 */
+	CALL_PROXY_NETDEV_IPV4 = 20,  /* tail_proxy_netdev_ipv4 */
+	CALL_PROXY_NETDEV_IPV6 = 21,  /* tail_proxy_netdev_ipv6 */
 };
 
 #endif

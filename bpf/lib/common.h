@@ -35,6 +35,12 @@
 #define likely_(x)   __builtin_expect(!!(x), 1)
 #define unlikely_(x) __builtin_expect(!!(x), 0)
 
+/*
+ * Keep the compiler from knowing where a pointer came from: a check for NULL must be one of the
+ * pointer itself, as the verifier (seen with Linux 6.18) does not follow the condition it stems from.
+ */
+#define opaque(pointer) asm volatile("" : "+r"(pointer))
+
 /* What a tail call finds in skb->cb. */
 enum control {
 	CONTROL_IDENTITY = 0, /* of the sender, where the entry program knows it */
@@ -75,10 +81,15 @@ static __always_inline struct scratch *scratch(void)
 	return map_lookup(map_of(SCRATCH), &zero);
 }
 
-/* The identity a mark carries: low 16 bits on top, bits 16 to 23 in the low byte. */
+/* A mark that carries an identity: low 16 bits on top, bits 16 to 23 in the low byte. */
+static __always_inline __u32 mark_with(__u32 kind, __u32 identity)
+{
+	return kind | (identity & 0xffff) << 16 | (identity >> 16 & 0xff);
+}
+
 static __always_inline __u32 mark_of_identity(__u32 identity)
 {
-	return MARK_IDENTITY | (identity & 0xffff) << 16 | (identity >> 16 & 0xff);
+	return mark_with(MARK_IDENTITY, identity);
 }
 
 static __always_inline __u32 identity_of_mark(__u32 mark)

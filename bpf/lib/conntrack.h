@@ -17,7 +17,8 @@
 #define CONNTRACK_DROP(reason) DROP_AT(FILE_CONNTRACK, reason)
 
 /* Order the ends by address, then by port. Returns whether the source is the high one. */
-static __always_inline bool ct_key_of(union ct_key *key, const struct tuple *t, const __u8 family)
+static __always_inline bool ct_key_of(union ct_key *key, const struct tuple *t, const __u16 zone,
+				      const __u8 family)
 {
 	bool high;
 
@@ -31,7 +32,7 @@ static __always_inline bool ct_key_of(union ct_key *key, const struct tuple *t, 
 		key->v4.port_high = high ? t->sport : t->dport;
 		key->v4.proto = t->proto;
 		key->v4.kind = CT_FLOW;
-		key->v4.zone = 0;
+		key->v4.zone = zone;
 		return high;
 	}
 
@@ -53,7 +54,7 @@ static __always_inline bool ct_key_of(union ct_key *key, const struct tuple *t, 
 	key->v6.port_high = high ? t->sport : t->dport;
 	key->v6.proto = t->proto;
 	key->v6.kind = CT_FLOW;
-	key->v6.zone = 0;
+	key->v6.zone = zone;
 	return high;
 }
 
@@ -85,11 +86,12 @@ static __always_inline bool ct_opens(const struct packet *p)
 }
 
 /* The packet's connection, NULL when there is none alive. Says in `seen` which side sent it. */
-static __always_inline struct ct_entry *ct_lookup(struct packet *p, __u32 now, const __u8 family)
+static __always_inline struct ct_entry *ct_lookup(struct packet *p, const __u16 zone, __u32 now,
+						  const __u8 family)
 {
 	struct ct_entry *entry;
 
-	p->sender_high = ct_key_of(&p->key, &p->tuple, family);
+	p->sender_high = ct_key_of(&p->key, &p->tuple, zone, family);
 	entry = ct_find(&p->key, is_tcp(p), family);
 	if (!entry || (__s32)(entry->lifetime - now) < 0)
 		return NULL;
@@ -199,6 +201,14 @@ static __always_inline int ct_create(struct __sk_buff *skb, struct packet *p,
 	}
 	if (p->flags & PACKET_TUNNEL)
 		entry->flags |= CT_FROM_TUNNEL;
+	if (p->origin >= ORIGIN_PROXY_INGRESS)
+		entry->flags |= CT_PROXY;
+	if (p->judged.proxy_port) {
+		entry->flags |= CT_PROXY_REDIRECT;
+		if (p->direction == DIR_INGRESS)
+			entry->flags |= CT_PROXY_INGRESS;
+		entry->proxy_port = p->judged.proxy_port;
+	}
 	entry->lifetime = now + ct_lifetime(config_of(), is_tcp(p), entry->flags);
 	p->seen.report = true;
 	failed = map_update(ct_map_of(is_tcp(p), family), &p->key, entry, BPF_ANY);

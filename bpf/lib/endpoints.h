@@ -50,6 +50,13 @@ static __always_inline __u32 identity_or_world(const struct ipcache_info *info)
 	return info ? info->identity : ID_WORLD;
 }
 
+static __always_inline __u32 identity_of_address(const union address *address, const __u8 family)
+{
+	const struct endpoint_info *local = endpoint_of_address(address, family);
+
+	return local ? local->identity : identity_or_world(ipcache_of(address, family));
+}
+
 /* A pod of the cluster: labelled, so never an address of the world or of a node. */
 static __always_inline bool is_cluster_identity(__u32 identity)
 {

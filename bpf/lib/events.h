@@ -37,6 +37,8 @@ static __always_inline void event_packet(struct event *e, const struct packet *p
 		e->flags |= EVENT_FRAGMENT;
 	if (p->flags & PACKET_TUNNEL)
 		e->flags |= EVENT_TUNNEL;
+	if (p->flags & PACKET_PROXIED || p->origin >= ORIGIN_PROXY_INGRESS)
+		e->flags |= EVENT_PROXIED;
 	e->proto = p->tuple.proto;
 	e->endpoint = p->endpoint;
 	e->src_identity = p->src_identity;
@@ -75,6 +77,12 @@ static __always_inline void see(struct __sk_buff *skb, struct packet *p, __u8 re
 	p->seen.bytes = skb->len;
 }
 
+/* Where there is no connection to ask, the TCP flags that mark its ends are worth an event. */
+static __always_inline void see_alone(struct __sk_buff *skb, struct packet *p)
+{
+	see(skb, p, REASON_UNKNOWN, p->tcp_flags & config_of()->aggregation_flags);
+}
+
 static __always_inline void trace(struct __sk_buff *skb, const struct packet *p, const __u8 point,
 				  __u32 dst_id, const union address *original, const __u8 family)
 {
@@ -103,13 +111,19 @@ static __always_inline void trace_from(struct __sk_buff *skb, struct packet *p, 
 	trace(skb, p, point, 0, NULL, family);
 }
 
-static __always_inline void trace_to(struct __sk_buff *skb, const struct packet *p,
-				     const __u8 point, __u32 dst_id, const __u8 family)
+/* Is this sighting of a connection worth a trace? */
+static __always_inline bool traced(const struct packet *p)
 {
 	const struct config *config = config_of();
 
-	if (config->flags & CONFIG_HUBBLE &&
-	    (p->seen.report || config->aggregation < AGGREGATE_MEDIUM))
+	return config->flags & CONFIG_HUBBLE &&
+	       (p->seen.report || config->aggregation < AGGREGATE_MEDIUM);
+}
+
+static __always_inline void trace_to(struct __sk_buff *skb, const struct packet *p,
+				     const __u8 point, __u32 dst_id, const __u8 family)
+{
+	if (traced(p))
 		trace(skb, p, point, dst_id, NULL, family);
 }
 
@@ -124,7 +138,7 @@ static __always_inline void report_verdict(struct __sk_buff *skb, const struct p
 	e = event_begin(EVENT_POLICY_VERDICT, 0, &sequence);
 	if (!e)
 		return;
-	e->verdict = -(__s32)drop_reason_of(verdict);
+	e->verdict = verdict ? -(__s32)drop_reason_of(verdict) : bpf_ntohs(p->judged.proxy_port);
 	e->cookie = p->judged.cookie;
 	e->match = p->judged.match;
 	e->packets = 1;

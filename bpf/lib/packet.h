@@ -35,6 +35,18 @@ enum packet_flag {
 	PACKET_PATH_MTU = 32,      /* fragmentation needed, packet too big */
 	PACKET_TUNNEL = 64,        /* came through the tunnel or goes into it */
 	PACKET_CONTROL = 128,      /* neighbour discovery and group membership */
+	PACKET_TO_LISTENER = 256,  /* cuts the connection: the proxy's listener answers with RST */
+	PACKET_STRAY = 512,    /* an answer past the proxy whose connection it claims to be of */
+	PACKET_PROXIED = 1024, /* goes to a proxy */
+	PACKET_CHANGED = 2048, /* policy wants another proxy, or one or none where it was not so */
+};
+
+/* Who hands a packet over. */
+enum origin {
+	ORIGIN_WIRE = 0,          /* a pod's device, the tunnel or the network */
+	ORIGIN_STACK = 1,         /* the node's own stack */
+	ORIGIN_PROXY_INGRESS = 2, /* a socket of a proxy for what pods receive */
+	ORIGIN_PROXY_EGRESS = 3,  /* or for what they send */
 };
 
 /* What a connection says about this packet: how to name it and whether to report it. */
@@ -48,10 +60,10 @@ struct sighting {
 
 /* What policy says about it, and why. */
 struct judgement {
-	__u32 cookie; /* of the entry that decided */
-	__u8 match;   /* enum policy_match */
-	__u8 audited; /* denied, and let pass */
-	__u8 pad[2];
+	__u32 cookie;     /* of the entry that decided */
+	__u8 match;       /* enum policy_match */
+	__u8 audited;     /* denied, and let pass */
+	__u16 proxy_port; /* be; 0 is no redirect */
 };
 
 union ct_key {
@@ -74,15 +86,17 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 direction; /* enum direction the packet is in, for counters */
-	__u16 endpoint; /* local endpoint that events belong to, 0 is none */
-	__u16 pad;
+	__u8 direction;   /* enum direction the packet is in, for counters */
+	__u16 endpoint;   /* local endpoint that events belong to, 0 is none */
+	__u16 proxy_port; /* be; of PACKET_PROXIED, 0 for an answer to the proxy */
 	__u32 src_identity;
 	__u32 dst_identity;
-	__u32 peer; /* be; node at the other end of the tunnel */
-	__u32 node; /* be; where the way leads to */
-	__u8 way;   /* enum way */
-	__u8 pad3[3];
+	__u32 peer;  /* be; node at the other end of the tunnel */
+	__u32 node;  /* be; where the way leads to */
+	__u8 way;    /* enum way */
+	__u8 origin; /* enum origin */
+	__u8 zone;   /* enum ct_zone of the key */
+	__u8 pad3;
 	__s32 verdict; /* see forget() */
 	struct sighting seen;
 	struct judgement judged; /* by the last policy that was asked */
@@ -112,6 +126,14 @@ static __always_inline struct packet *packet_begin(const __u8 direction)
 	__builtin_memset(p, 0, offsetof(struct packet, key));
 	p->direction = direction;
 	return p;
+}
+
+/* The packet as the program that made the tail call has left it. */
+static __always_inline struct packet *packet_at_hand(void)
+{
+	struct scratch *room = scratch();
+
+	return room ? (struct packet *)room->packet : NULL;
 }
 
 /*

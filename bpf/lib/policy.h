@@ -11,6 +11,7 @@
 
 #include "conntrack.h"
 #include "endpoints.h"
+#include "proxy.h"
 #include "quoted.h"
 
 #define POLICY_DROP(reason) DROP_AT(FILE_POLICY, reason)
@@ -49,7 +50,22 @@ static __always_inline __u16 policy_port(const struct packet *p, bool reply)
 	return reply ? p->tuple.sport : p->tuple.dport;
 }
 
-/* What the winning entry says. */
+/* Through the proxy or not at all. */
+static __always_inline int policy_redirect(struct packet *p, const struct policy_entry *entry)
+{
+	p->judged.audited = false;
+	if (p->tuple.proto != IPPROTO_TCP && p->tuple.proto != IPPROTO_UDP)
+		return POLICY_DROP(DROP_PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL);
+	if (!entry->proxy_port || !proxies_on())
+		return POLICY_DROP(DROP_SOCKET_LOOKUP_FAILED);
+	p->judged.proxy_port = entry->proxy_port;
+	return 0;
+}
+
+/*
+ * What the winning entry says. A denial that is audited leaves the redirect of those that it
+ * outranks in force, and is told; whether the proxy is there is no matter of audit.
+ */
 static __always_inline int policy_decide(struct packet *p, const struct policy_entry *entry,
 					 bool exact, bool audit)
 {
@@ -57,12 +73,24 @@ static __always_inline int policy_decide(struct packet *p, const struct policy_e
 
 	p->judged.cookie = entry->cookie;
 	p->judged.match = policy_match_of(entry, exact);
-	if (entry->flags & POLICY_DENY)
-		verdict = POLICY_DROP(DROP_POLICY_DENY);
-	else if (entry->proxy_port)
-		/* nothing listens there in this data plane: refuse rather than let by */
-		verdict = POLICY_DROP(DROP_PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL);
 	p->judged.audited = audit || entry->flags & POLICY_AUDIT;
+	if (entry->flags & POLICY_DENY) {
+		verdict = POLICY_DROP(DROP_POLICY_DENY);
+		/* nobody's rule, but who closes the direction: its cookie says */
+		if (!(entry->precedence & 0xff)) {
+			p->judged.match = MATCH_NONE;
+			verdict = POLICY_DROP(DROP_POLICY_DENIED);
+		}
+	}
+	if (entry->flags & POLICY_REDIRECT && (!verdict || p->judged.audited)) {
+		int redirect;
+		bool audited = verdict;
+
+		redirect = policy_redirect(p, entry);
+		if (redirect)
+			return redirect;
+		p->judged.audited = audited;
+	}
 	return verdict;
 }
 
@@ -90,6 +118,7 @@ static __always_inline int policy_check(struct __sk_buff *skb, struct packet *p,
 	bool audit;
 	void *rules;
 
+	p->judged.proxy_port = 0;
 	if (!(endpoint->flags & enforced) || p->flags & PACKET_PATH_MTU)
 		return 0;
 	rules = map_lookup(map_of(POLICY), &id);
@@ -121,24 +150,38 @@ static __always_inline int policy_check(struct __sk_buff *skb, struct packet *p,
 	return verdict;
 }
 
+static __always_inline struct ct_entry *ct_alive(const struct tuple *t, const __u16 zone, __u32 now,
+						 const __u8 family)
+{
+	union ct_key key = {};
+	struct ct_entry *entry;
+
+	ct_key_of(&key, t, zone, family);
+	entry = ct_find(&key, t->proto == IPPROTO_TCP, family);
+	return entry && (__s32)(entry->lifetime - now) >= 0 ? entry : NULL;
+}
+
 /*
  * An ICMP error belongs to the connection of the packet it quotes. Errors of pods must come from
  * the very end that was spoken to; routers on the way may write to anybody.
  */
-static __always_inline bool related(struct __sk_buff *skb, const struct packet *p, bool from_pod,
+static __always_inline bool related(struct __sk_buff *skb, struct packet *p, bool from_pod,
 				    __u32 now, const __u8 family)
 {
-	struct quoted q = {};
 	struct ct_entry *entry;
-	union ct_key key = {};
+	struct quoted q = {};
 
 	if (!quote(skb, p, &q, family))
 		return false;
 	if (from_pod && !same_address(&q.tuple.daddr, &p->tuple.saddr, family))
 		return false;
-	ct_key_of(&key, &q.tuple, family);
-	entry = ct_find(&key, q.tuple.proto == IPPROTO_TCP, family);
-	return entry && (__s32)(entry->lifetime - now) >= 0;
+	entry = ct_alive(&q.tuple, CT_ZONE_PODS, now, family);
+	if ((!entry || entry->flags & CT_PROXY_REDIRECT) && proxies_on() &&
+	    ct_alive(&q.tuple, CT_ZONE_PROXIES, now, family)) {
+		p->flags |= PACKET_PROXIED;
+		return true;
+	}
+	return entry;
 }
 
 /* Does the entry still hold what policy was asked? */
@@ -158,7 +201,8 @@ static __always_inline bool ct_current(const struct packet *p, const struct ct_e
 
 /*
  * Ask the policy of both local ends. For an answer, that is the question of the one who started: what
- * is asked is always whether the initiator may speak to the responder.
+ * is asked is always whether the initiator may speak to the responder. Where egress goes through a
+ * proxy, ingress is asked when the proxy speaks to the responder.
  */
 static __always_inline int judge(struct __sk_buff *skb, struct packet *p,
 				 const struct ct_entry *entry, const struct endpoint_info *src,
@@ -166,22 +210,27 @@ static __always_inline int judge(struct __sk_buff *skb, struct packet *p,
 {
 	bool reply = p->seen.reason == REASON_REPLY;
 	const struct endpoint_info *initiator = reply ? dst : src, *responder = reply ? src : dst;
-	__u32 initiator_id = p->src_identity, responder_id = p->dst_identity;
+	/* as they are now: an end may have got another identity since it began */
+	__u32 initiator_id = reply ? p->dst_identity : p->src_identity;
+	__u32 responder_id = reply ? p->src_identity : p->dst_identity;
 	__u16 port = policy_port(p, reply);
 	int verdict = 0;
 
-	if (reply && entry) {
-		initiator_id = entry->src_identity;
-		responder_id = entry->dst_identity;
-	}
-	if (initiator)
+	opaque(initiator);
+	opaque(responder);
+	if (initiator && !egress_decided(p)) {
 		verdict = policy_check(skb, p, initiator, responder_id, port, DIR_EGRESS, family);
-	if (!verdict && responder) {
+		if (p->judged.proxy_port != redirect_of(entry, false))
+			p->flags |= PACKET_CHANGED;
+	}
+	if (!verdict && !p->judged.proxy_port && responder && !ingress_decided(p, entry)) {
 		if (!reply) {
 			p->endpoint = responder->id;
 			p->direction = DIR_INGRESS;
 		}
 		verdict = policy_check(skb, p, responder, initiator_id, port, DIR_INGRESS, family);
+		if (p->judged.proxy_port != redirect_of(entry, true))
+			p->flags |= PACKET_CHANGED;
 	}
 	return forget(p, verdict);
 }
@@ -210,9 +259,32 @@ static __always_inline void ct_renew(const struct packet *p, struct ct_entry *en
 }
 
 /*
+ * A connection whose proxy policy has changed: it began as something else than it has to be now, so
+ * it ends. The listener that gets a segment of it answers with RST, and nothing of the stream goes
+ * on to the server. Datagrams and a new SYN begin anew. 0 is anew.
+ */
+static __always_inline int end_connection(struct packet *p, const struct ct_entry *entry)
+{
+	if (p->seen.reason == REASON_REPLY)
+		return POLICY_DROP(DROP_POLICY_DENIED);
+	p->flags &= ~PACKET_PROXIED;
+	if (!is_tcp(p) || ct_opens(p))
+		return 0;
+	p->proxy_port = p->judged.proxy_port ? p->judged.proxy_port : entry->proxy_port;
+	p->flags |= PACKET_PROXIED | PACKET_TO_LISTENER;
+	return ADMIT_PROXY;
+}
+
+static __always_inline int admitted(const struct packet *p)
+{
+	return unlikely_(p->flags & PACKET_PROXIED) ? ADMIT_PROXY : 0;
+}
+
+/*
  * The heart of the data plane: find the packet's connection, ask the policy of both local ends when
  * the connection is new or the answer may have changed, and write down the outcome. `src` and `dst`
- * are the local endpoints at either end, NULL for an end that lives elsewhere.
+ * are the local endpoints at either end, NULL for an end that lives elsewhere. Returns 0 for a packet
+ * that goes on, ADMIT_PROXY for one that goes to a proxy, or a drop.
  */
 static __always_inline int admit(struct __sk_buff *skb, struct packet *p,
 				 const struct endpoint_info *src, const struct endpoint_info *dst,
@@ -224,10 +296,19 @@ static __always_inline int admit(struct __sk_buff *skb, struct packet *p,
 
 	see(skb, p, REASON_NEW, true);
 	if (likely_(!(p->flags & PACKET_ICMP_ERROR))) {
-		entry = ct_lookup(p, now, family);
+		entry = ct_lookup(p, CT_ZONE_PODS, now, family);
+		if (unlikely_(!entry || entry->flags & CT_PROXY_REDIRECT ||
+			      p->origin == ORIGIN_PROXY_EGRESS) &&
+		    proxies_on()) {
+			entry = proxied_connection(p, entry, now, family);
+			if (p->flags & PACKET_STRAY)
+				return POLICY_DROP(DROP_POLICY_DENIED);
+			if (entry)
+				follow_redirect(p, entry);
+		}
 	} else if (related(skb, p, src != NULL, now, family)) {
 		p->seen.reason = REASON_RELATED;
-		return 0;
+		return admitted(p);
 	}
 	barrier();
 	if (unlikely_(!entry || !ct_current(p, entry, src, dst))) {
@@ -241,12 +322,24 @@ static __always_inline int admit(struct __sk_buff *skb, struct packet *p,
 			return verdict;
 		if (p->flags & PACKET_ICMP_ERROR)
 			return 0;
-		if (!entry)
-			return ct_create(skb, p, src, dst, now, family);
+		if (entry && p->flags & PACKET_CHANGED) {
+			verdict = end_connection(p, entry);
+			if (verdict)
+				return verdict;
+			entry = NULL;
+		}
+		if (!entry) {
+			if (p->judged.proxy_port) {
+				p->proxy_port = p->judged.proxy_port;
+				p->flags |= PACKET_PROXIED;
+			}
+			verdict = ct_create(skb, p, src, dst, now, family);
+			return verdict ? verdict : admitted(p);
+		}
 		ct_renew(p, entry, src, dst);
 	}
 	ct_update(skb, p, entry, now);
-	return 0;
+	return admitted(p);
 }
 
 #endif

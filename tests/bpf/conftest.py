@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from tests.needing import need
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.bpf.clusters import Cluster
     from tests.bpf.harness import Plane
     from tests.bpf.scenes import Scene
 
@@ -70,3 +73,25 @@ def scene6(plane: Plane) -> Scene:
     from tests.bpf.scenes import Scene
 
     return Scene(plane, 6).build()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """The cluster of clusters.py, for real traffic."""
+    need(why_not())
+    from cilium_agent.datapath import pinning
+
+    from tests.bpf.clusters import Cluster
+
+    root = Path("/sys/fs/bpf") / f"test-{os.getpid()}-{secrets.token_hex(4)}"
+    pinning.ensure_bpffs(root)
+    made = Cluster(root)
+    yield made
+    made.close()
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def family(request: pytest.FixtureRequest) -> int:
+    """IP version of the traffic."""
+    return int(request.param)

@@ -163,7 +163,7 @@ def test_within_one_identity_the_longest_prefix_decides(scene: Scene) -> None:
 
 
 def test_a_rule_that_wants_a_proxy_is_refused_where_there_is_none(scene: Scene) -> None:
-    assert judge(scene, {port_rule(INGRESS, RED): ALLOW._replace(redirect=10000)}) == 180
+    assert judge(scene, {port_rule(INGRESS, RED): ALLOW._replace(redirect=10000)}) == 178
 
 
 @pytest.mark.parametrize(

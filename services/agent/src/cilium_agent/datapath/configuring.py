@@ -34,6 +34,7 @@ LIVE_FIELDS = frozenset(
         "nat_port_max",
         "nat_port_min",
         "policy_verdicts",
+        "proxy",
     }
 )
 """Fields of NodeConfig that nothing but the programs reads."""
@@ -77,6 +78,7 @@ def fields(config: NodeConfig) -> dict[str, Any]:
         abi.CONFIG_TUNNEL: config.tunnel,
         abi.CONFIG_AUDIT: config.audit,
         abi.CONFIG_DROPS: config.drop_events,
+        abi.CONFIG_PROXY: config.proxy,
     }
     return {
         "flags": sum(flag for flag, on in flags.items() if on),

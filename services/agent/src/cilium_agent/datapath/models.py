@@ -57,6 +57,8 @@ class NodeConfig:
     policy_verdicts: bool = True
     drop_events: bool = True
     audit: bool = False
+    proxy: bool = True
+    """Follow redirects to proxies; without it, policy entries that want one drop."""
     aggregation: int = 3
     """abi enum aggregation: 0 none, 1 low, 3 medium, 4 maximum."""
     aggregation_flags: int = 0x07
@@ -162,6 +164,8 @@ class Connection:
     destination_port: int
     kind: int
     """abi enum ct_kind."""
+    zone: int
+    """abi enum ct_zone."""
     flags: int
     """abi enum ct_flag."""
     expires_s: int

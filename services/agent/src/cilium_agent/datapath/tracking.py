@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from cilium_agent.datapath.maps import Map, Maps
 
-_CT_FIELDS = ("addr_low", "addr_high", "port_low", "port_high", "proto", "kind")
+_CT_FIELDS = ("addr_low", "addr_high", "port_low", "port_high", "proto", "kind", "zone")
 _NAT_FIELDS = ("saddr", "daddr", "sport", "dport", "proto", "direction")
 _CT_KEYS = {4: abi.view("ct_key4", *_CT_FIELDS), 6: abi.view("ct_key6", *_CT_FIELDS)}
 _NAT_KEYS = {4: abi.view("nat_key4", *_NAT_FIELDS), 6: abi.view("nat_key6", *_NAT_FIELDS)}
@@ -72,7 +72,12 @@ def _address(version: int, raw: int | bytes) -> Address:
 
 
 def connection_key(
-    proto: int, source: Address, source_port: int, destination: Address, destination_port: int
+    proto: int,
+    source: Address,
+    source_port: int,
+    destination: Address,
+    destination_port: int,
+    zone: int = abi.CT_ZONE_PODS,
 ) -> bytes:
     """Key under which the programs keep a connection, whichever end is named first."""
     ends = sorted([(source.packed, source_port), (destination.packed, destination_port)])
@@ -83,14 +88,13 @@ def connection_key(
         high_raw: int | bytes = int.from_bytes(high, "little")
     else:
         low_raw, high_raw = low, high
-    return _CT_KEYS[version].pack(
-        low_raw, high_raw, socket.htons(low_port), socket.htons(high_port), proto, abi.CT_FLOW
-    )
+    ports = socket.htons(low_port), socket.htons(high_port)
+    return _CT_KEYS[version].pack(low_raw, high_raw, *ports, proto, abi.CT_FLOW, zone)
 
 
 def decode_connection(version: int, key: bytes, value: bytes) -> Connection:
     """Connection of a row, told from the end that spoke first."""
-    low, high, low_port, high_port, proto, kind = _CT_KEYS[version].unpack(key)
+    low, high, low_port, high_port, proto, kind, zone = _CT_KEYS[version].unpack(key)
     fields = _CT_ENTRY.unpack(value)
     tx_packets, tx_bytes, rx_packets, rx_bytes, lifetime, flags, out_rev, in_rev = fields[:8]
     src_identity, dst_identity, tx_flags, rx_flags, rev_nat, proxy_port, cookie = fields[8:]
@@ -108,6 +112,7 @@ def decode_connection(version: int, key: bytes, value: bytes) -> Connection:
         destination=destination,
         destination_port=destination_port,
         kind=kind,
+        zone=zone,
         flags=flags,
         expires_s=lifetime,
         source_identity=src_identity,
@@ -226,19 +231,21 @@ class Nat:
             for keys, values, count in held.batches():
                 gone: list[bytes] = []
                 for at in range(count):
-                    key = keys[at * view.size : (at + 1) * view.size]
+                    row = keys[at * view.size : (at + 1) * view.size]
                     value = values[at * held.value_size : (at + 1) * held.value_size]
                     if _CREATED[version].unpack(value)[0] > before_ns:
                         continue
-                    entry = decode_nat(version, key, value)
-                    if not tracking.tracks(version, entry.proto, _tracked_as(entry)):
-                        gone.append(key)
+                    entry = decode_nat(version, row, value)
+                    if not any(
+                        tracking.tracks(version, entry.proto, key) for key in _tracked_as(entry)
+                    ):
+                        gone.append(row)
                 removed += held.delete_many(gone)
         return removed
 
 
-def _tracked_as(entry: NatEntry) -> bytes:
-    """Key of the connection that either half of a mapping belongs to."""
+def _tracked_as(entry: NatEntry) -> Iterator[bytes]:
+    """Keys of the connections, of a pod or a proxy, that either half of a mapping belongs to."""
     if entry.direction == abi.NAT_OUT:
         local, local_port = entry.source, entry.source_port
         remote, remote_port = entry.destination, entry.destination_port
@@ -247,4 +254,5 @@ def _tracked_as(entry: NatEntry) -> bytes:
         remote, remote_port = entry.source, entry.source_port
     if entry.proto in (_ICMP, _ICMP6):
         remote_port = 0
-    return connection_key(entry.proto, local, local_port, remote, remote_port)
+    for zone in (abi.CT_ZONE_PODS, abi.CT_ZONE_PROXIES):
+        yield connection_key(entry.proto, local, local_port, remote, remote_port, zone)

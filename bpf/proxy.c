@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
+/*
+ * Where the other programs go on for packets of proxies: up the stack to the proxy's socket, out of
+ * the node for what a proxy sends.
+ *
+ * A listener is chosen here, on ingress. Segments of connections that exist find their socket by
+ * themselves, as the mark routes them to the node whatever address they carry.
+ */
+#define SOURCE_FILE FILE_PROXY
+
+#include "lib/delivery.h"
+#include "lib/policy.h"
+#include "lib/proxy.h"
+
+#define STATE_LISTEN 10
+
+/* Fill in the tuple of a packet from `p`'s source to an address and port. Returns its size. */
+static __always_inline __u32 socket_tuple(struct bpf_sock_tuple *t, const struct packet *p,
+					  const union address *to, __u16 port, const __u8 family)
+{
+	if (family == FAMILY_IPV4) {
+		t->ipv4.saddr = p->tuple.saddr.v4;
+		t->ipv4.daddr = to->v4;
+		t->ipv4.sport = p->tuple.sport;
+		t->ipv4.dport = port;
+		return sizeof(t->ipv4);
+	}
+	__builtin_memcpy(t->ipv6.saddr, &p->tuple.saddr, 16);
+	__builtin_memcpy(t->ipv6.daddr, to, 16);
+	t->ipv6.sport = p->tuple.sport;
+	t->ipv6.dport = port;
+	return sizeof(t->ipv6);
+}
+
+/*
+ * Does the kernel know the connection that a SYN asks for? Then it is a repetition, or the first
+ * after a connection that the proxy has closed; either is the affair of that socket.
+ */
+static __always_inline bool is_known(struct __sk_buff *skb, const struct packet *p,
+				     const __u8 family)
+{
+	struct bpf_sock_tuple t = {};
+	struct bpf_sock *sk;
+	bool known;
+	__u32 size = socket_tuple(&t, p, &p->tuple.daddr, p->tuple.dport, family);
+
+	sk = bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	known = sk->state != STATE_LISTEN;
+	bpf_sk_release(sk);
+	return known;
+}
+
+/* Hand the packet to the proxy that listens on the loopback address. */
+static __always_inline int assign(struct __sk_buff *skb, const struct packet *p, const __u8 family)
+{
+	union address loopback = {};
+	struct bpf_sock_tuple t = {};
+	bool listens = true;
+	struct bpf_sock *sk;
+	__u32 size;
+	long failed;
+
+	if (family == FAMILY_IPV4)
+		loopback.v4 = bpf_htonl(0x7f000001);
+	else
+		loopback.words[3] = bpf_htonl(1);
+	size = socket_tuple(&t, p, &loopback, p->proxy_port, family);
+	if (p->tuple.proto == IPPROTO_TCP) {
+		sk = bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+		if (!sk)
+			return PROXY_DROP(DROP_SOCKET_LOOKUP_FAILED);
+		/* read here: the verifier takes one kind of socket for one load */
+		listens = sk->state == STATE_LISTEN;
+	} else {
+		sk = bpf_sk_lookup_udp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+		if (!sk)
+			return PROXY_DROP(DROP_SOCKET_LOOKUP_FAILED);
+	}
+	failed = listens ? bpf_sk_assign(skb, sk, 0) : -1;
+	bpf_sk_release(sk);
+	return failed ? PROXY_DROP(DROP_SOCKET_ASSIGN_FAILED) : 0;
+}
+
+static __always_inline int choose_socket(struct __sk_buff *skb, struct packet *p, const __u8 family)
+{
+	/* put together again, a datagram has lost the socket that was chosen for its pieces */
+	if (p->flags & PACKET_FRAGMENT)
+		return PROXY_DROP(DROP_IP_FRAGMENTATION_NOT_SUPPORTED);
+	if (p->tuple.proto == IPPROTO_TCP && !(p->flags & PACKET_TO_LISTENER) &&
+	    is_known(skb, p, family))
+		return 0;
+	return assign(skb, p, family);
+}
+
+static __always_inline int up_to_proxy(struct __sk_buff *skb, struct packet *p, const __u8 family)
+{
+	int verdict;
+
+	if (for_listener(p)) {
+		verdict = choose_socket(skb, p, family);
+		if (verdict)
+			return verdict;
+	}
+	/* the frame was addressed to the pod, or to its gateway on another node */
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
+	trace_to_proxy(skb, p, family);
+	skb->mark = mark_to_proxy(p);
+	return TC_ACT_OK;
+}
+
+int tail_to_proxy_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, up_to_proxy(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
+}
+
+int tail_to_proxy_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, up_to_proxy(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
+}
+
+/* Bounced off an egress hook, for a listener: judged and reported there. */
+static __always_inline int to_host(struct __sk_buff *skb, struct packet *p, const __u8 family)
+{
+	const struct endpoint_info *local;
+	int verdict = parse(skb, p, family);
+
+	if (verdict < 0)
+		return verdict;
+	p->src_identity = identity_of_address(&p->tuple.saddr, family);
+	local = endpoint_of_address(&p->tuple.daddr, family);
+	if (local) {
+		p->endpoint = local->id;
+		p->dst_identity = local->identity;
+	}
+	p->proxy_port = skb->mark >> 16;
+	/* whether it opens or cuts a connection is told by its flags: only a cut one has no SYN */
+	if (!ct_opens(p))
+		p->flags |= PACKET_TO_LISTENER;
+	verdict = choose_socket(skb, p, family);
+	return verdict ? verdict : TC_ACT_OK;
+}
+
+int tail_to_host_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_begin(DIR_INGRESS);
+
+	return p ? conclude(skb, p, to_host(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
+}
+
+int tail_to_host_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_begin(DIR_INGRESS);
+
+	return p ? conclude(skb, p, to_host(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
+}
