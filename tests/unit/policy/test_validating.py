@@ -47,7 +47,7 @@ metadata: {name: names}
 spec:
   endpointSelector: {}
   egress:
-  - toFQDNs: [{matchName: example.com}]
+  - toGroups: [{aws: {}}]
 """
 
 
@@ -101,7 +101,7 @@ def test_objects_of_a_list_are_checked_each():
     assert wrong.line == 8
 
 
-@pytest.mark.parametrize("kind", ["Deployment", "Pod", "CiliumNode"])
+@pytest.mark.parametrize("kind", ["Deployment", "Pod", "CiliumNodeConfig"])
 def test_other_kinds_are_skipped(kind: str):
     (found,) = check(f"apiVersion: v1\nkind: {kind}\nmetadata: {{name: a, namespace: b}}\n")
 
@@ -109,7 +109,7 @@ def test_other_kinds_are_skipped(kind: str):
     assert found.label == f"{kind} b/a"
 
 
-@pytest.mark.parametrize("kind", ["ciliumnetworkpolicy", "Networkpolicy", "AdminNetworkPolicy", ""])
+@pytest.mark.parametrize("kind", ["ciliumnetworkpolicy", "Networkpolicy", "AdminNetworkpolicy", ""])
 def test_what_only_sounds_like_a_policy_is_an_error(kind: str):
     (found,) = check(f"apiVersion: v1\nkind: '{kind}'\nmetadata: {{name: a}}\n")
 

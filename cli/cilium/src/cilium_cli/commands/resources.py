@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     from cilium_core.resources.keys import Kind
     from cilium_core.resources.model import Source
 
-_GROUP_KIND = "CiliumCIDRGroup"
-_POLICY_KINDS = {
-    "NetworkPolicy",
-    "CiliumNetworkPolicy",
-    "CiliumClusterwideNetworkPolicy",
-    _GROUP_KIND,
-}
-
-
 def _read(files: tuple[str, ...], *, recursive: bool) -> list[Document]:
     from cilium_cli.files import read
 
@@ -37,29 +28,44 @@ def _read(files: tuple[str, ...], *, recursive: bool) -> list[Document]:
     return documents
 
 
-def _check(documents: list[Document]) -> None:
-    """Raise InputError with a line for every problem of every policy."""
-    policies = [item for item in documents if item.object["kind"] in _POLICY_KINDS]
-    if not policies:
-        return
+def _check(documents: list[Document]) -> list[Document]:
+    """Check all that can be checked; returns what to store, with older forms rewritten.
+
+    Raises InputError with a line for every problem of every object.
+    """
+    from dataclasses import replace
+
+    from cilium_core.resources.keys import kind_of_object
+
+    if not any(kind_of_object(document.object).group for document in documents):
+        return documents  # the checks take a tenth of a second to load
+
+    from cilium_core.objects.checking import KINDS, check
     from cilium_core.policy.errors import PolicyError
-    from cilium_core.policy.parsing import parse, parse_cidr_group
+    from cilium_core.policy.options import PERMISSIVE
 
     lines = []
-    for document in policies:
+    found = []
+    for document in documents:
+        if document.object["kind"] not in KINDS:
+            found.append(document)
+            continue
         try:
-            if document.object["kind"] == _GROUP_KIND:
-                parse_cidr_group(document.object)
-            else:
-                parse(document.object)
+            checked = check(document.object, PERMISSIVE)
         except PolicyError as error:
             subject = f"{error.subject}: " if error.subject else ""
             lines += [
                 f"{document.source}:{document.line_of(problem.path)}: {subject}{problem}"
                 for problem in error.problems
             ]
+        else:
+            found += [replace(document, object=dict(one)) for one in checked.objects]
+            for warning in checked.warnings:
+                place = f"{document.source}:{document.line_of(warning.partition(': ')[0])}"
+                click.echo(f"warning: {place}: {warning}", err=True)
     if lines:
         raise InputError("\n  ".join(lines), "nothing was stored")
+    return found
 
 
 def _label(kind: Kind, namespace: str, name: str) -> str:
@@ -73,11 +79,10 @@ def _label(kind: Kind, namespace: str, name: str) -> str:
 @click.option("--dry-run", is_flag=True, help="Check only and store nothing.")
 @store_options
 def apply(store: StoreAddress, files: tuple[str, ...], *, recursive: bool, dry_run: bool) -> None:
-    """Store objects; policies are checked first, and nothing is stored if one is wrong."""
+    """Store objects; all are checked first, and nothing is stored if one is wrong."""
     from cilium_core.resources.keys import identify
 
-    documents = _read(files, recursive=recursive)
-    _check(documents)
+    documents = _check(_read(files, recursive=recursive))
     if dry_run:
         for document in documents:
             click.echo(f"{_label(*identify(document.object))} is valid")

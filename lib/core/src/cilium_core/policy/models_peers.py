@@ -105,8 +105,8 @@ class ServiceLabels(Model):
 class ServiceModel(Model):
     """An item of `toServices`."""
 
-    k8s_service: ServiceName | None = None
-    k8s_service_selector: ServiceLabels | None = None
+    k8s_service: ServiceName | None = Field(default=None, alias="k8sService")
+    k8s_service_selector: ServiceLabels | None = Field(default=None, alias="k8sServiceSelector")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

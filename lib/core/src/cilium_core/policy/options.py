@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from cilium_core.identities import Families
 from cilium_core.labels import DEFAULT_CLUSTER
@@ -78,3 +79,11 @@ class PolicyOptions:
 
     host_firewall: bool = False
     """`enable-host-firewall`: enforce policies for nodes; without it they have no effect."""
+
+
+PERMISSIVE: Final = PolicyOptions(
+    extended_protocols=True, node_selector_labels=True, host_firewall=True
+)
+"""Options under which everything is accepted that some cluster could enforce.
+
+For those who store objects and do not know how the cluster is set up."""

@@ -91,6 +91,12 @@ def parse_cidr_group(obj: object) -> CidrGroup:
     return groups.translate(_validate(groups.CidrGroupObject, checked, subject))
 
 
+def check_model(model: type[_ModelT], obj: object) -> _ModelT:
+    """Read an object of another kind by its model. Raises `PolicyError` with every problem."""
+    checked, subject = _object(obj)
+    return _validate(model, checked, subject)
+
+
 def _object(obj: object) -> tuple[dict[str, Any], str]:
     """The object, if it is one of a decent size, and what to call it in an error."""
     _check_size(obj)

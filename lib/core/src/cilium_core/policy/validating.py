@@ -1,6 +1,6 @@
-"""Checks policy files without a cluster: every object, and the line of everything wrong with it.
+"""Checks files of objects without a cluster: the line and the field of everything wrong.
 
-Policies are checked, and the CIDR groups that they refer to.
+Policies of all kinds are checked, CIDR groups, and Cilium's other objects.
 
 One wrong object, or even a file that stops being YAML half-way, hides nothing about the others.
 Objects that are no policies are told as such, and what only sounds like a policy is an error, since
@@ -12,19 +12,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from cilium_core.policy import groups
+from cilium_core.objects import checking
 from cilium_core.policy.errors import PolicyError, UnsupportedPolicyError
-from cilium_core.policy.parsing import POLICY_KINDS, parse, parse_cidr_group
 from cilium_core.resources.documents import Document, DocumentError, read_documents
+from cilium_core.resources.keys import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cilium_core.policy.groups import CidrGroup
     from cilium_core.policy.options import PolicyOptions
-    from cilium_core.policy.rules import Policy
+
+_NAMESPACED: Final = {kind.name for kind in KINDS if kind.namespaced} & checking.KINDS
+_SOUNDS: Final = ("networkpolicy", "cidrgroup", "redirectpolicy")
+"""What is in the names of kinds that nobody may take for checked when they were not."""
 
 
 class Outcome(Enum):
@@ -36,7 +38,7 @@ class Outcome(Enum):
     """Well formed, and refused all the same for a field that nothing enforces yet."""
 
     SKIPPED = "skipped"
-    """Not a policy."""
+    """Of a kind that is not checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +105,14 @@ def _check(
 ) -> CheckedObject:
     kind, name = _names(document.object)
     here = (document.source, document.line, kind, name)
-    if kind and not any(word in kind.lower() for word in ("networkpolicy", "cidrgroup")):
-        return CheckedObject(*here, Outcome.SKIPPED)
-    checked: Policy | CidrGroup
+    if kind not in checking.KINDS:
+        if kind and not any(word in kind.lower() for word in _SOUNDS):
+            return CheckedObject(*here, Outcome.SKIPPED)
+        known = ", ".join(sorted(checking.KINDS))
+        wrong = Remark(document.line_of("kind"), "kind", f"must be one of {known}")
+        return CheckedObject(*here, Outcome.INVALID, (wrong,))
     try:
-        if kind == groups.KIND:
-            checked = parse_cidr_group(document.object)
-        else:
-            checked = parse(document.object, options)
+        checked = checking.check(document.object, options)
     except PolicyError as error:
         unsupported = isinstance(error, UnsupportedPolicyError)
         errors = tuple(
@@ -141,7 +143,7 @@ def _names(obj: dict[str, Any]) -> tuple[str, str]:
     if not isinstance(metadata, dict):
         return kind, ""
     namespace = metadata.get("namespace")
-    if not namespace and kind in POLICY_KINDS and not kind.startswith("CiliumClusterwide"):
+    if not namespace and kind in _NAMESPACED:
         namespace = "default"
     parts = (part[:253] for part in (namespace, metadata.get("name")) if isinstance(part, str))
     return kind, "/".join(part for part in parts if part)

@@ -48,6 +48,7 @@ class Kind:
 
 
 _CILIUM = "cilium.io"
+_TIERS = "policy.networking.k8s.io"
 
 KINDS: tuple[Kind, ...] = (
     Kind("Pod", "", "v1", "pods", ("pod", "po")),
@@ -81,6 +82,93 @@ KINDS: tuple[Kind, ...] = (
         "v2",
         "ciliumcidrgroups",
         ("ciliumcidrgroup", "ccg"),
+        namespaced=False,
+    ),
+    Kind(
+        "CiliumLocalRedirectPolicy",
+        _CILIUM,
+        "v2",
+        "ciliumlocalredirectpolicies",
+        ("ciliumlocalredirectpolicy", "clrp"),
+    ),
+    Kind(
+        "AdminNetworkPolicy",
+        _TIERS,
+        "v1alpha1",
+        "adminnetworkpolicies",
+        ("adminnetworkpolicy", "anp"),
+        namespaced=False,
+    ),
+    Kind(
+        "BaselineAdminNetworkPolicy",
+        _TIERS,
+        "v1alpha1",
+        "baselineadminnetworkpolicies",
+        ("baselineadminnetworkpolicy", "banp"),
+        namespaced=False,
+    ),
+    # Its own short name, cnp, has always meant CiliumNetworkPolicy here.
+    Kind(
+        "ClusterNetworkPolicy",
+        _TIERS,
+        "v1alpha2",
+        "clusternetworkpolicies",
+        ("clusternetworkpolicy",),
+        namespaced=False,
+    ),
+    Kind(
+        "CiliumEndpoint",
+        _CILIUM,
+        "v2",
+        "ciliumendpoints",
+        ("ciliumendpoint", "cep", "ciliumep"),
+    ),
+    Kind(
+        "CiliumEndpointSlice",
+        _CILIUM,
+        "v2alpha1",
+        "ciliumendpointslices",
+        ("ciliumendpointslice", "ces"),
+        namespaced=False,
+    ),
+    Kind(
+        "CiliumIdentity",
+        _CILIUM,
+        "v2",
+        "ciliumidentities",
+        ("ciliumidentity", "ciliumid"),
+        namespaced=False,
+    ),
+    Kind(
+        "CiliumNode",
+        _CILIUM,
+        "v2",
+        "ciliumnodes",
+        ("ciliumnode", "cn", "ciliumn"),
+        namespaced=False,
+    ),
+    Kind(
+        "CiliumPodIPPool",
+        _CILIUM,
+        "v2alpha1",
+        "ciliumpodippools",
+        ("ciliumpodippool", "cpip"),
+        namespaced=False,
+    ),
+    Kind(
+        "CiliumLoadBalancerIPPool",
+        _CILIUM,
+        "v2",
+        "ciliumloadbalancerippools",
+        ("ciliumloadbalancerippool", "ippools", "ippool", "lbippool", "lbippools"),
+        namespaced=False,
+    ),
+    Kind(
+        "CiliumExternalWorkload",
+        _CILIUM,
+        "v2",
+        "ciliumexternalworkloads",
+        ("ciliumexternalworkload", "cew"),
         namespaced=False,
     ),
 )
