@@ -22,8 +22,10 @@ from cilium_core.policy import (
     PrefixIdentities,
     Protocol,
     Subject,
+    fqdn,
     look_up,
 )
+from cilium_core.policy.services import Services, read_service, read_slice
 
 from tests.unit.policy import oracle
 
@@ -60,10 +62,17 @@ def reserved(*names: str) -> oracle.Party:
     return oracle.Party(dict.fromkeys(names, ("reserved", "")))
 
 
-def outside(address: str) -> oracle.Party:
+def node(name: str, labels: dict[str, str]) -> oracle.Party:
+    """A node of the own cluster with labels, as nodes have them where policies select by them."""
+    found = {key: ("node", value) for key, value in labels.items()}
+    return oracle.Party({name: ("reserved", ""), oracle.CLUSTER: ("k8s", "default"), **found})
+
+
+def outside(address: str, names: Iterable[str] = ()) -> oracle.Party:
     """An address that is no part of the cluster, in a cluster with both families."""
     version = ipaddress.ip_address(address).version
-    return oracle.Party({f"world-ipv{version}": ("reserved", "")}, address)
+    world = {f"world-ipv{version}": ("reserved", "")}
+    return oracle.Party(world, address, names=tuple(names))
 
 
 def label_set(party: oracle.Party) -> LabelSet:
@@ -82,7 +91,10 @@ class World:
         self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.maps: dict[str, dict[PolicyKey, PolicyEntry]] = {}
         self.enforced: dict[str, tuple[bool, bool]] = {}
+        self.services: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.audited: tuple[str, ...] = ()
         self._numbers: dict[LabelSet, int] = {}
+        self._learned: dict[Any, frozenset[Label]] = {}
         for name, party in parties.items():
             self.put(name, party)
         self.flush()
@@ -125,7 +137,7 @@ class World:
             return self.prefixes.identity_of(ipaddress.ip_address(party.address)).id
         names = {"host": 1, "health": 4, "init": 5, "remote-node": 6, "unmanaged": 3, "ingress": 8}
         for key, (source, _) in party.labels.items():
-            if source == "reserved" and len(party.labels) == 1:
+            if source == "reserved" and (len(party.labels) == 1 or key == "host"):
                 return names[key]
         # Never a number that was used before: stale entries would show.
         labels = label_set(party)
@@ -135,11 +147,16 @@ class World:
         return self._numbers[labels]
 
     def apply(self, *objects: dict[str, Any]) -> None:
-        """Create or change policies and CIDR groups, and update every map once."""
+        """Create or change policies, CIDR groups and services, and update every map once."""
         for obj in objects:
             if obj["kind"] == "CiliumCIDRGroup":
                 self.engine.upsert_cidr_group(obj)
                 self.objects["CiliumCIDRGroup", "", obj["metadata"]["name"]] = obj
+                continue
+            if obj["kind"] in ("Service", "EndpointSlice"):
+                place = obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
+                self.services[place] = obj
+                self.engine.set_services(with_services(self.engine.bindings.services, obj))
                 continue
             policy = self.engine.parse(obj)
             self.objects[policy.ref] = obj
@@ -159,13 +176,37 @@ class World:
         self._follow_prefixes()
         self.flush()
 
+    def audit_namespaces(self, *namespaces: str) -> None:
+        """Have all policies of some namespaces only tell what they would refuse."""
+        self.audited = namespaces
+        self.engine.set_audited_namespaces(namespaces)
+        self.flush()
+
     def _follow_prefixes(self) -> None:
-        change = self.prefixes.reconcile(self.engine.required_prefixes())
+        required = self.engine.required_prefixes()
+        change = self.prefixes.change(
+            required, self.prefixes.named - required, {**self._learned, **self._names()}
+        )
+        self._learned = dict.fromkeys(self._names(), frozenset[Label]())
+        known = {identity.id for identity in self.prefixes.items().values()}
         for prefix, identity in change.removed.items():
-            if prefix.prefixlen:
+            if prefix.prefixlen and identity.id not in known:
                 self.engine.delete_identity(identity.id)
         for identity in change.added.values():
             self.engine.upsert_identity(identity.id, identity.labels)
+
+    def _names(self) -> dict[Any, frozenset[Label]]:
+        """The labels that addresses have of the names in force which they are known by."""
+        selectors = self.engine.fqdn_selectors()
+        return {
+            ipaddress.ip_address(party.address): frozenset(
+                selector.label
+                for selector in selectors
+                if any(fqdn.names_match(selector.text, name) for name in party.names)
+            )
+            for party in self.parties.values()
+            if party.address is not None and party.names
+        }
 
     def flush(self) -> int:
         """Carry the engine's updates out on the maps; returns how many there were."""
@@ -209,6 +250,9 @@ class World:
         for obj in self.objects.values():
             if obj["kind"] == "CiliumCIDRGroup":
                 engine.upsert_cidr_group(obj)
+        for obj in self.services.values():
+            engine.set_services(with_services(engine.bindings.services, obj))
+        engine.set_audited_namespaces(self.audited)
         for policy in self.engine.repository:
             engine.upsert_policy(policy.source)
         for other, party in self.parties.items():
@@ -224,8 +268,18 @@ class World:
         return oracle.Setting(
             mode=self.engine.options.enforcement.value,
             local_host=self.engine.options.allow_localhost,
+            host_firewall=self.engine.options.host_firewall,
+            services=tuple(self.services.values()),
+            audited_namespaces=self.audited,
             pods=tuple(party for party in self.parties.values() if party.address is None),
         )
+
+
+def with_services(services: Services, obj: dict[str, Any]) -> Services:
+    """The services with an object of theirs, a Service or an EndpointSlice."""
+    if obj["kind"] == "Service":
+        return services.with_service(read_service(obj))
+    return services.with_slice(*read_slice(obj))
 
 
 def conformance_parties() -> dict[str, oracle.Party]:
