@@ -95,7 +95,7 @@ async def test_a_proxy_without_anything_to_do_serves_when_the_agent_comes(state_
         assert await answered(dns_lab, "a.allowed.test.")
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"redirects": [{"port": 70000}]}', "[]", "\0"])
+@pytest.mark.parametrize("content", ["", "{", '{"redirects": [{"port": 70000}]}', "\0"])
 async def test_a_copy_that_cannot_be_read_serves_nothing_and_waits_for_the_agent(
     state_dir, content
 ):
@@ -105,7 +105,7 @@ async def test_a_copy_that_cannot_be_read_serves_nothing_and_waits_for_the_agent
     async with lab(state_dir) as dns_lab:
         await dns_lab.enforce(RULES)
         assert await answered(dns_lab, "a.allowed.test.")
-        assert "restored nothing" in dns_lab.log() or content == ""
+        assert "restored nothing" in dns_lab.log()
         assert json.loads(copy.read_text())["redirects"][0]["port"] == PROXY_PORT
 
 
