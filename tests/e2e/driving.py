@@ -26,7 +26,7 @@ from cilium_cli.lab import namespaces
 from cilium_cli.lab.etcd import Gateway
 from cilium_cli.lab.layouts import Layout
 from cilium_cli.lab.objects import NAMESPACE, POD
-from cilium_core.resources.keys import identify, key_of
+from cilium_core.resources.keys import identify, key_of, kind_of
 
 from tests.e2e.running import BIN, PYTHON, Lab, Pod, eventually
 
@@ -40,6 +40,8 @@ ANSWER_S = 4.0
 """How long an expected answer may take: a lost SYN is sent again after one second."""
 WINDOW_S = 0.25
 """How long an answer that must not come is waited for, at least."""
+
+NODE = kind_of("Node")
 
 Probe = dict[str, Any]
 
@@ -55,6 +57,8 @@ class PodSpec(NamedTuple):
     ports: tuple[tuple[str, int, str], ...] = ()
     """Container ports: name, number, protocol."""
     service_account: str = "default"
+    beside: tuple[str, ...] = ()
+    """Command of a second container."""
 
 
 class Prober:
@@ -151,7 +155,7 @@ class Cluster:
             inside = {
                 "nodeName": spec.node or next(turn),
                 "serviceAccountName": spec.service_account,
-                "containers": [container],
+                "containers": [container, *(_second(spec) if spec.beside else ())],
             }
             documents.append(
                 {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": inside}
@@ -207,12 +211,15 @@ class Cluster:
             ]
         self.ip("world", *lines)
 
-    def configure(self, options: dict[str, str]) -> None:
-        """Set options of every agent, which need a restart, and wait until all is ready again."""
+    def configure(self, options: dict[str, str | None]) -> None:
+        """Set options of every agent, None for the default, and wait until all is ready again."""
         for node in self.nodes:
             folder = self.layout.node(int(node.removeprefix("node"))).config
             for name, value in options.items():
-                (folder / name).write_text(value)
+                if value is None:
+                    (folder / name).unlink(missing_ok=True)
+                else:
+                    (folder / name).write_text(value)
             self.lab.cilium("lab", "restart", f"{node}/agent")
         self.lab.cilium("lab", "wait")
 
@@ -256,6 +263,26 @@ class Cluster:
             yield
         finally:
             self.delete(*objects)
+
+    def refusal(self, *objects: dict[str, Any]) -> str:
+        """What the agents say against policies; empty for what is only refused elsewhere."""
+        keys = {key_of(obj): json.dumps(obj).encode() for obj in objects}
+        names = {identify(obj)[2] for obj in objects}
+        self._etcd.put(keys)
+
+        def seen() -> list[str]:
+            agent = self._agents[self.nodes[0]]
+            answer = agent.GetPolicy(agent_pb2.GetPolicyRequest(), timeout=10)
+            return [
+                policy.error or "accepted" for policy in answer.policies if policy.name in names
+            ]
+
+        try:
+            found: list[str] = eventually(seen, LIMIT_S, "an agent has read the policies")
+            return "\n".join(found)
+        finally:
+            self._etcd.delete(list(keys))
+            self.settle()
 
     def settle(self) -> None:
         """Return once all nodes enforce exactly the policies applied here."""
@@ -306,6 +333,15 @@ class Cluster:
         wanted = {f"k8s:{key}={value}" for key, value in labels.items()}
         self._wait_labels(self.pods[name], "k8s:", wanted)
 
+    def label_node(self, name: str, labels: dict[str, str]) -> None:
+        """Give a node's object these labels."""
+        node = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name, "labels": labels},
+        }
+        self._etcd.put({NODE.key("", name): json.dumps(node).encode()})
+
     def _wait_labels(self, pod: Pod, prefix: str, wanted: set[str]) -> None:
         """Wait until every node knows the pod's address by exactly these labels of a prefix."""
 
@@ -343,6 +379,10 @@ class Cluster:
                 for place, wanted in probes.items()
             }
             return {place: future.result() for place, future in running.items()}
+
+
+def _second(spec: PodSpec) -> list[dict[str, Any]]:
+    return [{"name": "beside", "command": list(spec.beside)}]
 
 
 def _is_ours(label: str, prefix: str) -> bool:

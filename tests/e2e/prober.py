@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import names
+import queues
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,7 +142,7 @@ class Associations:
     ) -> None:
         body = struct.pack("!IIHHI", 1, 65536, 1, 1, 1)
         packet = struct.pack("!HHIIBBH", source, target, 0, 0, chunk, 0, 20) + body
-        packet = packet[:8] + struct.pack("<I", crc32c(packet)) + packet[12:]
+        packet = packet[:8] + struct.pack("<I", queues.crc32c(packet)) + packet[12:]
         raw = self._raw[6 if ":" in address else 4]
         if sender is None:
             raw.sendto(packet, (address, 0))
@@ -173,25 +174,6 @@ class Associations:
                         waiting.set_result(None)
 
 
-def crc32c(data: bytes) -> int:
-    """Castagnoli's checksum, as SCTP wants it."""
-    value = 0xFFFFFFFF
-    for byte in data:
-        value = _CRC[(value ^ byte) & 0xFF] ^ value >> 8
-    return value ^ 0xFFFFFFFF
-
-
-def _crc_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        value = byte
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-_CRC = _crc_table()
 associations = Associations()
 
 
@@ -322,6 +304,17 @@ async def probe_dns(probe: dict[str, Any]) -> str:
                 return names.told(question, answer)
 
 
+async def probe_kafka(probe: dict[str, Any]) -> str:
+    """Outcome of a request to `act` (produce, consume) on a `topic`: "ok" or the error's number."""
+    reader, writer = await connect(probe)
+    try:
+        writer.write(queues.request(probe["act"], probe["topic"]))
+        (size,) = struct.unpack("!i", await reader.readexactly(4))
+        return queues.outcome(probe["act"], await reader.readexactly(size))
+    finally:
+        writer.close()
+
+
 async def probe_name(probe: dict[str, Any]) -> str:
     """Look a `name` up at `server`, and probe the first address with what `then` says."""
     asked = {"address": probe["server"], "name": probe["name"], "type": probe.get("type", "A")}
@@ -340,6 +333,7 @@ PROBES = {
     "http": probe_http,
     "tls": probe_tls,
     "dns": probe_dns,
+    "kafka": probe_kafka,
     "name": probe_name,
 }
 
