@@ -84,6 +84,7 @@ def test_another_node_is_reached_directly_and_its_pods_through_the_tunnel():
         addresses=("172.30.0.12", "fd00:30::12"),
         routers=("10.244.1.1", ""),
         pod_cidrs=(ipaddress.ip_network("10.244.1.0/24"),),
+        labels={},
     )
     found = {prefix: (e.identity, e.tunnel_ipv4) for prefix, e in claims(record).items()}
     assert found == {

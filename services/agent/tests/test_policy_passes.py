@@ -380,7 +380,7 @@ async def test_a_redirect_has_its_port_before_the_map_names_it(bench):
     bench.log.clear()
     bench.policies.upsert_object(REF, ONLY_GET)
     await bench.policies.reconcile()
-    assert [name for name, _ in bench.log] == ["proxies", "map"]
+    assert [name for name, _ in bench.log if name != "address"] == ["proxies", "map"]
     (port,) = bench.proxies.ports.values()
     assert {entry.redirect for entry in bench.maps[1].values()} >= {port}
     assert all(entry.redirect in (0, port) for entry in bench.maps[1].values())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from cilium_core.identities import Families, LocalIdentityAllocator
 from cilium_core.kvstore.etcd import EtcdStore
 from cilium_core.labels import LabelFilter
+from cilium_core.policy.l7 import L7Kind
 from cilium_core.serving.sockets import stop_signal
 from cilium_core.telemetry import get_logger
 
@@ -28,14 +29,20 @@ from cilium_agent.endpoints.storing import EndpointDirectory
 from cilium_agent.endpoints.tables import EndpointTable
 from cilium_agent.errors import NotStartedError
 from cilium_agent.feeds import Feed
+from cilium_agent.fqdn import NameManager
 from cilium_agent.ipcaches import IPCache
 from cilium_agent.metadata import MetadataHub
+from cilium_agent.nodeidentities import NodeIdentities
 from cilium_agent.nodes import Nodes
 from cilium_agent.planes import Plane
 from cilium_agent.podcidrs import PodCIDRs
 from cilium_agent.pods import PodTable
 from cilium_agent.policies import Policies
+from cilium_agent.proxies.making import make_proxies
+from cilium_agent.proxies.records import RecordSink
+from cilium_agent.proxies.serving import RedirectBoard
 from cilium_agent.publishing import Publisher
+from cilium_agent.resolving import Resolver
 from cilium_agent.restoring import Restorer
 from cilium_agent.servers import Servers
 from cilium_agent.starting import StartUp
@@ -46,6 +53,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cilium_agent.endpoints.provisioning import Provisioner
+    from cilium_agent.endpoints.records import Endpoint
     from cilium_agent.identities import Identities
     from cilium_agent.settings import AgentSettings
     from cilium_agent.stores import Watches
@@ -87,6 +95,23 @@ class Agent:
             plane=self.plane,
         )
         self.families = Families(settings.enable_ipv4, settings.enable_ipv6)
+        self.resolver = Resolver(
+            self.table,
+            self.ipcache,
+            lambda: self.policies.engine.selectors.identities,
+            cluster=settings.cluster_name,
+            families=self.families,
+        )
+        self.boards = {kind: RedirectBoard() for kind in (L7Kind.DNS, L7Kind.KAFKA)}
+        self.boards[L7Kind.DNS].publish_options(configurations.dns_options(settings))
+        self.sink = RecordSink(self.resolver, self.feed.l7, limit_per_s=settings.proxy_flow_limit)
+        self.proxies = make_proxies(
+            settings.state_dir,
+            boards=self.boards,
+            sink=self.sink,
+            options=configurations.envoy_options(settings),
+            ports=settings.proxy_ports,
+        )
         self.local_identities = LocalIdentityAllocator()
         self.policies = Policies(
             configurations.policy_options(settings, self.families),
@@ -96,14 +121,31 @@ class Agent:
             feed=self.feed,
             allocator=self.local_identities,
             accepted=AcceptedObjects(settings.accepted_dir),
+            proxies=self.proxies,
+            lockdown=settings.enable_endpoint_lockdown_on_policy_overflow,
         )
+        self.proxies.on_ports_changed = self.policies.redirects_moved
+        self.names = NameManager(
+            settings.state_dir / "fqdn.json",
+            configurations.name_options(settings),
+            apply=self.policies.apply_names,
+            owner=self.table.owner,
+            connections=self.plane.live_connections,
+            identities=self.policies.named_identities,
+            publish=self.hub.publish,
+        )
+        self.policies.names_changed = self.names.set_selectors
         self.pods = PodTable(settings.cluster_name, LabelFilter.parse(settings.labels))
+        self.node_identities = NodeIdentities(settings.endpoint_dir / "node-identities.json")
         self.nodes = Nodes(
             cluster=settings.cluster_name,
             name=settings.node_name,
             ipcache=self.ipcache,
             plane=self.plane,
             feed=self.feed,
+            policies=self.policies,
+            labels=settings.node_labels,
+            identities=self.node_identities if settings.enable_node_selector_labels else None,
         )
         self.publisher = Publisher()
         self.store = EtcdStore.from_settings(settings)
@@ -117,6 +159,7 @@ class Agent:
         self._provisioner: Provisioner | None = None
         self._exit = contextlib.ExitStack()
         self.table.listen(self.feed.endpoint)
+        self.table.listen(self._forget_names)
         self.ipcache.listen(self.feed.addresses)
 
     @property
@@ -137,6 +180,10 @@ class Agent:
     def at_exit(self, call: Callable[[], None]) -> None:
         """Have something done at the very end of stopping."""
         self._exit.callback(call)
+
+    def _forget_names(self, endpoint: Endpoint) -> None:
+        if endpoint not in self.table:
+            self.names.endpoint_gone(endpoint.id)
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. Raises CiliumError when it cannot start."""
@@ -163,6 +210,7 @@ class Agent:
             await self.watches.stop()
         if self.identities is not None:
             await self.identities.stop()
+        await self.proxies.stop()
         # Leases stay: other nodes shall go on knowing this node and its pods.
         await self.store.abandon()
         await asyncio.to_thread(self.plane.close)

@@ -10,6 +10,7 @@ from cilium_core.policy.options import HeaderRegex
 from cilium_core.proxying.redirects import DnsOptions
 
 from cilium_agent.datapath import NodeConfig
+from cilium_agent.fqdn import NameOptions
 from cilium_agent.proxies.envoy.options import EnvoyOptions
 from cilium_agent.settings import AGGREGATION_LEVELS, AgentSettings, tcp_flag_mask
 
@@ -73,6 +74,17 @@ def envoy_options(settings: AgentSettings) -> EnvoyOptions:
     )
 
 
+def name_options(settings: AgentSettings) -> NameOptions:
+    """How long names that were looked up are known on this node."""
+    return NameOptions(
+        tofqdns_min_ttl=settings.tofqdns_min_ttl,
+        tofqdns_endpoint_max_ip_per_hostname=settings.tofqdns_endpoint_max_ip_per_hostname,
+        tofqdns_max_deferred_connection_deletes=settings.tofqdns_max_deferred_connection_deletes,
+        tofqdns_idle_connection_grace_period=settings.tofqdns_idle_connection_grace_period,
+        tofqdns_pre_cache=settings.tofqdns_pre_cache,
+    )
+
+
 def dns_options(settings: AgentSettings) -> DnsOptions:
     """How the DNS proxy behaves on this node."""
     return DnsOptions(
@@ -101,6 +113,7 @@ def node_config(settings: AgentSettings, host: Host, addresses: PodAddresses) ->
         and host.ipv6 is not None,
         hubble=settings.enable_hubble,
         audit=settings.policy_audit_mode,
+        proxy=settings.enable_l7_proxy,
         aggregation=AGGREGATION_LEVELS[settings.monitor_aggregation],
         aggregation_flags=tcp_flag_mask(settings.monitor_aggregation_flags),
         aggregation_interval_s=round(settings.monitor_aggregation_interval),

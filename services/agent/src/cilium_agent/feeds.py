@@ -107,6 +107,10 @@ class Feed:
         """Cookies that no verdict can carry any more."""
         self._hub.publish(Update(rules_deleted=cookie) for cookie in cookies)
 
+    def l7(self, record: metadata_pb2.L7Record) -> None:
+        """A proxy saw a request or an answer."""
+        self._hub.publish([Update(l7=record)])
+
     def policy(self, labels: Iterable[str], revision: int, rules: int, *, deleted: bool) -> None:
         """A policy object was taken up or removed."""
         notification = flow_pb2.PolicyUpdateNotification(

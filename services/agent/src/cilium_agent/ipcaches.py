@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from collections import Counter
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Source(IntEnum):
@@ -78,6 +82,7 @@ class IPCache:
         self._claims: dict[str, dict[Source, Entry]] = {}
         self._applied: dict[str, Entry] = {}
         self._dirty: set[str] = set()
+        self._lengths: dict[int, Counter[int]] = {4: Counter(), 6: Counter()}
         self._flushing = asyncio.Lock()
         self._listeners: list[Callable[[list[Change]], None]] = []
 
@@ -88,7 +93,7 @@ class IPCache:
     def restore(self, found: Mapping[str, Entry]) -> None:
         """Begin with what the kernel holds, as the weakest claims."""
         for prefix, entry in found.items():
-            self._claims.setdefault(prefix, {})[Source.RESTORED] = entry
+            self._claims_of(prefix)[Source.RESTORED] = entry
             self._applied[prefix] = entry
 
     def drop_restored(self) -> None:
@@ -99,7 +104,7 @@ class IPCache:
     def upsert(self, prefix: str, source: Source, entry: Entry) -> None:
         """Claim a prefix."""
         prefix = normalise(prefix)
-        claims = self._claims.setdefault(prefix, {})
+        claims = self._claims_of(prefix)
         if claims.get(source) != entry:
             claims[source] = entry
             self._dirty.add(prefix)
@@ -112,12 +117,22 @@ class IPCache:
             return
         if not claims:
             del self._claims[prefix]
+            self._count(prefix, -1)
         self._dirty.add(prefix)
 
     def get(self, prefix: str) -> Entry | None:
         """The entry in force for exactly this prefix."""
         claims = self._claims.get(normalise(prefix))
         return claims[max(claims)] if claims else None
+
+    def lookup(self, address: Address) -> Entry | None:
+        """The entry of the longest prefix around an address."""
+        lengths = self._lengths[address.version]
+        for length in sorted((n for n, count in lengths.items() if count), reverse=True):
+            entry = self.get(f"{address}/{length}")
+            if entry is not None:
+                return entry
+        return None
 
     def claimed(self, prefix: str, source: Source) -> Entry | None:
         """What one source says of a prefix."""
@@ -155,6 +170,17 @@ class IPCache:
         self._dirty.update(self._claims, self._applied)
         self._applied.clear()
         await self.flush()
+
+    def _claims_of(self, prefix: str) -> dict[Source, Entry]:
+        claims = self._claims.get(prefix)
+        if claims is None:
+            claims = self._claims[prefix] = {}
+            self._count(prefix, 1)
+        return claims
+
+    def _count(self, prefix: str, step: int) -> None:
+        _address, _slash, length = prefix.partition("/")
+        self._lengths[6 if ":" in prefix else 4][int(length)] += step
 
     def _take(self) -> list[Change]:
         dirty, self._dirty = self._dirty, set()

@@ -1,17 +1,19 @@
 """The nodes of the cluster: this one's record, and how to reach the others' pods.
 
-This node's record stands in the store below a lease. Every other record becomes rows of the address
-table (the node itself, its pod gateway, its pod CIDRs behind the tunnel) and routes. Changes are
-noted on the event loop; the "nodes" controller carries them out.
+This node's record stands in the store below a lease, with the labels of the Node object. Every
+other record becomes rows of the address table (the node itself, its pod gateway, its pod CIDRs
+behind the tunnel) and routes. Changes are noted on the event loop; the "nodes" controller carries
+them out.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from cilium_core.errors import InvalidError
-from cilium_core.identities import ReservedIdentity
+from cilium_core.identities import NumericIdentity, ReservedIdentity
 from cilium_core.kvstore import EventKind
 from cilium_core.records import CILIUM_INTERNAL_IP, INTERNAL_IP, NODES, NodeAddress, NodeRecord
 from cilium_core.telemetry import gauge, get_logger
@@ -23,12 +25,15 @@ from cilium_agent.ipcaches import Entry, IPCache, Source, normalise
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from cilium_core.identities import Identity
     from cilium_core.kvstore import Event
     from cilium_core.records import Network
 
     from cilium_agent.datapath import Datapath
     from cilium_agent.feeds import Feed
+    from cilium_agent.nodeidentities import NodeIdentities
     from cilium_agent.planes import Plane
+    from cilium_agent.policies import Policies
 
 log = get_logger()
 
@@ -43,6 +48,7 @@ def own_record(
     addresses: Iterable[str],
     routers: Iterable[str],
     pod_cidrs: Iterable[Network],
+    labels: Mapping[str, str],
 ) -> NodeRecord:
     """Describe this node; empty addresses are left out."""
     listed = [(INTERNAL_IP, a) for a in addresses] + [(CILIUM_INTERNAL_IP, a) for a in routers]
@@ -52,11 +58,12 @@ def own_record(
         cluster_id=cluster_id,
         addresses=tuple(NodeAddress(kind, ipaddress.ip_address(a)) for kind, a in listed if a),
         pod_cidrs=tuple(pod_cidrs),
+        labels=dict(labels),
     )
 
 
-def claims(node: NodeRecord) -> dict[str, Entry]:
-    """What another node means for the address table."""
+def claims(node: NodeRecord, identity: int = int(ReservedIdentity.REMOTE_NODE)) -> dict[str, Entry]:
+    """What another node, with its identity, means for the address table."""
     tunnel = node.address(4)
     behind = str(tunnel) if tunnel else None
     host = str(tunnel or node.address(6) or "")
@@ -66,9 +73,7 @@ def claims(node: NodeRecord) -> dict[str, Entry]:
         found[str(cidr)] = Entry(int(ReservedIdentity.UNMANAGED), behind, host)
     for address in node.addresses:
         inside = address.kind == CILIUM_INTERNAL_IP
-        found[normalise(str(address.ip))] = Entry(
-            int(ReservedIdentity.REMOTE_NODE), behind if inside else None, host
-        )
+        found[normalise(str(address.ip))] = Entry(identity, behind if inside else None, host)
     return found
 
 
@@ -83,9 +88,22 @@ class Nodes:
         ipcache: IPCache,
         plane: Plane,
         feed: Feed,
+        policies: Policies,
+        labels: Mapping[str, str],
+        identities: NodeIdentities | None = None,
     ) -> None:
-        """Take the parts; `cluster` and `name` are the own node's."""
+        """Take the parts; `cluster`, `name` and `labels` are the own node's.
+
+        With `identities` every other node has one by its labels.
+        """
         self.trigger: Callable[[], None] = lambda: None
+        self.labels_changed: Callable[[], None] = lambda: None
+        self._policies = policies
+        self._fixed_labels = dict(labels)
+        self._object_labels: dict[str, str] = {}
+        self._identities = identities
+        self._held: dict[str, Identity] = {}
+        self._idle: list[Identity] = []
         self._cluster = cluster
         self._name = name
         self._ipcache = ipcache
@@ -100,6 +118,29 @@ class Nodes:
         """The own node first, then the others by name."""
         others = [self._records[key] for key in sorted(self._records)]
         return [self.own, *others] if self.own else others
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The labels of the own node."""
+        return {**self._object_labels, **self._fixed_labels}
+
+    def upsert_object(self, document: Mapping[str, Any]) -> None:
+        """Note a Node object; the own one gives this node labels."""
+        metadata = document.get("metadata")
+        if not isinstance(metadata, Mapping) or metadata.get("name") != self._name:
+            return
+        labels = metadata.get("labels")
+        self._relabel(labels if isinstance(labels, Mapping) else {})
+
+    def delete_object(self, document: Mapping[str, Any]) -> None:
+        """Note that a Node object is gone."""
+        self.upsert_object({"metadata": {"name": document.get("metadata", {}).get("name")}})
+
+    def _relabel(self, labels: Mapping[str, Any]) -> None:
+        wanted = {str(key): str(value) for key, value in labels.items()}
+        if wanted != self._object_labels:
+            self._object_labels = wanted
+            self.labels_changed()
 
     def handle(self, event: Event) -> None:
         """Note a change of a node's record."""
@@ -138,6 +179,7 @@ class Nodes:
         remotes = [RemoteNode(key, node.pod_cidrs) for key, node in self._records.items()]
         await self._plane.run(_sync_routes, self._plane.datapath, remotes)
         await self._ipcache.flush()
+        self._forget_idle()
 
     async def write_host_rows(self, record: NodeRecord) -> None:
         """Tell the data plane which addresses are the node's own, and which no longer."""
@@ -151,7 +193,15 @@ class Nodes:
         if before is None:
             log.info("node joined", peer=key, addresses=[str(a.ip) for a in record.addresses])
         self._records[key] = record
-        self._claim(key, claims(record))
+        if self._identities is None:
+            self._claim(key, claims(record))
+        else:
+            identity = self._identities.acquire(record)
+            self._policies.upsert_identity(identity.id, identity.labels)
+            self._feed.identities([identity])
+            self._claim(key, claims(record, identity.id))
+            self._release(key)
+            self._held[key] = identity
         addresses = [str(a.ip) for a in record.addresses if a.kind == INTERNAL_IP]
         self._feed.node(record.name, record.cluster, addresses)
 
@@ -161,15 +211,35 @@ class Nodes:
             return
         log.info("node left", peer=key)
         self._claim(key, {})
+        self._release(key)
         self._feed.node_deleted(record.name, record.cluster)
+
+    def _forget_idle(self) -> None:
+        """Forget identities that neither a node nor the address table has any more."""
+        if not self._idle:
+            return
+        used = {identity.id for identity in self._held.values()}
+        used |= {NumericIdentity(entry.identity) for _, _, entry in self._ipcache.entries()}
+        gone = [identity for identity in self._idle if identity.id not in used]
+        self._idle = [identity for identity in self._idle if identity.id in used]
+        for identity in gone:
+            self._policies.delete_identity(identity.id)
+        self._feed.identities((), [identity.id for identity in gone])
+
+    def _release(self, key: str) -> None:
+        """Give up the identity that a node had; it goes once no address has it any more."""
+        identity = self._held.pop(key, None)
+        identities = self._identities
+        if identity is not None and identities is not None and identities.release(identity):
+            self._idle.append(identity)
 
     def _claim(self, key: str, wanted: dict[str, Entry]) -> None:
         held = self._claims.pop(key, {})
         for prefix in held.keys() - wanted.keys():
-            if self._ipcache.claimed(prefix, Source.KVSTORE) == held[prefix]:
-                self._ipcache.delete(prefix, Source.KVSTORE)
+            if self._ipcache.claimed(prefix, Source.KVSTORE) in (held[prefix], None):
+                self._policies.delete_address(prefix, Source.KVSTORE)
         for prefix, entry in wanted.items():
-            self._ipcache.upsert(prefix, Source.KVSTORE, entry)
+            self._policies.upsert_address(prefix, Source.KVSTORE, entry)
         if wanted:
             self._claims[key] = wanted
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -114,6 +115,10 @@ class Plane:
         if parsed:
             await self.run(self.datapath.conntrack.delete_for, parsed)
 
+    async def live_connections(self) -> frozenset[tuple[str, str]]:
+        """Both addresses of every tracked connection, its initiator's first."""
+        return await self.run(_live_connections, self.datapath)
+
     # ---- address to identity ----
 
     async def write_ipcache(self, upserts: Mapping[str, Entry], deletes: Iterable[str]) -> None:
@@ -192,6 +197,15 @@ def _write_policies(
     for row in changed_rows:
         datapath.endpoints.upsert(row)
     return overflows
+
+
+def _live_connections(datapath: Datapath) -> frozenset[tuple[str, str]]:
+    now = time.monotonic()
+    return frozenset(
+        (str(one.source), str(one.destination))
+        for one in datapath.conntrack.dump()
+        if one.expires_s > now
+    )
 
 
 def _ipcache_entry(prefix: str, entry: Entry) -> IpcacheEntry:

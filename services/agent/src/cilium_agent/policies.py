@@ -5,6 +5,7 @@ then carries it out, whole batches at once. A pass goes
 
     identities, ports, endpoints → maps        (still under the old rules)
     addresses that waited for an identity → address table
+    services and the like, which policies refer to → maps
     new prefixes: identity → maps → address table
     policies → maps                            (every endpoint its old policy or its new one)
     prefixes out of use: address table → maps
@@ -13,7 +14,8 @@ where CIDR groups come before the policies that may refer to them. So no packet 
 that the maps do not know, and none meets half of a policy. A pass that fails is repeated by the
 "policy" controller; what an endpoint should have is written in full then.
 
-Objects are in `intakes`, prefixes in `prefixing`, and the way into the kernel in `installing`.
+Objects are in `intakes`, what they refer to in `references`, prefixes in `prefixing`, and the way
+into the kernel in `installing`.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from cilium_agent.intakes import PolicyObjects, RefusedPolicy
 from cilium_agent.ipcaches import Entry, IPCache, Source
 from cilium_agent.prefixing import Prefixes
 from cilium_agent.redirections import NoProxies
+from cilium_agent.references import References
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from cilium_core.labels import LabelSet
     from cilium_core.policy import PrefixIdentities
     from cilium_core.policy.l7 import Redirect
+    from cilium_core.policy.prefixes import Names
+    from cilium_core.policy.selectors import FqdnSelector
 
     from cilium_agent.accepted import AcceptedObjects
     from cilium_agent.endpoints.records import Endpoint, EndpointID, NamedPort
@@ -90,10 +95,12 @@ class Policies:
         """`write` installs policies, then rows; `allocator` may hold restored numbers.
 
         Without `proxies` what a policy redirects is dropped. `lockdown` has an endpoint drop
-        everything while its policy does not fit into its map.
+        everything while its policy does not fit into its map. `names_changed` is told which DNS
+        names policies select by, after every pass.
         """
         self.engine = PolicyEngine(options)
         self.trigger: Callable[[], None] = lambda: None
+        self.names_changed: Callable[[frozenset[FqdnSelector]], None] = lambda _: None
         self._table = table
         self._ipcache = ipcache
         self._installer = Installer(
@@ -113,6 +120,7 @@ class Policies:
             flush=self._flush,
         )
         self._objects = PolicyObjects(self.engine, self._prefixes, accepted, feed)
+        self.references = References(self.engine, self._prefixes, ipcache, self._note)
         self._addresses: dict[str, PendingAddress] = {}
         self._noted_at = 0.0
         self._pass = asyncio.Lock()
@@ -127,6 +135,14 @@ class Policies:
     def prefixes(self) -> PrefixIdentities:
         """The prefixes in use and their identities."""
         return self._prefixes.identities
+
+    def named_identities(self) -> dict[int, LabelSet]:
+        """The identities of addresses that have labels of DNS names."""
+        return {
+            int(identity.id): identity.labels
+            for identity in map(self.prefixes.items().get, self.prefixes.names)
+            if identity is not None
+        }
 
     # ---- what arrives ----
 
@@ -212,6 +228,14 @@ class Policies:
         """An endpoint is gone."""
         self._installer.forget(endpoint_id)
 
+    async def apply_names(self, names: Names) -> None:
+        """Give addresses the labels of their DNS names; returns when the kernel has them.
+
+        `names` maps an address to all labels that its names give it now, none at all to forget it.
+        """
+        async with self._pass:
+            await self._prefixes.apply_names(names)
+
     async def settle_identities(self) -> None:
         """Return once the maps know every identity noted so far."""
         async with self._pass:
@@ -242,7 +266,9 @@ class Policies:
             await self._flush()
             self._admit_addresses()
             await self._ipcache.flush()
+            await self.references.take_up()
             await self._objects.take_up()
+            self.names_changed(self.engine.fqdn_selectors())
             if noted_at:
                 PASS_SECONDS.observe(time.monotonic() - noted_at, "kvstore")
         if stale := self._installer.stale:

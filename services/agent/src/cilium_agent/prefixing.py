@@ -52,6 +52,8 @@ class Prefixes:
         self._feed = feed
         self._flush = flush
         self._restored: dict[int, LabelSet] = {}
+        self._due: dict[Prefix, Identity | None] = {}
+        self._unused: set[int] = set()
         for version in (4, 6):
             if families.ipv4 if version == 4 else families.ipv6:
                 everywhere = "0.0.0.0/0" if version == 4 else "::/0"
@@ -91,24 +93,33 @@ class Prefixes:
         await self._carry_out(self.identities.change(names=names))
 
     async def _carry_out(self, change: PrefixChange) -> None:
-        """New identities to the maps, then the address table, then old identities away."""
-        if not change:
+        """New identities to the maps, then the address table, then old identities away.
+
+        What fails is carried out by the next change, be it an empty one.
+        """
+        self._due.update(change.added)
+        self._due.update(dict.fromkeys(change.removed))
+        self._unused |= {identity.id for identity in change.unused if _forgettable(identity)}
+        added = {prefix: identity for prefix, identity in self._due.items() if identity}
+        self._unused -= {identity.id for identity in added.values()}
+        if not self._due and not self._unused:
             return
-        for identity in change.added.values():
+        for identity in added.values():
             self._engine.upsert_identity(identity.id, identity.labels)
         await self._flush()
-        for prefix, identity in change.added.items():
-            self._ipcache.upsert(str(prefix), Source.GENERATED, Entry(identity=identity.id))
-        for prefix in change.removed:
-            if prefix.prefixlen:  # the world itself is always there
+        for prefix in self._due:
+            if (new := added.get(prefix)) is not None:
+                self._ipcache.upsert(str(prefix), Source.GENERATED, Entry(identity=new.id))
+            elif prefix.prefixlen:  # the world itself is always there
                 self._ipcache.delete(str(prefix), Source.GENERATED)
         await self._ipcache.flush()
-        unused = [identity.id for identity in change.unused if _forgettable(identity)]
-        for number in unused:
+        for number in self._unused:
             self._engine.delete_identity(number)
-        if unused:
+        if self._unused:
             await self._flush()
-        self._feed.identities(change.added.values(), unused)
+        self._feed.identities(added.values(), self._unused)
+        self._due.clear()
+        self._unused.clear()
 
 
 def _forgettable(identity: Identity) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cilium_core.errors import CiliumError
-from cilium_core.identities import cidr_labels, is_local
+from cilium_core.identities import SCOPE_LOCAL, SCOPE_MASK, cidr_labels, is_local
 from cilium_core.telemetry import gauge, get_logger
 
 from cilium_agent.datapath import EndpointInfo
@@ -213,8 +213,16 @@ def restored_entries(dump: Iterable[IpcacheEntry]) -> dict[str, Entry]:
     }
 
 
-def restored_identities(dump: Iterable[IpcacheEntry], families: Families) -> Mapping[int, LabelSet]:
-    """Node-local identities that the kernel's address table uses, with the labels they had."""
+def restored_identities(
+    dump: Iterable[IpcacheEntry], families: Families, kept: Mapping[int, LabelSet]
+) -> Mapping[int, LabelSet]:
+    """Node-local identities that the kernel's address table uses, with the labels they had.
+
+    `kept` are labels from disk; they say more than those that a prefix gives.
+    """
     return {
-        row.identity: cidr_labels(row.prefix, families) for row in dump if is_local(row.identity)
+        row.identity: kept.get(row.identity) or cidr_labels(row.prefix, families)
+        for row in dump
+        if is_local(row.identity)
+        and (row.identity in kept or row.identity & SCOPE_MASK == SCOPE_LOCAL)
     }

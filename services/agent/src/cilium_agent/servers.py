@@ -46,6 +46,12 @@ class Servers:
             await metrics.listen_tcp(settings.prometheus_serve_addr)
             self._running.append(metrics)
 
+    async def serve_proxies(self) -> None:
+        """Serve our own proxies: what they enforce, and what they report."""
+        from cilium_agent.servicers.serving import serve_proxies
+
+        self._running.append(await serve_proxies(self._agent))
+
     async def serve_cni(self) -> None:
         """Serve the CNI plugin; it waits until the agent is ready."""
         from cilium_core.serving.http_server import HttpServer

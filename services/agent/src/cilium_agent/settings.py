@@ -81,8 +81,7 @@ class AgentSettings(
     )
     node_labels: dict[str, str] = setting(
         {},
-        "Labels of this node, beside those of its Node object, for policies that "
-        "select nodes.",
+        "Labels of this node, beside those of its Node object, for policies that select nodes.",
         group="Node",
     )
     template_dir: Path = setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cilium_core.settings import Problem, Seconds, setting
@@ -85,6 +86,9 @@ class ProxySettings:
     )
     tofqdns_idle_connection_grace_period: Seconds = setting(
         0.0, "How long an expired address is kept after its last connection.", group="DNS", low=0
+    )
+    tofqdns_pre_cache: Path | None = setting(
+        None, "File of names and addresses that are known from the start.", group="DNS"
     )
     tofqdns_proxy_response_max_delay: Seconds = setting(
         0.1,

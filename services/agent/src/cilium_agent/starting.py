@@ -25,12 +25,14 @@ from cilium_agent.cni import configs
 from cilium_agent.datapath import probe
 from cilium_agent.endpoints.provisioning import Provisioner
 from cilium_agent.errors import AgentBusyError, AgentError
+from cilium_agent.fqdn import restored_labels
 from cilium_agent.identities import Identities
 from cilium_agent.nodes import own_record
 from cilium_agent.publishing import EndpointAnnouncer
 from cilium_agent.relabelling import Relabeller
 from cilium_agent.restoring import restored_entries, restored_identities
 from cilium_agent.stores import Watches, persist
+from cilium_agent.watching import handlers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -65,6 +67,9 @@ class StartUp:
         agent.feed.interfaces()
         agent.feed.identities(RESERVED_IDENTITIES.values())
         await agent.servers.serve_api()
+        if self._settings.enable_l7_proxy:
+            await agent.servers.serve_proxies()
+            await agent.proxies.start()
         with agent.queue.locked():
             queued = agent.queue.read()
             await agent.servers.serve_cni()
@@ -126,6 +131,12 @@ class StartUp:
         await persist("node record", lambda: agent.store.put(record.key, record.to_json(), lease))
         agent.publisher.want(record.key, record.to_json())
 
+    def _announce_again(self) -> None:
+        """Tell of this node as it is now; its labels changed."""
+        record = self._record()
+        self._agent.nodes.set_own(record)
+        self._agent.publisher.want(record.key, record.to_json())
+
     def _record(self) -> NodeRecord:
         addresses = self._agent.addresses
         return own_record(
@@ -135,6 +146,7 @@ class StartUp:
             addresses=self._host.addresses,
             routers=addresses.routers(),
             pod_cidrs=addresses.pool.pod_cidrs,
+            labels=self._agent.nodes.labels,
         )
 
     # ---- steps ----
@@ -147,12 +159,17 @@ class StartUp:
         await plane.run(plane.datapath.start_sync, config)
         dump = await plane.run(plane.datapath.ipcache.dump)
         agent.ipcache.restore(restored_entries(dump))
-        identities = restored_identities(dump, agent.families)
+        kept = {
+            **restored_labels(self._settings.state_dir / "fqdn.json"),
+            **agent.node_identities.restore(),
+        }
+        identities = restored_identities(dump, agent.families, kept)
         agent.local_identities.restore(
             {NumericIdentity(number): labels for number, labels in identities.items()}
         )
         agent.policies.restore_identities(identities)
         remains = await agent.restorer.load(queued.values())
+        await agent.names.restore({endpoint.id for endpoint in remains.kept})
         host_ip = str(self._host.ipv4 or "")
         self._announcer = EndpointAnnouncer(agent.ipcache, agent.publisher, host_ip)
         record = self._record()
@@ -170,10 +187,15 @@ class StartUp:
             agent.store,
             EtcdSource(agent.store),
             nodes=agent.nodes,
-            pods=agent.pods,
             policies=agent.policies,
             publisher=agent.publisher,
             host_ip=host_ip,
+            handlers=handlers(
+                pods=agent.pods,
+                policies=agent.policies,
+                nodes=agent.nodes,
+                secrets=agent.proxies.secrets,
+            ),
         )
         watches.start()
         identities = agent.identities = Identities(
@@ -208,6 +230,8 @@ class StartUp:
         agent.provide(provisioner)
         await identities.start()
         await watches.synced()
+        agent.nodes.labels_changed = self._announce_again
+        self._announce_again()
         await agent.restorer.remove_gone(remains, provisioner)
         await agent.restorer.remove_podless(remains, agent.pods, provisioner)
         for path in queued:
@@ -231,8 +255,11 @@ class StartUp:
             endpoint.identity = number
             self._announcer.note(endpoint)
         await agent.policies.reconcile()
+        await agent.names.settle()
         await agent.policies.build_many(remains.kept)
         await agent.policies.finish_restoring()
+        agent.node_identities.finish_restoring()
+        agent.proxies.restored()
         await asyncio.to_thread(self._save_all, remains.kept)
         for endpoint in remains.kept:
             self._announcer.publish(endpoint)

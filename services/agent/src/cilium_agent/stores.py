@@ -1,4 +1,7 @@
-"""The key-value store's side of the agent: what is watched there and where it goes.
+"""The key-value store's side of the agent: what is watched there.
+
+Records of nodes and addresses are read here; objects go to the handler of their kind, see
+`watching`.
 
 Watches never end by themselves: they outlive every outage of the store. A watch that fails because
 of a bug is logged and begun anew; that loses nothing, since it reports everything again.
@@ -7,32 +10,32 @@ of a bug is logged and begun anew; that loses nothing, since it reports everythi
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from cilium_core.errors import CiliumError, InvalidError
 from cilium_core.identities import IDENTITY_UNKNOWN
 from cilium_core.kvstore import EventKind
-from cilium_core.policy import PolicyRef
 from cilium_core.records import IPS, NODES, IPRecord, NodeRecord, prefix_of_ip_key
 from cilium_core.resources.keys import kind_of
-from cilium_core.resources.model import Change
+from cilium_core.resources.model import Change, Object
 from cilium_core.telemetry import get_logger
 
 from cilium_agent.endpoints.records import NamedPort
 from cilium_agent.ipcaches import Entry, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Mapping
 
     from cilium_core.kvstore import Event, Store
     from cilium_core.resources.keys import Kind
-    from cilium_core.resources.model import Object, ObjectEvent
+    from cilium_core.resources.model import ObjectEvent
     from cilium_core.resources.model import Source as ResourceSource
 
     from cilium_agent.nodes import Nodes
-    from cilium_agent.pods import PodTable
     from cilium_agent.policies import Policies
     from cilium_agent.publishing import Publisher
 
@@ -40,13 +43,25 @@ T = TypeVar("T")
 
 log = get_logger()
 
-POLICY_KINDS = (
-    "CiliumNetworkPolicy",
-    "CiliumClusterwideNetworkPolicy",
-    "NetworkPolicy",
-    "CiliumCIDRGroup",
-)
 RETRY_S = 1.0
+
+
+def _ignore(_item: Object, _error: str = "") -> None:
+    """What nobody needs to know."""
+
+
+@dataclass(frozen=True)
+class Handler:
+    """What is done with the objects of a kind.
+
+    `doubt` gets objects that exist but are unreadable, with what is wrong; `synced` is called once
+    all that existed has been reported.
+    """
+
+    upsert: Callable[[Object], None]
+    delete: Callable[[Object], None]
+    doubt: Callable[[Object, str], None] = _ignore
+    synced: Callable[[], None] = lambda: None
 
 
 async def persist(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -68,19 +83,22 @@ class Watches:
         resources: ResourceSource,
         *,
         nodes: Nodes,
-        pods: PodTable,
         policies: Policies,
         publisher: Publisher,
         host_ip: str,
+        handlers: Mapping[str, Handler],
     ) -> None:
-        """Take the parts; `host_ip` tells this node's own records from the others'."""
+        """Take the parts; `host_ip` tells this node's own records from the others'.
+
+        `handlers` names the kinds of objects that are watched.
+        """
         self._store = store
         self._resources = resources
         self._nodes = nodes
-        self._pods = pods
         self._policies = policies
         self._publisher = publisher
         self._host_ip = host_ip
+        self._handlers = handlers
         self._waiting: dict[str, asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._named: dict[str, tuple[str, str]] = {}
@@ -89,10 +107,8 @@ class Watches:
         """Begin all watches."""
         self._spawn("nodes", self._watch_nodes)
         self._spawn("addresses", self._watch_addresses)
-        self._spawn("Pod", self._watch_pods)
-        self._spawn("Namespace", self._watch_namespaces)
-        for name in POLICY_KINDS:
-            self._spawn(name, partial(self._watch_policies, kind_of(name)))
+        for name, handler in self._handlers.items():
+            self._spawn(name, partial(self._watch_objects, kind_of(name), handler))
 
     async def synced(self) -> None:
         """Return when everything that existed has been reported."""
@@ -176,52 +192,19 @@ class Watches:
         if pod is not None and pod not in self._named.values():
             self._policies.remove_named_ports(pod)
 
-    async def _watch_pods(self) -> None:
-        await self._objects(
-            kind_of("Pod"),
-            self._pods.upsert_pod,
-            lambda item: self._pods.delete_pod(*_name(item)),
-            lambda item, _error: self._pods.doubt_pod(*_name(item)),
-        )
-
-    async def _watch_namespaces(self) -> None:
-        await self._objects(
-            kind_of("Namespace"),
-            self._pods.upsert_namespace,
-            lambda item: self._pods.delete_namespace(_name(item)[1]),
-            lambda item, _error: self._pods.doubt_namespace(_name(item)[1]),
-        )
-
-    async def _watch_policies(self, kind: Kind) -> None:
-        def ref(item: Object) -> PolicyRef:
-            namespace, name = _name(item)
-            return PolicyRef(kind.name, namespace if kind.namespaced else "", name)
-
-        await self._objects(
-            kind,
-            lambda item: self._policies.upsert_object(ref(item), item),
-            lambda item: self._policies.delete_object(ref(item)),
-            lambda item, error: self._policies.doubt_object(ref(item), item, error),
-        )
-
-    async def _objects(
-        self,
-        kind: Kind,
-        upsert: Callable[[Object], None],
-        delete: Callable[[Object], None],
-        doubt: Callable[[Object, str], None],
-    ) -> None:
+    async def _watch_objects(self, kind: Kind, handler: Handler) -> None:
         event: ObjectEvent
         async with aclosing(self._resources.watch(kind)) as events:
             async for event in events:
                 if event.change is Change.SYNCED:
+                    handler.synced()
                     self._waiting[kind.name].set()
                 elif event.change is Change.UPSERT:
-                    upsert(event.object)
+                    handler.upsert(event.object)
                 elif event.change is Change.UNREADABLE:
-                    doubt(event.object, event.error)
+                    handler.doubt(event.object, event.error)
                 else:
-                    delete(event.object)
+                    handler.delete(event.object)
 
 
 async def _for_ever(name: str, watch: Callable[[], Awaitable[None]]) -> None:
@@ -238,8 +221,3 @@ def _is_node_record(event: Event) -> bool:
         return event.kind is not EventKind.PUT or bool(NodeRecord.from_json(event.value))
     except InvalidError:
         return False
-
-
-def _name(item: Object) -> tuple[str, str]:
-    metadata = item.get("metadata", {})
-    return str(metadata.get("namespace", "")), str(metadata.get("name", ""))

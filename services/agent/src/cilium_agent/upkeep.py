@@ -21,6 +21,7 @@ log = get_logger()
 
 COOKIE_SWEEP_S = 300.0
 COUNTERS_S = 5.0
+REDIRECT_SWEEP_S = 30.0
 INTERFACE_SWEEP_S = 30.0
 IPCACHE_REFRESH_S = 300.0
 RESYNC_S = 60.0
@@ -33,7 +34,7 @@ class Upkeep:
         self.counters: list[Counter] = []
         self._agent = agent
         self._gc_interval_s = agent.settings.conntrack_gc_interval or FIRST_INTERVAL_S
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, relabeller: Relabeller, lease: Lease) -> None:
         """Start all controllers; those that follow noted changes run at once."""
@@ -52,6 +53,7 @@ class Upkeep:
         add(Controller("interfaces", agent.provisioner().sweep, interval_s=INTERFACE_SWEEP_S))
         add(Controller("address-table", agent.ipcache.refresh, interval_s=IPCACHE_REFRESH_S))
         add(Controller("cookies", agent.policies.sweep_cookies, interval_s=COOKIE_SWEEP_S))
+        add(Controller("redirects", agent.policies.sweep_redirects, interval_s=REDIRECT_SWEEP_S))
         if agent.settings.prometheus_serve_addr:
             add(Controller("counters", self._read_counters, interval_s=COUNTERS_S)).trigger()
         self._collector = add(
@@ -60,13 +62,16 @@ class Upkeep:
         agent.publisher.connect(agent.store, lease)
         for trigger in (agent.policies.trigger, agent.nodes.trigger, relabeller.trigger):
             trigger()
-        self._watch = asyncio.create_task(agent.pod_cidrs.watch(), name="watch pod CIDRs")
+        self._tasks = [
+            asyncio.create_task(agent.pod_cidrs.watch(), name="watch pod CIDRs"),
+            asyncio.create_task(agent.names.run(), name="keep names"),
+        ]
 
     async def stop(self) -> None:
         """Stop all; running actions are cancelled."""
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._agent.controllers.stop()
 
     async def _collect_connections(self) -> None:

@@ -20,6 +20,7 @@ class EndpointTable:
     def __init__(self) -> None:
         self._by_id: dict[EndpointID, Endpoint] = {}
         self._by_attachment: dict[tuple[str, str], Endpoint] = {}
+        self._by_address: dict[str, Endpoint] = {}
         self._reserved: set[EndpointID] = set()
         self._last = random.randint(MIN_ID, MAX_ID)  # noqa: S311 - spreads ids, hides nothing
         self._listeners: list[Callable[[Endpoint], None]] = []
@@ -66,6 +67,7 @@ class EndpointTable:
         self._reserved.discard(endpoint.id)
         self._by_id[endpoint.id] = endpoint
         self._by_attachment[_key(endpoint.attachment)] = endpoint
+        self._by_address.update(dict.fromkeys(endpoint.addresses, endpoint))
         self.changed(endpoint)
 
     def remove(self, endpoint: Endpoint) -> None:
@@ -75,6 +77,9 @@ class EndpointTable:
         self._reserved.add(endpoint.id)
         if self._by_attachment.get(_key(endpoint.attachment)) is endpoint:
             del self._by_attachment[_key(endpoint.attachment)]
+        for address in endpoint.addresses:
+            if self._by_address.get(address) is endpoint:
+                del self._by_address[address]
         self.changed(endpoint)
 
     def find(self, attachment: Attachment) -> Endpoint | None:
@@ -90,10 +95,15 @@ class EndpointTable:
 
     def by_ip(self, address: str) -> Endpoint:
         """The endpoint with an address; raises `EndpointNotFoundError`."""
-        for endpoint in self._by_id.values():
-            if address and address in (endpoint.ipv4, endpoint.ipv6):
-                return endpoint
-        raise EndpointNotFoundError(f"no endpoint with the address {address} on this node")
+        endpoint = self._by_address.get(address)
+        if endpoint is None:
+            raise EndpointNotFoundError(f"no endpoint with the address {address} on this node")
+        return endpoint
+
+    def owner(self, address: str) -> int | None:
+        """The id of the endpoint with an address, if there is one."""
+        endpoint = self._by_address.get(address)
+        return None if endpoint is None else endpoint.id
 
     def by_pod(self, namespace: str, name: str) -> Endpoint:
         """The endpoint of a pod; raises `EndpointNotFoundError`."""

@@ -1,0 +1,100 @@
+"""Identities of other nodes, one for each set of node labels (`enable-node-selector-labels`).
+
+The numbers mean something on this node only. They are kept on disk, so that after a restart the
+numbers that the kernel still uses mean what they meant. Event loop only.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from cilium_core.files import write_atomic
+from cilium_core.identities import (
+    SCOPE_REMOTE_NODE,
+    Identity,
+    LocalIdentityAllocator,
+    NumericIdentity,
+    ReservedIdentity,
+)
+from cilium_core.labels import (
+    KEY_CLUSTER,
+    SOURCE_K8S,
+    SOURCE_NODE,
+    Label,
+    LabelError,
+    LabelSet,
+)
+from cilium_core.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from cilium_core.records import NodeRecord
+
+log = get_logger()
+
+_FIRST = SCOPE_REMOTE_NODE + 1
+_LAST = SCOPE_REMOTE_NODE + 0xFFFFFF
+
+
+def labels_of(node: NodeRecord) -> LabelSet:
+    """The labels of a remote node's identity."""
+    return LabelSet(
+        (
+            ReservedIdentity.REMOTE_NODE.label,
+            Label(SOURCE_K8S, KEY_CLUSTER, node.cluster),
+            *(Label(SOURCE_NODE, key, value) for key, value in node.labels.items()),
+        )
+    )
+
+
+class NodeIdentities:
+    """The numbers, by labels."""
+
+    def __init__(self, file: Path) -> None:
+        """`file` is where the numbers are kept."""
+        self._file = file
+        self._allocator = LocalIdentityAllocator(_FIRST, _LAST)
+
+    def restore(self) -> dict[int, LabelSet]:
+        """Keep the numbers of an earlier run for their labels, and tell them."""
+        known = self._read()
+        self._allocator.restore({NumericIdentity(n): labels for n, labels in known.items()})
+        return dict(known)
+
+    def finish_restoring(self) -> list[int]:
+        """Let go of numbers of an earlier run that no node has; tells which."""
+        freed = [int(identity.id) for identity in self._allocator.finish_restoring()]
+        self._save()
+        return freed
+
+    def acquire(self, node: NodeRecord) -> Identity:
+        """The identity of a node, with one more use."""
+        labels = labels_of(node)
+        number, new = self._allocator.acquire(labels)
+        if new:
+            self._save()
+        return Identity(number, labels)
+
+    def release(self, identity: Identity) -> bool:
+        """One use less; whether it was the last."""
+        last = self._allocator.release(identity.id)
+        if last:
+            self._save()
+        return last
+
+    def _save(self) -> None:
+        document = {str(identity.id): identity.labels.texts() for identity in self._allocator}
+        write_atomic(self._file, json.dumps(document).encode())
+
+    def _read(self) -> Mapping[int, LabelSet]:
+        try:
+            document = json.loads(self._file.read_bytes())
+            return {int(number): LabelSet.parse(texts) for number, texts in document.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError, LabelError) as error:
+            log.warning("node identities ignored", file=str(self._file), error=str(error))
+            return {}

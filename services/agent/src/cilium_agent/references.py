@@ -1,0 +1,161 @@
+"""What policies refer to beside identities: services, audited namespaces, networks.
+
+Objects are noted as they come; `take_up`, one part of a pass, hands all of them to the engine in
+one step, after the prefixes that policies then need have identities. Event loop only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from cilium_core.identities import NumericIdentity
+from cilium_core.policy.auditing import is_audited
+from cilium_core.policy.networks import Networks, NetworkSelector, addresses_of
+from cilium_core.policy.services import read_service, read_slice
+from cilium_core.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cilium_core.identities import Prefix
+    from cilium_core.labels import LabelSet
+    from cilium_core.policy import PolicyEngine
+    from cilium_core.policy.services import Services
+
+    from cilium_agent.ipcaches import IPCache
+    from cilium_agent.prefixing import Prefixes
+
+log = get_logger()
+
+Document = Mapping[str, Any]
+Name = tuple[str, str]
+
+
+class References:
+    """What exists that policies may refer to; `trigger` asks for a pass."""
+
+    def __init__(
+        self,
+        engine: PolicyEngine,
+        prefixes: Prefixes,
+        ipcache: IPCache,
+        trigger: Callable[[], None],
+    ) -> None:
+        """Take the parts."""
+        self._engine = engine
+        self._prefixes = prefixes
+        self._ipcache = ipcache
+        self._trigger = trigger
+        self._services: dict[Name, Document | None] = {}
+        self._slices: dict[Name, Document | None] = {}
+        self._audited: set[str] = set()
+        self._addresses_changed = True
+        ipcache.listen(self._note_addresses)
+
+    # ---- what arrives ----
+
+    def upsert_service(self, document: Document) -> None:
+        """Note a Service object as it is now."""
+        self._services[_name(document)] = document
+        self._trigger()
+
+    def delete_service(self, document: Document) -> None:
+        """Note that a Service object is gone."""
+        self._services[_name(document)] = None
+        self._trigger()
+
+    def upsert_slice(self, document: Document) -> None:
+        """Note an EndpointSlice object as it is now."""
+        self._slices[_name(document)] = document
+        self._trigger()
+
+    def delete_slice(self, document: Document) -> None:
+        """Note that an EndpointSlice object is gone."""
+        self._slices[_name(document)] = None
+        self._trigger()
+
+    def upsert_namespace(self, document: Document) -> None:
+        """Note whether a namespace is audited."""
+        metadata = document.get("metadata")
+        annotations = metadata.get("annotations") if isinstance(metadata, Mapping) else None
+        name = _name(document)[1]
+        if is_audited(annotations if isinstance(annotations, Mapping) else None):
+            self._audited.add(name)
+        else:
+            self._audited.discard(name)
+        self._trigger()
+
+    def delete_namespace(self, document: Document) -> None:
+        """Note that a namespace is gone, and with it its audit."""
+        self._audited.discard(_name(document)[1])
+        self._trigger()
+
+    def _note_addresses(self, _changes: object) -> None:
+        self._addresses_changed = True
+
+    # ---- within a pass ----
+
+    async def take_up(self) -> None:
+        """Have policies follow what was noted."""
+        bindings = self._engine.bindings
+        bindings = replace(bindings, services=self._noted_services(bindings.services))
+        if self._audited != bindings.audited:
+            bindings = replace(bindings, audited=frozenset(self._audited))
+        if self._addresses_changed and self._uses_networks():
+            self._addresses_changed = False
+            bindings = replace(bindings, networks=Networks(addresses_of(self._cluster())))
+        if bindings == self._engine.bindings:
+            self._services.clear()
+            self._slices.clear()
+            return
+        await self._prefixes.add(self._engine.prefixes_under(bindings))
+        change = self._engine.set_bindings(bindings)
+        await self._prefixes.settle()
+        self._services.clear()
+        self._slices.clear()
+        if change.policies:
+            log.info(
+                "policies follow what they refer to",
+                revision=change.revision,
+                policies=len(change.policies),
+                endpoints=len(change.affected),
+            )
+
+    def _noted_services(self, services: Services) -> Services:
+        for (namespace, name), document in self._services.items():
+            if document is None:
+                services = services.without_service(namespace, name)
+            else:
+                services = services.with_service(read_service(document))
+        for (namespace, name), document in self._slices.items():
+            if document is None:
+                services = services.without_slice(namespace, name)
+            else:
+                services = services.with_slice(*read_slice(document))
+        return services
+
+    def _uses_networks(self) -> bool:
+        return any(
+            isinstance(peer, NetworkSelector)
+            for policy in self._engine.repository
+            for rule in policy.rules
+            for peer in rule.peers or ()
+        )
+
+    def _cluster(self) -> Iterator[tuple[Prefix, LabelSet]]:
+        """The addresses of pods and nodes with their labels."""
+        identities = self._engine.selectors.identities
+        for prefix, _source, entry in self._ipcache.entries():
+            labels = identities.get(NumericIdentity(entry.identity))
+            parsed = ipaddress.ip_network(prefix)
+            if labels is not None and entry.host_ip and parsed.prefixlen == parsed.max_prefixlen:
+                yield parsed, labels
+
+
+def _name(document: Document) -> Name:
+    metadata = document.get("metadata")
+    fields = metadata if isinstance(metadata, Mapping) else {}
+    return str(fields.get("namespace") or "default"), str(fields.get("name") or "")

@@ -1,0 +1,74 @@
+"""Which kinds of objects the agent watches, and who is told of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cilium_core.policy import POLICY_KINDS, PolicyRef
+from cilium_core.policy.groups import KIND as CIDR_GROUP_KIND
+from cilium_core.policy.services import SERVICE_KIND, SLICE_KIND
+from cilium_core.resources.keys import kind_of
+
+from cilium_agent.stores import Handler
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cilium_agent.nodes import Nodes
+    from cilium_agent.pods import PodTable
+    from cilium_agent.policies import Policies
+    from cilium_agent.proxies import Secrets
+
+    Object = Mapping[str, Any]
+
+
+def handlers(
+    *, pods: PodTable, policies: Policies, nodes: Nodes, secrets: Secrets
+) -> dict[str, Handler]:
+    """The handler of every kind that is watched."""
+    references = policies.references
+    found = {name: _policy_handler(policies, name) for name in (*POLICY_KINDS, CIDR_GROUP_KIND)}
+    found["Pod"] = Handler(
+        pods.upsert_pod,
+        lambda item: pods.delete_pod(*_name(item)),
+        lambda item, _error: pods.doubt_pod(*_name(item)),
+    )
+    found["Namespace"] = _namespace_handler(pods, policies)
+    found[SERVICE_KIND] = Handler(references.upsert_service, references.delete_service)
+    found[SLICE_KIND] = Handler(references.upsert_slice, references.delete_slice)
+    found["Node"] = Handler(nodes.upsert_object, nodes.delete_object)
+    found["Secret"] = Handler(
+        secrets.upsert, lambda item: secrets.delete(*_name(item)), synced=secrets.finish
+    )
+    return found
+
+
+def _policy_handler(policies: Policies, kind: str) -> Handler:
+    namespaced = kind_of(kind).namespaced
+
+    def ref(item: Object) -> PolicyRef:
+        namespace, name = _name(item)
+        return PolicyRef(kind, namespace if namespaced else "", name)
+
+    return Handler(
+        lambda item: policies.upsert_object(ref(item), item),
+        lambda item: policies.delete_object(ref(item)),
+        lambda item, error: policies.doubt_object(ref(item), item, error),
+    )
+
+
+def _namespace_handler(pods: PodTable, policies: Policies) -> Handler:
+    def upsert(item: Object) -> None:
+        pods.upsert_namespace(item)
+        policies.references.upsert_namespace(item)
+
+    def delete(item: Object) -> None:
+        pods.delete_namespace(_name(item)[1])
+        policies.references.delete_namespace(item)
+
+    return Handler(upsert, delete, lambda item, _error: pods.doubt_namespace(_name(item)[1]))
+
+
+def _name(item: Object) -> tuple[str, str]:
+    metadata = item.get("metadata", {})
+    return str(metadata.get("namespace", "")), str(metadata.get("name", ""))
