@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cilium.proxy.v1 import proxy_pb2
 from cilium_core.telemetry import counter, histogram
@@ -41,7 +41,7 @@ _VERDICTS = {
     REFUSED: flow_pb2.DROPPED,
     AUDITED: flow_pb2.AUDIT,
 }
-_Entry = accesslog_pb2.HTTPAccessLogEntry
+_Entry: TypeAlias = accesslog_pb2.HTTPAccessLogEntry
 _PROTOCOLS = {
     _Entry.HTTP10: "HTTP/1.0",
     _Entry.HTTP11: "HTTP/1.1",
@@ -112,7 +112,7 @@ def _http(name: LogName, entry: _Entry) -> Iterator[proxy_pb2.Record]:
     yield response
 
 
-def _verdict(entry: _Entry) -> flow_pb2.Verdict.ValueType:
+def _verdict(entry: _Entry) -> flow_pb2.Verdict:
     common = entry.common_properties
     known = _VERDICTS.get(common.route_name)
     if known is not None:

@@ -108,9 +108,13 @@ class EnvoyBackend:
                 engine: Engine = module.Engine(**self._arguments)
                 engine.want(self._ports)
                 await engine.start()
-            except (CiliumError, OSError, ImportError) as error:
+            except Exception as error:  # whatever it is, the redirects must not wait for ever
                 self._error = f"Envoy cannot be started: {error}"
-                log.error("Envoy cannot be started", error=str(error))
+                log.error(
+                    "Envoy cannot be started",
+                    error=str(error),
+                    exc_info=not isinstance(error, CiliumError | OSError),
+                )
                 await asyncio.sleep(RETRY_S)
             else:
                 self._engine, self._error = engine, ""

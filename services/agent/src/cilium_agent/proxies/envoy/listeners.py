@@ -7,7 +7,7 @@ without a listed name (or without TLS) is reset.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cilium_core.policy.l7 import L7Kind, Redirect
 from envoy.config.accesslog.v3 import accesslog_pb2
@@ -56,9 +56,9 @@ if TYPE_CHECKING:
 
 _GRPC = (("content-type", Comparison(Form.PREFIX, "application/grpc")),)
 
-_Manager = manager_pb2.HttpConnectionManager
-_OnMatch = matcher_pb2.Matcher.OnMatch
-_Predicate = matcher_pb2.Matcher.MatcherList.Predicate
+_Manager: TypeAlias = manager_pb2.HttpConnectionManager
+_OnMatch: TypeAlias = matcher_pb2.Matcher.OnMatch
+_Predicate: TypeAlias = matcher_pb2.Matcher.MatcherList.Predicate
 
 
 def speeches(redirect: Redirect) -> tuple[Speech, ...]:

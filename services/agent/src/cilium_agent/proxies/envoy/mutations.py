@@ -7,7 +7,7 @@ request before anything is mended.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cilium_core.policy.l7 import Mismatch
 from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from cilium_agent.proxies.envoy.rules import Condition, Mending
 
-_Predicate = matcher_pb2.Matcher.MatcherList.Predicate
-_Append = base_pb2.HeaderValueOption
+_Predicate: TypeAlias = matcher_pb2.Matcher.MatcherList.Predicate
+_Append: TypeAlias = base_pb2.HeaderValueOption
 
 
 def mutation_filters(conditions: Iterable[Condition]) -> list[manager_pb2.HttpFilter]:

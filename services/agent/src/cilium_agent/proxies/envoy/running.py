@@ -68,11 +68,11 @@ class Engine:
         self._answered = asyncio.Event()
         self._began = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
-        secrets.listen(lambda _: self._refresh())
 
     async def start(self) -> None:
         """Serve, then adopt or start Envoy."""
         await self._server.start()
+        self._secrets.listen(lambda _: self._refresh())
         self.supervisor.start()
         self._tasks = [asyncio.create_task(self._retry())]
 

@@ -27,7 +27,7 @@ DISCOVERY = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ACCESS_LOG = "envoy.service.accesslog.v3.AccessLogService"
 
 
-class DiscoveryServicer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
+class DiscoveryServicer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
     """Speaks with Envoy about its configuration."""
 
     def __init__(self, offers: Offers) -> None:
@@ -81,7 +81,7 @@ async def _read(
         queue.put_nowait(None)
 
 
-class AccessLogServicer(als_pb2_grpc.AccessLogServiceServicer):
+class AccessLogServicer(als_pb2_grpc.AccessLogServiceServicer):  # type: ignore[misc]
     """Takes what Envoy saw."""
 
     def __init__(self, take: Callable[[LogName, list[proxy_pb2.Record]], None]) -> None:
