@@ -9,7 +9,7 @@ KEEP ?=
 TESTS ?=
 FUZZ ?=
 
-.PHONY: help setup demo test fuzz bench lint type fmt clean
+.PHONY: help setup demo test fuzz bench crds lint type fmt clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
@@ -29,6 +29,9 @@ fuzz: setup ## Judge 100,000 random packets under random policies by oracle, res
 bench: ## Measure against peers in one run; prints a table and writes build/bench.json
 	@scripts/setup bench
 	@$(VENV)/python -m tests.bench
+
+crds: setup ## Make k8s/crds from the models
+	@$(VENV)/python -m cilium_core.crds k8s/crds
 
 lint: setup ## Check style, imports and the C formatting
 	@$(VENV)/ruff check .

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cilium_core.objects.converting import convert
 from cilium_core.policy import groups, local_redirects
+from cilium_core.policy.errors import PolicyError, Problem
 from cilium_core.policy.local_redirects import LocalRedirectPolicy
 from cilium_core.policy.parsing import POLICY_KINDS, check_model, parse, parse_cidr_group
 from cilium_core.policy.rules import Policy
@@ -66,12 +67,15 @@ KINDS: Final = frozenset(
 
 
 def check(obj: Mapping[str, Any], options: PolicyOptions | None = None) -> Checked:
-    """Check an object of one of `KINDS`. Raises `PolicyError` with every problem found.
+    """Check an object. Raises `PolicyError` with every problem found, or for an unknown kind.
 
     Policies are stored as they are written, and read anew by whoever enforces them; other objects
     are stored in their real form.
     """
     kind = obj.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        problem = Problem("kind", f"must be one of {', '.join(sorted(KINDS))}")
+        raise PolicyError((problem,))
     if kind in POLICY_KINDS:
         policy = parse(obj, options)
         return Checked((obj,), policy.warnings, policy)
@@ -83,7 +87,7 @@ def check(obj: Mapping[str, Any], options: PolicyOptions | None = None) -> Check
         model: type[BaseModel] = LocalRedirectPolicy
         warnings += (_LOCAL_REDIRECT_WARNING,)
     else:
-        model = models()[str(kind)]
+        model = models()[kind]
     for one in converted.objects:
         check_model(model, one)
     return Checked(tuple(converted.objects), warnings)

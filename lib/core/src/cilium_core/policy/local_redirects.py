@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, StrictBool, StrictStr, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictStr, WithJsonSchema
 from pydantic import model_validator as _model_validator
 
 from cilium_core.labels import KEY_NAMESPACE
@@ -22,6 +22,7 @@ from cilium_core.policy.models_values import (
     PortText,
     Selector,
     check_one_of,
+    one_of,
 )
 from cilium_core.policy.ports import Protocol, parse_port
 from cilium_core.policy.selectors import LabelSelector, equals
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
 
 KIND: Final = "CiliumLocalRedirectPolicy"
 _PORT_NAME: Final = re.compile(r"(?=[a-z0-9-]{1,15}\Z)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
+
+_IMMUTABLE: Final = Field(
+    json_schema_extra={
+        "x-kubernetes-validations": [
+            {"message": "cannot be changed; make a new policy", "rule": "self == oldSelf"}
+        ]
+    }
+)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -104,6 +113,8 @@ class ServiceMatcher(Model):
 class RedirectFrontend(Model):
     """What traffic is sent to."""
 
+    model_config = one_of("addressMatcher", "serviceMatcher")
+
     address_matcher: AddressMatcher | None = None
     service_matcher: ServiceMatcher | None = None
 
@@ -129,9 +140,9 @@ class RedirectBackend(Model):
 class LocalRedirectSpec(Model):
     """The `spec` of CiliumLocalRedirectPolicy."""
 
-    redirect_frontend: RedirectFrontend
-    redirect_backend: RedirectBackend
-    skip_redirect_from_backend: StrictBool = False
+    redirect_frontend: Annotated[RedirectFrontend, _IMMUTABLE]
+    redirect_backend: Annotated[RedirectBackend, _IMMUTABLE]
+    skip_redirect_from_backend: Annotated[StrictBool, _IMMUTABLE] = False
     description: StrictStr | None = None
 
     @_model_validator(mode="after")

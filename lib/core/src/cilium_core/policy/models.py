@@ -12,7 +12,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictStr,
+    model_validator,
+)
 
 from cilium_core.labels import SOURCE_UNSPEC, Label, LabelError
 from cilium_core.policy.models_peers import (
@@ -67,6 +75,15 @@ class LogConfig(Model):
 
 class CiliumRule(Model):
     """One rule: `spec`, or an item of `specs`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": ["endpointSelector"]}, {"required": ["nodeSelector"]}],
+            "anyOf": [
+                {"required": [name]} for name in ("ingress", "egress", "ingressDeny", "egressDeny")
+            ],
+        }
+    )
 
     endpoint_selector: Selector | None = None
     node_selector: Selector | None = None

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, StrictInt, StrictStr, WithJsonSchema
 
 from cilium_core.policy import fqdn
 from cilium_core.policy.kafka_keys import API_KEYS, ROLES
-from cilium_core.policy.models_values import Model, ObjectName, SecretModel
+from cilium_core.policy.models_values import Model, ObjectName, SecretModel, one_of
 from cilium_core.policy.patterns import check_expression
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
@@ -117,6 +117,8 @@ class DnsModel(Model):
 class FqdnModel(DnsModel):
     """An item of `toFQDNs`."""
 
+    model_config = one_of("matchName", "matchPattern")
+
     @model_validator(mode="after")
     def _check_one(self) -> Self:
         if self.match_name is not None and self.match_pattern is not None:
@@ -152,6 +154,8 @@ class KafkaModel(Model):
 
 class L7Rules(Model):
     """Rules above layer 4, all of one kind."""
+
+    model_config = one_of("http", "kafka", "dns", "l7proto")
 
     http: list[HttpModel] | None = None
     kafka: list[KafkaModel] | None = None

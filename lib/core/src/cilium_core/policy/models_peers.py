@@ -29,6 +29,7 @@ from cilium_core.policy.models_values import (
     Selector,
     check_excepts,
     check_one_of,
+    one_of,
 )
 
 ENTITIES: Final = (
@@ -75,6 +76,8 @@ Removed = Annotated[
 class CidrRule(Model):
     """A prefix, or all prefixes of some CIDR groups, without some parts."""
 
+    model_config = one_of("cidr", "cidrGroupRef", "cidrGroupSelector")
+
     cidr: Cidr | None = None
     cidr_group_ref: ObjectName | None = None
     cidr_group_selector: Selector | None = None
@@ -104,6 +107,8 @@ class ServiceLabels(Model):
 
 class ServiceModel(Model):
     """An item of `toServices`."""
+
+    model_config = one_of("k8sService", "k8sServiceSelector")
 
     k8s_service: ServiceName | None = Field(default=None, alias="k8sService")
     k8s_service_selector: ServiceLabels | None = Field(default=None, alias="k8sServiceSelector")

@@ -228,6 +228,11 @@ def check_excepts(cidr: Prefix, excepts: list[Prefix], *, strict: bool = False) 
             raise ValueError(f"except {excepted} does not lie inside {cidr}")
 
 
+def one_of(*names: str) -> ConfigDict:
+    """The configuration of a model of which exactly one field is written, for its schema."""
+    return ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in names]})
+
+
 def check_one_of(model: Model, *names: str) -> None:
     """Raise `ValueError` unless exactly one of the named fields is written."""
     written = [name for name in names if getattr(model, name) is not None]
