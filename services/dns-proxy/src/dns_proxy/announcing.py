@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 log = get_logger()
 
 MAX_ENTRIES: Final = 65_536
-MAX_CALLS: Final = 4
+MAX_CALLS: Final = 2
 """Calls at a time; what comes meanwhile goes together in the next one."""
 
 BATCH: Final = 500
@@ -63,13 +64,10 @@ class _Entry:
     known_until_s: float = 0.0
     told_until_s: float = 0.0
     waiting: list[Callable[[], None]] = field(default_factory=list)
-    timer: asyncio.TimerHandle | None = None
+    waiting_since_s: float = 0.0
 
     def release(self) -> None:
         """Let go of the answers that wait."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
         waiting, self.waiting = self.waiting, []
         for done in waiting:
             done()
@@ -84,6 +82,8 @@ class Announcer:
         self._entries: dict[Key, _Entry] = {}
         self._due: dict[Key, _Entry] = {}
         self._calls: set[asyncio.Task[None]] = set()
+        self._waiting: deque[tuple[float, _Entry]] = deque()
+        self._watching = False
         self._flushing = False
         self._failed = False
         self.max_delay_s = 0.1
@@ -137,7 +137,8 @@ class Announcer:
         """Tell the agent, and call `done` when the answer may leave: perhaps at once."""
         entry = self._entries.pop(key, None) or _Entry(key, 0, 0, 0.0)
         entry.time_ns, entry.ttl_s = time.time_ns(), ttl_s
-        entry.expires_s = self._loop.time() + max(ttl_s, MIN_KEPT_S)
+        now = self._loop.time()
+        entry.expires_s = now + max(ttl_s, MIN_KEPT_S)
         self._entries[key] = entry
         self._due[key] = entry
         if len(self._entries) > MAX_ENTRIES:
@@ -145,9 +146,13 @@ class Announcer:
         if not self.present or self.max_delay_s <= 0:
             done()
             return
+        if not entry.waiting:
+            entry.waiting_since_s = now
+            self._waiting.append((now, entry))
+            if not self._watching:
+                self._watching = True
+                self._loop.call_at(now + self.max_delay_s, self._give_up)
         entry.waiting.append(done)
-        if entry.timer is None:
-            entry.timer = self._loop.call_later(self.max_delay_s, self._give_up, entry)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -201,10 +206,21 @@ class Announcer:
     def _kept(self, entry: _Entry) -> bool:
         return self._entries.get(entry.key) is entry
 
-    def _give_up(self, entry: _Entry) -> None:
-        if entry.waiting:
-            self.late += len(entry.waiting)
-            entry.release()
+    def _give_up(self) -> None:
+        """Let go of the answers that waited long enough, in the order in which they began."""
+        self._watching = False
+        now = self._loop.time()
+        while self._waiting:
+            since_s, entry = self._waiting[0]
+            # An entry that was released and waits anew stands further behind, too.
+            if entry.waiting and entry.waiting_since_s == since_s:
+                if since_s + self.max_delay_s > now:
+                    self._watching = True
+                    self._loop.call_at(since_s + self.max_delay_s, self._give_up)
+                    return
+                self.late += len(entry.waiting)
+                entry.release()
+            self._waiting.popleft()
 
     def _forget_oldest(self) -> None:
         key, entry = next(iter(self._entries.items()))

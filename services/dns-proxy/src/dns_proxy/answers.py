@@ -33,6 +33,9 @@ TYPE_AAAA: Final = 28
 MAX_TTL_S: Final = 0x7FFFFFFF
 """A larger one counts as 0 (RFC 2181)."""
 
+NO_TTL: Final = 0xFFFFFFFF
+"""What flows show for answers without records."""
+
 MAX_POINTERS: Final = 64
 
 _COUNTS = Struct("!HHHH")
@@ -44,7 +47,8 @@ class Answer:
     """An answer that was understood.
 
     `addresses` are 4 or 16 bytes each, in order and once; `ttl_s` is 0 without addresses or
-    aliases. `truncated` answers make the client ask again, so nothing is learnt from them.
+    aliases. `lowest_ttl_s` is that of all records of the answer, whatever they are, and `NO_TTL`
+    without any. `truncated` answers make the client ask again, so nothing is learnt from them.
     """
 
     rcode: int
@@ -52,6 +56,7 @@ class Answer:
     ttl_s: int
     aliases: tuple[str, ...]
     types: tuple[str, ...]
+    lowest_ttl_s: int
     truncated: bool
 
     @property
@@ -109,10 +114,13 @@ def _parse(data: bytes, query: Query) -> Answer:
             rcode |= ttl >> 24 << 4
     if position != len(data):
         raise MessageError(Fault.TRAILING)
-    types = tuple(dict.fromkeys(type_name(kind) for _, kind, _, _, _ in found))
     if rcode or truncated or query.qclass != CLASS_IN:
-        return Answer(rcode, (), 0, (), types, truncated)
-    return _follow(data, query, found, names, types)
+        addresses, ttl_s, aliases = tuple[bytes, ...](), 0, tuple[str, ...]()
+    else:
+        addresses, ttl_s, aliases = _follow(data, query, found, names)
+    types = tuple(dict.fromkeys(type_name(kind) for _, kind, _, _, _ in found))
+    lowest = min((ttl for _, _, ttl, _, _ in found), default=NO_TTL)
+    return Answer(rcode, addresses, ttl_s, aliases, types, lowest, truncated)
 
 
 def _follow(
@@ -120,9 +128,8 @@ def _follow(
     query: Query,
     found: list[tuple[str, int, int, int, int]],
     names: dict[int, tuple[list[bytes], int]],
-    types: tuple[str, ...],
-) -> Answer:
-    """Collect the addresses of the name asked for, along its aliases."""
+) -> tuple[tuple[bytes, ...], int, tuple[str, ...]]:
+    """The addresses of the name asked for, the shortest life on the way, and the aliases."""
     owners = {query.name}
     aliases: list[str] = []
     ttls: list[int] = []
@@ -155,7 +162,7 @@ def _follow(
         if name in owners:
             addresses[data[start:end]] = None
             ttls.append(ttl)
-    return Answer(0, tuple(addresses), min(ttls, default=0), tuple(aliases), types, False)
+    return tuple(addresses), min(ttls, default=0), tuple(aliases)
 
 
 def _read_name(

@@ -57,7 +57,7 @@ def response_dns(query: Query, answer: Answer) -> bytes:
     """An answer as the `dns` field of `Layer7`."""
     dns = _question(query)
     dns.ips.extend(answer.address_texts)
-    dns.ttl = answer.ttl_s
+    dns.ttl = answer.lowest_ttl_s
     dns.cnames.extend(answer.aliases)
     dns.rcode = answer.rcode
     dns.rrtypes.extend(answer.types)

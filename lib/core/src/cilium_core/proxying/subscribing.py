@@ -67,12 +67,16 @@ class Subscription:
         take_up: TakeUp,
         *,
         joined: Callable[[], None] = lambda: None,
+        left: Callable[[], None] = lambda: None,
     ) -> None:
-        """`copy` is the file of the copy on disk; `joined` is called when an agent is there."""
+        """`copy` is the file of the copy on disk.
+
+        `joined` is called when an agent has sent its snapshot, `left` when it is gone again.
+        """
         self._kind = kind
         self._copy = copy
         self._take_up = take_up
-        self._joined = joined
+        self._joined, self._left = joined, left
         self._requests: asyncio.Queue[proxy_pb2.WatchRedirectsRequest] = asyncio.Queue()
         self._revision = 0
         self.assignment = Assignment()
@@ -108,7 +112,8 @@ class Subscription:
             if self.connected:
                 backoff_s = MIN_BACKOFF_S
                 log.warning("the agent is away; going on with what is known")
-            self.connected = False
+                self.connected = False
+                self._left()
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 

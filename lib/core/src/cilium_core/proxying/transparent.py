@@ -13,6 +13,7 @@ import contextlib
 import ipaddress
 import socket
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def original_destination(ancillary: Iterable[tuple[int, int, bytes]]) -> tuple[s
     return None
 
 
+@lru_cache(maxsize=8192)
 def packed(host: str) -> bytes:
     """An address as 4 or 16 bytes; IPv4 written as IPv6 becomes IPv4. Raises `ValueError`."""
     address = ipaddress.ip_address(host.partition("%")[0])
