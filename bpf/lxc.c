@@ -11,6 +11,7 @@
 #include "lib/neighbours.h"
 #include "lib/policy.h"
 #include "lib/proxy.h"
+#include "lib/sockets.h"
 
 /* What the stack shall know of a packet that leaves through it. */
 static __always_inline __u32 mark_of(const struct packet *p)
@@ -201,6 +202,20 @@ static __always_inline __u32 stack_identity(struct __sk_buff *skb, const struct 
 	return identity_of_address(&p->tuple.saddr, family);
 }
 
+/*
+ * What a proxy sends to the node itself, with the pod's address, never leaves the stack, so that no
+ * connection is known of it. The answer comes here, and the proxy's socket tells.
+ */
+static __always_inline bool answers_proxy(struct __sk_buff *skb, const struct packet *p,
+					  const __u8 family)
+{
+	if (p->src_identity != ID_HOST || p->origin != ORIGIN_STACK || !proxies_on())
+		return false;
+	if (is_tcp(p))
+		return !ct_opens(p) && node_connected(skb, &p->tuple, family);
+	return p->tuple.proto == IPPROTO_UDP && node_bound(skb, &p->tuple, family);
+}
+
 static __always_inline int to_container(struct __sk_buff *skb, struct packet *p, const __u8 family)
 {
 	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
@@ -230,6 +245,10 @@ static __always_inline int to_container(struct __sk_buff *skb, struct packet *p,
 	address = family == FAMILY_IPV4 ? (const void *)&pod->ipv4 : (const void *)pod->ipv6;
 	if (!same_address(&p->tuple.daddr, address, family))
 		return DROP(DROP_UNKNOWN_L3_TARGET_ADDRESS);
+	if (unlikely_(answers_proxy(skb, p, family))) {
+		see_alone(skb, p);
+		return bounce_to_proxy(skb, p, family);
+	}
 	verdict = admit(skb, p, NULL, pod, family);
 	if (unlikely_(verdict))
 		return verdict < 0 ? verdict : bounce_to_proxy(skb, p, family);

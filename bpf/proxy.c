@@ -11,62 +11,25 @@
 #include "lib/delivery.h"
 #include "lib/policy.h"
 #include "lib/proxy.h"
-
-#define STATE_LISTEN 10
-
-/* Fill in the tuple of a packet from `p`'s source to an address and port. Returns its size. */
-static __always_inline __u32 socket_tuple(struct bpf_sock_tuple *t, const struct packet *p,
-					  const union address *to, __u16 port, const __u8 family)
-{
-	if (family == FAMILY_IPV4) {
-		t->ipv4.saddr = p->tuple.saddr.v4;
-		t->ipv4.daddr = to->v4;
-		t->ipv4.sport = p->tuple.sport;
-		t->ipv4.dport = port;
-		return sizeof(t->ipv4);
-	}
-	__builtin_memcpy(t->ipv6.saddr, &p->tuple.saddr, 16);
-	__builtin_memcpy(t->ipv6.daddr, to, 16);
-	t->ipv6.sport = p->tuple.sport;
-	t->ipv6.dport = port;
-	return sizeof(t->ipv6);
-}
-
-/*
- * Does the kernel know the connection that a SYN asks for? Then it is a repetition, or the first
- * after a connection that the proxy has closed; either is the affair of that socket.
- */
-static __always_inline bool is_known(struct __sk_buff *skb, const struct packet *p,
-				     const __u8 family)
-{
-	struct bpf_sock_tuple t = {};
-	struct bpf_sock *sk;
-	bool known;
-	__u32 size = socket_tuple(&t, p, &p->tuple.daddr, p->tuple.dport, family);
-
-	sk = bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return false;
-	known = sk->state != STATE_LISTEN;
-	bpf_sk_release(sk);
-	return known;
-}
+#include "lib/sockets.h"
 
 /* Hand the packet to the proxy that listens on the loopback address. */
 static __always_inline int assign(struct __sk_buff *skb, const struct packet *p, const __u8 family)
 {
-	union address loopback = {};
 	struct bpf_sock_tuple t = {};
+	struct tuple to = p->tuple;
 	bool listens = true;
 	struct bpf_sock *sk;
 	__u32 size;
 	long failed;
 
+	to.daddr = (union address){};
 	if (family == FAMILY_IPV4)
-		loopback.v4 = bpf_htonl(0x7f000001);
+		to.daddr.v4 = bpf_htonl(INADDR_LOOPBACK);
 	else
-		loopback.words[3] = bpf_htonl(1);
-	size = socket_tuple(&t, p, &loopback, p->proxy_port, family);
+		to.daddr.words[3] = bpf_htonl(1);
+	to.dport = p->proxy_port;
+	size = socket_tuple(&t, &to, family);
 	if (p->tuple.proto == IPPROTO_TCP) {
 		sk = bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
 		if (!sk)
@@ -88,8 +51,9 @@ static __always_inline int choose_socket(struct __sk_buff *skb, struct packet *p
 	/* put together again, a datagram has lost the socket that was chosen for its pieces */
 	if (p->flags & PACKET_FRAGMENT)
 		return PROXY_DROP(DROP_IP_FRAGMENTATION_NOT_SUPPORTED);
+	/* a repeated SYN, or the first after a connection that the proxy has closed */
 	if (p->tuple.proto == IPPROTO_TCP && !(p->flags & PACKET_TO_LISTENER) &&
-	    is_known(skb, p, family))
+	    node_connected(skb, &p->tuple, family))
 		return 0;
 	return assign(skb, p, family);
 }

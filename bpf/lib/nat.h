@@ -14,6 +14,7 @@
 #include "endpoints.h"
 #include "events.h"
 #include "rewrite.h"
+#include "sockets.h"
 
 #define NAT_DROP(reason) DROP_AT(FILE_NAT, reason)
 #define NAT_TRIES        32
@@ -136,39 +137,6 @@ static __always_inline bool in_nat_range(__u16 port)
 	return number >= config->nat_port_min && number <= config->nat_port_max;
 }
 
-/* Does a socket of the node own this tuple? `back` is the tuple of an answer. */
-static __always_inline bool node_owns(struct __sk_buff *skb, const struct tuple *back,
-				      const __u8 family)
-{
-	struct bpf_sock_tuple t = {};
-	struct bpf_sock *sk;
-	__u32 size;
-
-	if (back->proto != IPPROTO_TCP && back->proto != IPPROTO_UDP)
-		return false;
-	if (family == FAMILY_IPV4) {
-		t.ipv4.saddr = back->saddr.v4;
-		t.ipv4.daddr = back->daddr.v4;
-		t.ipv4.sport = back->sport;
-		t.ipv4.dport = back->dport;
-		size = sizeof(t.ipv4);
-	} else {
-		__builtin_memcpy(t.ipv6.saddr, &back->saddr, 16);
-		__builtin_memcpy(t.ipv6.daddr, &back->daddr, 16);
-		t.ipv6.sport = back->sport;
-		t.ipv6.dport = back->dport;
-		size = sizeof(t.ipv6);
-	}
-	if (back->proto == IPPROTO_TCP)
-		sk = bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
-	else
-		sk = bpf_sk_lookup_udp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return false;
-	bpf_sk_release(sk);
-	return true;
-}
-
 /* The tuple of an answer to a packet that was translated to `to`. */
 static __always_inline void answer_of(struct tuple *back, const struct tuple *t,
 				      const struct mapping *to)
@@ -208,7 +176,7 @@ static __always_inline int nat_allocate(struct __sk_buff *skb, const struct tupl
 		answer_of(&back, t, to);
 		/* an original of the node itself already owns its socket */
 		if ((same_address(&t->saddr, &to->address, family) ||
-		     !node_owns(skb, &back, family)) &&
+		     !node_takes(skb, &back, family)) &&
 		    nat_insert(&back, NAT_IN, &t->saddr, t->sport, family)) {
 			taken = true;
 			break;

@@ -265,9 +265,9 @@ static __always_inline void ct_renew(const struct packet *p, struct ct_entry *en
  */
 static __always_inline int end_connection(struct packet *p, const struct ct_entry *entry)
 {
+	p->flags &= ~PACKET_PROXIED;
 	if (p->seen.reason == REASON_REPLY)
 		return POLICY_DROP(DROP_POLICY_DENIED);
-	p->flags &= ~PACKET_PROXIED;
 	if (!is_tcp(p) || ct_opens(p))
 		return 0;
 	p->proxy_port = p->judged.proxy_port ? p->judged.proxy_port : entry->proxy_port;
@@ -323,6 +323,9 @@ static __always_inline int admit(struct __sk_buff *skb, struct packet *p,
 		if (p->flags & PACKET_ICMP_ERROR)
 			return 0;
 		if (entry && p->flags & PACKET_CHANGED) {
+			/* the end itself, from the listener or a server that has heard of it */
+			if (p->seen.reason == REASON_REPLY && p->tcp_flags & TCP_RST)
+				return admitted(p);
 			verdict = end_connection(p, entry);
 			if (verdict)
 				return verdict;

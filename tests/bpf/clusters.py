@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from tests.bpf.harness import Namespace
 from tests.bpf.nodes import V4, V6, path_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from cilium_core.policy import PolicyEntry, PolicyKey
 
 LIMIT_S = 10.0
 _SIZES = dict.fromkeys(("cilium_ipcache_v2", "cilium_policy", "cilium_lxc"), 4096)
@@ -98,6 +101,8 @@ class Cluster:
     def _outside(opened: Any) -> None:
         opened.addr("add", index=1, address=WORLD4, prefixlen=32)
         opened.addr("add", index=1, address=WORLD6, prefixlen=128, flags=2)
+        opened.route("add", dst="10.244.1.0/24", gateway="172.30.0.11")
+        opened.route("add", dst="fd00:244:0:1::/64", gateway="fd00:30::11", family=10)
 
     def _start(self, namespace: Namespace, number: int) -> None:
         def routes(opened: Any) -> None:
@@ -159,6 +164,38 @@ class Cluster:
         plane.endpoints.upsert(info)
         namespace.call(plane.attach_endpoint, made.ifindex)
         return Pod(pod, info)
+
+    @contextlib.contextmanager
+    def enforced(self, number: int, rules: dict[PolicyKey, PolicyEntry]) -> Iterator[None]:
+        """Enforce these rules on a pod meanwhile, in the directions that they speak of."""
+        try:
+            self.enforce(number, rules)
+            yield
+        finally:
+            self.enforce(number, {})
+
+    def enforce(self, number: int, rules: dict[PolicyKey, PolicyEntry]) -> None:
+        """Enforce these rules on a pod from now on."""
+        plane, info = self.planes[_node_of(number) - 1], self.pods[number].info
+        flags = 0
+        for key in rules:
+            ingress = key.direction == abi.DIR_INGRESS
+            flags |= abi.ENDPOINT_ENFORCE_INGRESS if ingress else abi.ENDPOINT_ENFORCE_EGRESS
+        plane.policy.replace(number, rules)
+        plane.endpoints.upsert(replace(info, flags=flags))
+
+    def place(self, name: str, family: int) -> tuple[Namespace, str]:
+        """Namespace and address of a place that a pod of node 1 may speak with."""
+        four = family == 4
+        places = {
+            "local pod": (self.pods[11].namespace, self.pods[11].address(family)),
+            "remote pod": (self.pods[20].namespace, self.pods[20].address(family)),
+            "own node": (self.nodes[0], "172.30.0.11" if four else "fd00:30::11"),
+            "router": (self.nodes[0], "10.244.1.1" if four else "fd00:244:0:1::1"),
+            "other node": (self.nodes[1], "172.30.0.12" if four else "fd00:30::12"),
+            "world": (self.world, WORLD4 if four else WORLD6),
+        }
+        return places[name]
 
     def counted(self, reason: int, node: int = 1) -> int:
         rows = self.planes[node - 1].metrics.dump()

@@ -14,11 +14,17 @@ import socket
 import struct
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cilium_core import abi
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Raw
 
 from tests.bpf.harness import Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _IP_RECVORIGDSTADDR, _IPV6_RECVORIGDSTADDR = 20, 74
@@ -47,6 +53,8 @@ class Proxy:
     ingress: bool = False
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
+    refused: int = 0
+    """Datagrams that came to nobody, as the network has told."""
     _open: list[socket.socket] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
     _clients: dict[Any, socket.socket] = field(default_factory=dict)
@@ -74,16 +82,18 @@ class Proxy:
         for each in self._open:
             each.close()
 
-    def _socket(self) -> socket.socket:
+    def _socket(self, kind: int = 0) -> socket.socket:
         def make() -> socket.socket:
-            made = socket.socket(_FAMILIES[self.family], self.kind)
+            protocol = socket.IPPROTO_RAW if kind else 0
+            made = socket.socket(_FAMILIES[self.family], kind or self.kind, protocol)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             mark = abi.MARK_PROXY_INGRESS if self.ingress else abi.MARK_PROXY_EGRESS
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             if self.family == 4:
                 made.setsockopt(socket.SOL_IP, _IP_TRANSPARENT, 1)
             else:
-                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                if not kind:
+                    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 made.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
             made.settimeout(0.05)
             return made
@@ -143,20 +153,30 @@ class Proxy:
                     self._clients[peer[:2]] = self._upstream(peer, server)
                 self._clients[peer[:2]].send(data)
 
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except ConnectionRefusedError:
+            self.refused += 1
+
     def _upstream(self, peer: Any, server: tuple[str, int]) -> socket.socket:
         """With the very address and port of the client, as a DNS server wants to see it."""
-        upstream, answering = self._socket(), self._socket()
+        upstream = self._socket()
         if not self.ingress:
             upstream.bind(peer[:2])
         upstream.connect(server)
-        answering.bind(server)
-        self._start(self._answer, upstream, answering, peer)
+        self._start(self._answer, upstream, peer, server)
         return upstream
 
-    def _answer(self, upstream: socket.socket, answering: socket.socket, peer: Any) -> None:
+    def _answer(self, upstream: socket.socket, peer: Any, server: tuple[str, int]) -> None:
+        """As the server: past sockets, of which the server may have one on this very node."""
+        raw = self._socket(socket.SOCK_RAW)
+        layer = IP if self.family == 4 else IPv6
+        header = layer(src=server[0], dst=peer[0]) / UDP(sport=server[1], dport=peer[1])
         while not self._over.is_set():
-            with contextlib.suppress(TimeoutError):
-                answering.sendto(upstream.recv(65535), peer)
+            with contextlib.suppress(TimeoutError), self._refusals():
+                raw.sendto(bytes(header / Raw(upstream.recv(65535))), (peer[0], 0))
 
 
 def _pass_on(source: Any, target: socket.socket) -> bool:
