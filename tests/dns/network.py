@@ -81,6 +81,8 @@ table inet steering {{
     type filter hook postrouting priority mangle; policy accept;
     oif "s0" th dport 53 meta mark 0xb00 counter accept
     oif "s0" th dport 53 counter drop
+    oif "c0" th sport 53 meta mark 0xb00 counter accept
+    oif "c0" th sport 53 counter drop
   }}
 }}
 """

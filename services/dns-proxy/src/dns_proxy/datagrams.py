@@ -163,11 +163,13 @@ class Link:
         service: Service,
         client_host: str,
         server: Replies,
+        ingress: bool,
         buffer: memoryview,
     ) -> None:
         self._loop = loop
         self._service = service
         self._buffer = buffer
+        self._ingress = ingress
         self.client_host = client_host
         self.server = server
         self.used_s = 0.0
@@ -177,7 +179,7 @@ class Link:
             server.port,
             PROTOCOL_UDP,
         )
-        self._current: dict[bool, Upstream] = {}
+        self._current: Upstream | None = None
         self._retired: list[Upstream] = []
 
     def reply(self, exchange: Exchange, data: bytes) -> bool:
@@ -186,12 +188,11 @@ class Link:
 
     def forward(self, exchange: Exchange, data: bytes) -> None:
         """Send a query to the server."""
-        ingress = exchange.gate.redirect.ingress
-        upstream = self._current.get(ingress)
+        upstream = self._current
         self.used_s = now = exchange.started_s
         if upstream is None or upstream.uses >= MAX_USES or now - upstream.born_s > MAX_AGE_S:
             try:
-                upstream = self._renew(ingress)
+                upstream = self._renew()
             except OSError as error:
                 log.warning(
                     "no socket towards a server",
@@ -204,48 +205,49 @@ class Link:
                 return
         upstream.ask(exchange, data)
 
-    def _renew(self, ingress: bool) -> Upstream:
+    def _renew(self) -> Upstream:
         server = self.server
-        own = ingress or server.local  # an answer of the node to itself must not leave it
+        own = self._ingress or server.local  # an answer of the node to itself must not leave it
         sock = transparent.upstream(
             socket.SOCK_DGRAM,
             None if own else (self.client_host, 0),
             family=transparent.family_of(server.host),
-            mark=transparent.MARK_INGRESS if ingress else transparent.MARK_EGRESS,
+            mark=transparent.mark_of(ingress=self._ingress),
         )
         try:
             sock.connect((server.host, server.port))
         except OSError:
             sock.close()
             raise
-        old = self._current.pop(ingress, None)
-        if old is not None:
-            self._retired.append(old)
-        upstream = self._current[ingress] = Upstream(self._loop, self._service, sock, self._buffer)
-        return upstream
+        if self._current is not None:
+            self._retired.append(self._current)
+        self._current = Upstream(self._loop, self._service, sock, self._buffer)
+        return self._current
 
     def sweep(self, now: float) -> bool:
         """Give up what is late and close what is out of use; False when nothing is left."""
-        current = list(self._current.values())
-        for upstream in [*self._retired, *current]:
+        current = self._current
+        for upstream in self._all():
             upstream.expire(now - TIMEOUT_S)
         for upstream in [one for one in self._retired if not one.pending]:
             upstream.close()
             self._retired.remove(upstream)
-        for ingress, upstream in list(self._current.items()):
-            if not upstream.pending and now - upstream.born_s > MAX_AGE_S:
-                upstream.close()
-                del self._current[ingress]
-        return bool(self._retired or self._current) or now - self.used_s < IDLE_S
+        if current is not None and not current.pending and now - current.born_s > MAX_AGE_S:
+            current.close()
+            self._current = None
+        return bool(self._all()) or now - self.used_s < IDLE_S
 
     def close(self) -> None:
         """Give all sockets back; what is in flight stays unanswered."""
-        for upstream in [*self._retired, *self._current.values()]:
+        for upstream in self._all():
             for _ in upstream.pending:
                 self._service.finish()
             upstream.close()
         self._retired.clear()
-        self._current.clear()
+        self._current = None
+
+    def _all(self) -> list[Upstream]:
+        return self._retired + ([self._current] if self._current is not None else [])
 
 
 class Datagrams:
@@ -254,15 +256,16 @@ class Datagrams:
     def __init__(self, loop: asyncio.AbstractEventLoop, service: Service) -> None:
         self._loop = loop
         self._service = service
-        self._servers: dict[bytes, Replies] = {}
-        self._links: dict[tuple[str, bytes], Link] = {}
+        self._servers: dict[tuple[bytes, bool], Replies] = {}
+        self._links: dict[tuple[str, bytes, bool], Link] = {}
         self._buffer = memoryview(bytearray(65536))
         self.lost = 0
         """Queries that could not even be looked at."""
 
     def listen(self, host: str, port: int, gate: Callable[[], Gate]) -> socket.socket:
         """Serve a port; `gate` gives the rules in force. Raises `OSError`."""
-        sock = transparent.listener(host, port, socket.SOCK_DGRAM)
+        mark = transparent.mark_of(ingress=gate().redirect.ingress)
+        sock = transparent.listener(host, port, socket.SOCK_DGRAM, mark=mark)
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
         self._loop.add_reader(sock.fileno(), self._readable, sock, gate)
         return sock
@@ -274,6 +277,7 @@ class Datagrams:
 
     def _readable(self, sock: socket.socket, gate: Callable[[], Gate]) -> None:
         admit, rules, links = self._service.admit, gate(), self._links
+        ingress = rules.redirect.ingress
         receive, room = sock.recvmsg, transparent.ORIGINAL_DESTINATION_BYTES
         for _ in range(BURST):
             try:
@@ -286,30 +290,33 @@ class Datagrams:
             if flags & socket.MSG_TRUNC or not ancillary:
                 self.lost += 1
                 continue
-            link = links.get((sender[0], ancillary[0][2]))
+            link = links.get((sender[0], ancillary[0][2], ingress))
             if link is None:
-                link = self._link(sender[0], ancillary)
+                link = self._link(sender[0], ancillary, ingress)
                 if link is None:
                     self.lost += 1
                     continue
             admit(rules, link, sender, data, link.forward)
 
-    def _link(self, client: str, ancillary: list[tuple[int, int, bytes]]) -> Link | None:
+    def _link(
+        self, client: str, ancillary: list[tuple[int, int, bytes]], ingress: bool
+    ) -> Link | None:
         """The link of a client that asks a server for the first time in a while."""
         meant = transparent.original_destination(ancillary)
         if meant is None or len(self._links) >= MAX_LINKS:
             return None
-        place = ancillary[0][2]
+        place = ancillary[0][2], ingress
         server = self._servers.get(place)
         if server is None:
             try:
-                server = self._servers[place] = Replies(*meant)
+                mark = transparent.mark_of(ingress=ingress)
+                server = self._servers[place] = Replies(*meant, mark=mark)
             except OSError as error:
                 log.warning("no socket to answer from", server=meant, error=str(error))
                 return None
-        link = Link(self._loop, self._service, client, server, self._buffer)
+        link = Link(self._loop, self._service, client, server, ingress, self._buffer)
         link.used_s = time.monotonic()
-        self._links[client, place] = link
+        self._links[(client, *place)] = link
         return link
 
     def sweep(self) -> None:
@@ -317,7 +324,7 @@ class Datagrams:
         now = time.monotonic()
         for key in [key for key, link in self._links.items() if not link.sweep(now)]:
             del self._links[key]
-        used = {place for _, place in self._links}
+        used = {key[1:] for key in self._links}
         for place in [place for place in self._servers if place not in used]:
             self._servers.pop(place).close()
 

@@ -25,12 +25,16 @@ _HOPS: Final = 64
 class Replies:
     """Answers clients in the name of one server. Raises `OSError` when it cannot be made."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, mark: int) -> None:
         self.host, self.port = host, port
         self.local = is_local(host)
         """Whether the node itself has the address."""
         self._raw = self.local
-        self._socket = raw_socket(host) if self.local else transparent.impersonator(host, port)
+        self._socket = (
+            raw_socket(host, mark=mark)
+            if self.local
+            else transparent.impersonator(host, port, mark=mark)
+        )
 
     def send(self, data: bytes, client: tuple[str, int]) -> bool:
         """Send a datagram; False when the kernel refuses it, as it may under load."""
@@ -61,10 +65,11 @@ def is_local(host: str) -> bool:
     return True
 
 
-def raw_socket(host: str) -> socket.socket:
+def raw_socket(host: str, *, mark: int) -> socket.socket:
     """A socket that sends whole packets of the address's family."""
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
     sock = socket.socket(transparent.family_of(host), kind, socket.IPPROTO_RAW)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
     return sock
 

@@ -142,7 +142,7 @@ class Connection:
             socket.SOCK_STREAM,
             None if own else (self.client_host, 0),
             family=transparent.family_of(self.server[0]),
-            mark=transparent.MARK_INGRESS if ingress else transparent.MARK_EGRESS,
+            mark=transparent.mark_of(ingress=ingress),
         )
         try:
             await asyncio.get_running_loop().sock_connect(sock, self.server)
@@ -223,7 +223,8 @@ class Streams:
 
     async def listen(self, host: str, port: int, gate: Callable[[], Gate]) -> asyncio.Server:
         """Serve a port; `gate` gives the rules in force. Raises `OSError`."""
-        sock = transparent.listener(host, port, socket.SOCK_STREAM)
+        mark = transparent.mark_of(ingress=gate().redirect.ingress)
+        sock = transparent.listener(host, port, socket.SOCK_STREAM, mark=mark)
 
         async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await self._serve(Connection(self._service, gate, reader, writer), writer)

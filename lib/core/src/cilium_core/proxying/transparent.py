@@ -3,8 +3,9 @@
 A listener stands on a loopback address and is handed packets to any address and port: the data
 plane assigns them to it. Towards the server a proxy of outgoing traffic speaks from the client's
 own address, towards the client from the server's; both need `IP_TRANSPARENT`, and so
-CAP_NET_ADMIN. What a proxy sends to servers carries a mark that tells the data plane that it was
-judged already. Constants are those of the kernel's in.h, in6.h and socket.h, which Python lacks.
+CAP_NET_ADMIN. All that a proxy sends, to servers and to clients, carries the mark of its direction
+(`mark_of`), by which the data plane knows that it was judged already. Constants are those of the
+kernel's in.h, in6.h and socket.h, which Python lacks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ IPV6_TRANSPARENT: Final = 75
 
 MARK_INGRESS: Final = 0x0A00
 MARK_EGRESS: Final = 0x0B00
-"""Marks of packets that a proxy of incoming or outgoing traffic sends to servers."""
+"""Marks of packets that a proxy of incoming or outgoing traffic sends."""
 
 LOOPBACKS: Final = ("127.0.0.1", "::1")
 """Where a redirect's port is listened on."""
@@ -42,7 +43,14 @@ def family_of(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def listener(host: str, port: int, kind: socket.SocketKind, backlog: int = 1024) -> socket.socket:
+def mark_of(*, ingress: bool) -> int:
+    """The mark of a proxy's sockets; the kernel gives accepted ones that of their listener."""
+    return MARK_INGRESS if ingress else MARK_EGRESS
+
+
+def listener(
+    host: str, port: int, kind: socket.SocketKind, *, mark: int, backlog: int = 1024
+) -> socket.socket:
     """A socket that takes connections or datagrams to foreign addresses; not blocking.
 
     A datagram socket reports the original destination of each, see `original_destination`; that of
@@ -50,6 +58,7 @@ def listener(host: str, port: int, kind: socket.SocketKind, backlog: int = 1024)
     """
     sock = _transparent(family_of(host), kind)
     try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind is socket.SOCK_STREAM)
         if kind is socket.SOCK_DGRAM:
             if sock.family is socket.AF_INET6:
@@ -87,13 +96,14 @@ def upstream(
     return sock
 
 
-def impersonator(host: str, port: int) -> socket.socket:
+def impersonator(host: str, port: int, *, mark: int) -> socket.socket:
     """A datagram socket that answers clients from a server's address and port. Raises `OSError`.
 
     It is never read from; what the kernel delivers to it is thrown away.
     """
     sock = _transparent(family_of(host), socket.SOCK_DGRAM)
     try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
         sock.bind((host, port))
