@@ -124,6 +124,16 @@ def original_destination(ancillary: Iterable[tuple[int, int, bytes]]) -> tuple[s
 
 
 @lru_cache(maxsize=8192)
+def is_local(host: str) -> bool:
+    """Whether the node itself has an address. Packets to such a one never meet the data plane."""
+    with contextlib.closing(socket.socket(family_of(host), socket.SOCK_DGRAM)) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
 def packed(host: str) -> bytes:
     """An address as 4 or 16 bytes; IPv4 written as IPv6 becomes IPv4. Raises `ValueError`."""
     address = ipaddress.ip_address(host.partition("%")[0])
