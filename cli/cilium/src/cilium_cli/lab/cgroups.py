@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,29 @@ def processes(path: Path) -> list[int]:
         with contextlib.suppress(OSError):
             found += [int(pid) for pid in Path(folder, "cgroup.procs").read_text().split()]
     return found
+
+
+def kill_session(path: Path, session: int) -> None:
+    """SIGKILL the processes of the group that belong to a session, and wait until they are gone.
+
+    What a service started in a session of its own is meant to outlive it, and is left alone.
+    """
+    deadline = time.monotonic() + _KILL_LIMIT_S
+    while left := [pid for pid in processes(path) if _session(pid) == session]:
+        if time.monotonic() > deadline:
+            raise DeadlineError(f"processes {left} of {path} do not die")
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def _session(pid: int) -> int:
+    """The session of a process, 0 when it is gone."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def kill(path: Path) -> None:

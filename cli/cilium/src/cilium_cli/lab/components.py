@@ -63,16 +63,21 @@ class Component(NamedTuple):
         return pid
 
     def kill(self) -> None:
-        """SIGKILL it and all it started."""
-        cgroups.kill(self.cgroup)
+        """SIGKILL it and all it started, but for what it started to outlive it."""
+        self._kill_session()
         processes.reap()
 
     def stop(self) -> None:
-        """Ask it to end, then kill what is left."""
+        """Ask it to end, then kill what is left, but for what it started to outlive it."""
         pid = self.pid()
         if pid is not None:
-            processes.stop(pid, self.cgroup)
-        cgroups.kill(self.cgroup)
+            processes.stop(pid)
+        self._kill_session()
+
+    def _kill_session(self) -> None:
+        session = processes.recorded_pid(self.pidfile)
+        if session is not None:
+            cgroups.kill_session(self.cgroup, session)
 
 
 def executable(name: str) -> str:

@@ -79,6 +79,14 @@ def write_pidfile(path: Path, pid: int) -> None:
     path.write_text(f"{pid} {start_time(pid) or 0}\n")
 
 
+def recorded_pid(path: Path) -> int | None:
+    """Return the process id that was recorded, whether it is alive or not."""
+    try:
+        return int(path.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def read_pidfile(path: Path) -> int | None:
     """Return the process id if that very process is alive."""
     try:
@@ -88,15 +96,14 @@ def read_pidfile(path: Path) -> int | None:
     return pid if start_time(pid) == started else None
 
 
-def stop(pid: int, cgroup: Path) -> None:
-    """Ask the process to end, then kill its whole group."""
+def stop(pid: int) -> None:
+    """Ask the process to end, and give it a moment."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_LIMIT_S
     while start_time(pid) is not None and time.monotonic() < deadline:
         reap()
         time.sleep(0.005)
-    cgroups.kill(cgroup)
 
 
 def reap() -> None:
