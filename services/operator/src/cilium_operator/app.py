@@ -19,10 +19,12 @@ from cilium_core.identities import cluster_range
 from cilium_core.kvstore.etcd import EtcdStore
 from cilium_core.leading import Election
 from cilium_core.records import HEARTBEAT, OPERATOR_LEADER, Network, PodCIDRRecord
+from cilium_core.resources.etcd import EtcdSource
 from cilium_core.serving.observability import observability_server
 from cilium_core.serving.sockets import stop_signal
 from cilium_core.telemetry import Health, get_logger
 
+from cilium_operator.announcing import Announcer
 from cilium_operator.assigning import LostLeadershipError, PodCIDRAssigner, read_assignments
 from cilium_operator.collecting import IdentityCollector
 from cilium_operator.jobs import Job
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 log = get_logger()
 
 _HEARTBEAT_S = 60.0
+_SWEEP_S = 300.0
 _SERVICE = "cilium.operator.v1.OperatorService"
 
 
@@ -62,6 +65,8 @@ class App:
         self._assigning = Job("pod-cidr-assignment")
         self._collecting = Job("identity-gc")
         self._beating = Job("heartbeat")
+        self._judging = Job("policy-validation")
+        self._sweeping = Job("event-gc")
         self._assigner: PodCIDRAssigner | None = None
         self._heartbeat_lease: Lease | None = None
         self.health = Health()
@@ -70,7 +75,7 @@ class App:
     @property
     def jobs(self) -> list[Job]:
         """Give the jobs with how they fare."""
-        return [self._assigning, self._collecting, self._beating]
+        return [self._assigning, self._collecting, self._beating, self._judging, self._sweeping]
 
     @property
     def leads(self) -> bool:
@@ -132,6 +137,10 @@ class App:
                     group.create_task(
                         self._collecting.every(settings.identity_gc_interval, collector.run)
                     )
+                if settings.validate_network_policy:
+                    announcer = Announcer(self.store)
+                    group.create_task(self._judge_always(announcer))
+                    group.create_task(self._sweeping.every(_SWEEP_S, announcer.sweep))
         finally:
             self._assigner = None
 
@@ -151,6 +160,19 @@ class App:
                 await self._assigner.run()
 
         await self._assigning.every(1.0, assign)
+
+    async def _judge_always(self, announcer: Announcer) -> None:
+        """Judge all policies anew after each failure."""
+        from cilium_operator.judging import PolicyJudge  # the models take a while to load
+
+        judge = PolicyJudge(
+            EtcdSource(self.store),
+            self.settings.policy_options(),
+            announcer,
+            fence=self._fence,
+            on_pass=self._judging.done,
+        )
+        await self._judging.every(1.0, judge.run)
 
     def _fence(self) -> list[Compare]:
         return [self.election.fence] if self.settings.enable_leader_election else []

@@ -19,15 +19,44 @@ from cilium_core.settings import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from cilium_core.policy.options import PolicyOptions
+
 _POOLS = "Pod CIDRs"
 _SERVING = "Serving"
 _LEADING = "Leader election"
 _IDENTITIES = "Identity garbage collection"
+_VALIDATION = "Policy validation"
 _MOST_BITS = 32
 
 
 @dataclass(frozen=True)
-class OperatorSettings(TelemetrySettings, NodeSettings, ClusterSettings, KvstoreSettings):
+class ValidationSettings:
+    """How policies are judged; the agents should be told the same."""
+
+    validate_network_policy: bool = setting(
+        True,
+        "Write into the status of every stored policy whether it is valid, and events about it.",
+        group=_VALIDATION,
+    )
+    enable_l7_proxy: bool = setting(
+        True, "Policies about HTTP, DNS, Kafka and TLS are valid.", group=_VALIDATION
+    )
+    enable_icmp_rules: bool = setting(True, "icmps in policies are valid.", group=_VALIDATION)
+    enable_extended_ip_protocols: bool = setting(
+        False, "VRRP, IGMP and items without a port are valid.", group=_VALIDATION
+    )
+    enable_node_selector_labels: bool = setting(
+        False, "fromNodes and toNodes in policies are valid.", group=_VALIDATION
+    )
+    enable_host_firewall: bool = setting(
+        False, "Policies that select nodes have an effect.", group=_VALIDATION
+    )
+
+
+@dataclass(frozen=True)
+class OperatorSettings(
+    ValidationSettings, TelemetrySettings, NodeSettings, ClusterSettings, KvstoreSettings
+):
     """Everything the operator can be told."""
 
     enable_ipv4: bool = setting(True, "Give each node an IPv4 pod CIDR.", group=_POOLS)
@@ -92,6 +121,19 @@ class OperatorSettings(TelemetrySettings, NodeSettings, ClusterSettings, Kvstore
         "Where the gRPC API listens: a path, or host:port; empty for nowhere.",
         group=_SERVING,
     )
+
+    def policy_options(self) -> PolicyOptions:
+        """The options under which policies are judged."""
+        from cilium_core.policy.options import PolicyOptions
+
+        return PolicyOptions(
+            cluster=self.cluster_name,
+            l7_proxy=self.enable_l7_proxy,
+            icmp_rules=self.enable_icmp_rules,
+            extended_protocols=self.enable_extended_ip_protocols,
+            node_selector_labels=self.enable_node_selector_labels,
+            host_firewall=self.enable_host_firewall,
+        )
 
     def check(self) -> Iterator[Problem]:
         """Compare settings with each other."""

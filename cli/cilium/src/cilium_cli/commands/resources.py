@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cilium_core.resources.keys import Kind
     from cilium_core.resources.model import Source
 
+
 def _read(files: tuple[str, ...], *, recursive: bool) -> list[Document]:
     from cilium_cli.files import read
 
@@ -127,6 +128,8 @@ def get(
 
 def _render(kind: Kind, items: list[dict[str, Any]]) -> None:
     extra = ["NODE", "ADDRESSES"] if kind.name == "Pod" else []
+    if kind.name.endswith("NetworkPolicy"):
+        extra = ["VALID"]
     headers = ["NAMESPACE", "NAME", *extra, "LABELS"]
     rows = []
     for item in items:
@@ -136,10 +139,18 @@ def _render(kind: Kind, items: list[dict[str, Any]]) -> None:
         if kind.name == "Pod":
             addresses = [ip.get("ip", "") for ip in item.get("status", {}).get("podIPs") or ()]
             row += [item.get("spec", {}).get("nodeName", ""), ", ".join(addresses)]
+        if extra == ["VALID"]:
+            row.append(_valid(item))
         rows.append([*row, labels])
     if not kind.namespaced:
         headers, rows = headers[1:], [row[1:] for row in rows]
     table(headers, rows)
+
+
+def _valid(item: dict[str, Any]) -> str:
+    """Return what the operator says about a policy; empty until it has."""
+    conditions = (item.get("status") or {}).get("conditions") or ()
+    return next((one.get("status", "") for one in conditions if one.get("type") == "Valid"), "")
 
 
 @click.command(short_help="Remove stored objects.")

@@ -19,7 +19,9 @@ from cilium_core.resources.model import Applied, Change, Object, ObjectEvent
 from cilium_core.telemetry import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from cilium_core.kvstore import Compare
 
 log = get_logger()
 
@@ -90,6 +92,35 @@ class EtcdSource:
                 return outcome
         raise ConflictError(f"{kind.name} {name}: somebody else changes it all the time; try again")
 
+    async def update_status(
+        self,
+        kind: Kind,
+        namespace: str,
+        name: str,
+        change: Callable[[Object], Object | None],
+        conditions: Sequence[Compare] = (),
+    ) -> bool:
+        """Give an object another `status` and leave all else as it is, its generation included.
+
+        `change` makes the new status out of the object as it is stored, or None to leave it; it is
+        asked again whenever somebody else was faster. Returns whether something was written.
+        `conditions` must hold for that. Raises NotFoundError, ConflictError.
+        """
+        key = kind.key(namespace, name)
+        for _attempt in range(_ATTEMPTS):
+            found = await self._store.get(key)
+            if found is None:
+                raise _not_found(kind, namespace, name)
+            item = _decode(kind, found.key, found.value, found.mod_revision)
+            status = change(item)
+            if status is None:
+                return False
+            item["metadata"].pop("resourceVersion")
+            value = json.dumps({**item, "status": status}, separators=(",", ":")).encode()
+            if await self._store.transaction([*conditions, unchanged(found)], [Put(key, value)]):
+                return True
+        raise ConflictError(f"{kind.name} {name}: somebody else changes it all the time; try again")
+
     async def delete(self, kind: Kind, namespace: str, name: str) -> None:
         """See Source."""
         key = kind.key(namespace, name)
@@ -141,6 +172,8 @@ def _merge(
     for owned in ("uid", "creationTimestamp", "generation"):
         if owned in before["metadata"]:
             metadata[owned] = before["metadata"][owned]
+    if kind.group and "status" in before:
+        desired.setdefault("status", before["status"])  # whoever judged the object wrote it
     if desired == before:
         return desired, Applied.UNCHANGED
     if _spec(desired) != _spec(before):

@@ -58,6 +58,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("EndpointSlice", "discovery.k8s.io", "v1", "endpointslices", ("endpointslice", "eps")),
     Kind("ServiceAccount", "", "v1", "serviceaccounts", ("serviceaccount", "sa")),
     Kind("Secret", "", "v1", "secrets", ("secret",)),
+    Kind("Event", "", "v1", "events", ("event", "ev")),
     Kind(
         "NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies", ("networkpolicy", "netpol")
     ),

@@ -1,0 +1,185 @@
+"""Whether a policy is valid stands in its status, and is told in events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cilium_core.kvstore.memory import MemoryCluster, MemoryStore
+from cilium_core.policy.options import PolicyOptions
+from cilium_core.resources.etcd import EtcdSource
+from cilium_core.resources.keys import kind_of
+from cilium_operator.announcing import LIFETIME, Announcer
+from cilium_operator.judging import Judgement, PolicyJudge, judge, with_condition
+
+from ..policy.test_tiers import admin
+from ..policy.worlds import cnp
+from ..waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+CNP, EVENT = kind_of("cnp"), kind_of("event")
+GOOD = cnp(endpointSelector={}, ingress=[{}])
+BAD = cnp(endpointSelector={}, ingress=[{"fromEntities": ["moon"]}, {"x": 1}])
+
+
+class Cluster:
+    """A store with a judge that watches it."""
+
+    def __init__(self) -> None:
+        self.memory = MemoryCluster()
+        self.source = EtcdSource(MemoryStore(self.memory))
+        store = MemoryStore(self.memory)
+        self.judge = PolicyJudge(EtcdSource(store), PolicyOptions(), Announcer(store))
+
+    async def condition(self, **expected: str) -> dict[str, Any]:
+        """The condition, once it is as expected."""
+
+        async def found() -> dict[str, Any] | None:
+            item = await self.source.get(CNP, "x", "policy")
+            (condition,) = item.get("status", {}).get("conditions") or [{}]
+            met = all(part in condition.get(key, "") for key, part in expected.items())
+            return condition if condition and met else None
+
+        result = await eventually(found)
+        assert isinstance(result, dict)
+        return result
+
+    async def events(self) -> list[dict[str, Any]]:
+        return await self.source.list(EVENT)
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    found = Cluster()
+    task = asyncio.create_task(found.judge.run())
+    yield found
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_a_valid_policy_is_said_to_be(cluster: Cluster) -> None:
+    await cluster.source.apply(GOOD)
+
+    condition = await cluster.condition(status="True")
+    assert condition["type"] == "Valid"
+    assert condition["message"] == "accepted"
+    assert not await cluster.events()
+
+
+async def test_every_problem_of_an_invalid_policy_is_in_the_message_and_in_an_event(
+    cluster: Cluster,
+) -> None:
+    await cluster.source.apply(BAD)
+
+    condition = await cluster.condition(status="False")
+    assert "spec.ingress[0].fromEntities[0]: 'moon' is not one of" in condition["message"]
+    assert "spec.ingress[1].x: unknown field" in condition["message"]
+    (event,) = await eventually(cluster.events)
+    assert (event["reason"], event["involvedObject"]["name"]) == ("Invalid", "policy")
+    assert event["metadata"]["namespace"] == "x"
+
+
+async def test_warnings_are_told(cluster: Cluster) -> None:
+    legacy = {"action": "Deny", "fromCIDR": ["10.0.0.0/8"]}
+    await cluster.source.apply(cnp(endpointSelector={}, ingress=[legacy]))
+
+    condition = await cluster.condition(status="True", message="accepted, with warnings: ")
+    assert "`action: Deny` was read as" in condition["message"]
+    (event,) = await eventually(cluster.events)
+    assert event["reason"] == "Warning"
+
+
+async def test_the_time_moves_only_when_the_status_flips(cluster: Cluster) -> None:
+    first = with_condition(None, Judgement(valid=False, message="a"), "t1")
+    second = with_condition(first, Judgement(valid=False, message="b"), "t2")
+    third = with_condition(second, Judgement(valid=True, message="accepted"), "t3")
+
+    times = [one["conditions"][0]["lastTransitionTime"] for one in (first, second, third) if one]
+    assert times == ["t1", "t1", "t3"]
+    assert with_condition(third, Judgement(valid=True, message="accepted"), "t4") is None
+
+
+def test_other_parts_of_a_status_are_kept() -> None:
+    other = {"type": "Other", "status": "True"}
+    status = {"derivativePolicies": {}, "conditions": [other, {"type": "Valid", "status": "True"}]}
+
+    found = with_condition(status, Judgement(valid=False, message="a"), "t")
+    assert found is not None
+    assert found["derivativePolicies"] == {}
+    assert found["conditions"][1:] == [other]
+    assert with_condition({"conditions": 7}, Judgement(valid=True, message=""), "t")
+
+
+async def test_a_policy_that_is_mended_becomes_valid(cluster: Cluster) -> None:
+    await cluster.source.apply(BAD)
+    await cluster.condition(status="False")
+    await cluster.source.apply(GOOD)
+
+    await cluster.condition(status="True")
+    item = await cluster.source.get(CNP, "x", "policy")
+    assert item["metadata"]["generation"] == 2
+
+
+async def test_a_status_survives_whoever_applies_the_object_again(cluster: Cluster) -> None:
+    await cluster.source.apply(GOOD)
+    before = await cluster.condition(status="True")
+    await cluster.source.apply({**GOOD, "metadata": {**GOOD["metadata"], "labels": {"a": "b"}}})
+
+    item = await cluster.source.get(CNP, "x", "policy")
+    assert item["status"]["conditions"] == [before]
+    assert item["metadata"]["labels"] == {"a": "b"}
+
+
+async def test_policies_of_every_kind_are_judged(cluster: Cluster) -> None:
+    await cluster.source.apply(admin(ingress=[{"action": "Deny", "from": [{}]}]))
+
+    async def judged() -> list[Any]:
+        item = await cluster.source.get(kind_of("anp"), "", "guard")
+        return item.get("status", {}).get("conditions") or []
+
+    (condition,) = await eventually(judged)
+    assert condition["status"] == "True"
+    assert "unknown kind" in condition["message"]
+
+
+def test_options_decide_what_is_valid() -> None:
+    nodes = cnp(endpointSelector={}, ingress=[{"fromNodes": [{}]}])
+
+    assert not judge(nodes, PolicyOptions()).valid
+    assert judge(nodes, PolicyOptions(node_selector_labels=True)).valid
+
+
+async def test_a_status_written_at_the_same_time_is_not_lost() -> None:
+    source = EtcdSource(MemoryStore())
+    await source.apply(GOOD)
+    asked = []
+
+    def change(item: dict[str, Any]) -> dict[str, Any]:
+        asked.append(item.get("status"))
+        return {**item.get("status", {}), f"n{len(asked)}": True}
+
+    await asyncio.gather(*(source.update_status(CNP, "x", "policy", change) for _ in range(4)))
+    status = (await source.get(CNP, "x", "policy"))["status"]
+    assert len(status) == 4
+
+
+async def test_the_same_event_is_counted_and_old_ones_go() -> None:
+    store = MemoryStore()
+    announcer, source = Announcer(store), EtcdSource(store)
+    await source.apply(BAD)
+    item = await source.get(CNP, "x", "policy")
+    for _ in range(3):
+        await announcer.announce(item, "Invalid", "why")
+
+    (event,) = await source.list(EVENT)
+    assert event["count"] == 3
+    assert await announcer.sweep() == 0
+    later = datetime.now(UTC) + LIFETIME + timedelta(minutes=1)
+    assert await announcer.sweep(later) == 1
+    assert not await source.list(EVENT)
