@@ -1,0 +1,44 @@
+"""The proxy's counters as metrics, refreshed when somebody scrapes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cilium_core.telemetry import REGISTRY, counter, gauge
+
+if TYPE_CHECKING:
+    from kafka_proxy.app import KafkaProxy
+
+REQUESTS = counter(
+    "cilium_kafka_proxy_requests_total", "Requests of clients, by what became of them.", "verdict"
+)
+GARBAGE = counter(
+    "cilium_kafka_proxy_garbage_total",
+    "Connections with bytes that are not the protocol's, by who sent them.",
+    "sender",
+)
+UNREACHABLE = counter(
+    "cilium_kafka_proxy_unreachable_total", "Connections whose broker could not be reached."
+)
+LOST = counter("cilium_kafka_proxy_lost_total", "What was lost for want of room.", "what")
+PORTS = gauge("cilium_kafka_proxy_ports", "Ports that are served.")
+CONNECTIONS = gauge("cilium_kafka_proxy_connections", "Connections of clients.")
+
+
+def register(proxy: KafkaProxy) -> None:
+    """Refresh the metrics before each scrape."""
+    REGISTRY.on_collect(lambda: refresh(proxy))
+
+
+def refresh(proxy: KafkaProxy) -> None:
+    """Bring the metrics up to date."""
+    counters = proxy.ports.counters
+    for verdict, number in counters.requests.items():
+        REQUESTS.set(number, verdict)
+    for sender, number in counters.garbage.items():
+        GARBAGE.set(number, sender)
+    UNREACHABLE.set(counters.unreachable)
+    LOST.set(proxy.ports.turned_away, "connections")
+    LOST.set(proxy.reporter.lost, "records")
+    PORTS.set(len(proxy.ports))
+    CONNECTIONS.set(proxy.ports.connections)
