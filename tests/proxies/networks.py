@@ -172,7 +172,7 @@ class Node:
         binary.chmod(0o755)
         self.namespaces = namespaces
         self.state_dir = state_dir
-        self.options = EnvoyOptions(binary=str(binary), concurrency=1, log_flush_s=0.05, **options)
+        self.options = EnvoyOptions(**{"binary": str(binary), "concurrency": 1, "log_flush_s": 0.05, **options})
         self.seen = Seen()
         self.secrets: Secrets
         self.start_parts()

@@ -18,7 +18,14 @@ from cilium_core.telemetry import counter, get_logger
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.any_pb2 import Any
 
-from cilium_agent.proxies.envoy.resources import CLUSTER, LISTENER, NOTHING, SECRET, version
+from cilium_agent.proxies.envoy.resources import (
+    CLUSTER,
+    LISTENER,
+    NOTHING,
+    RATE,
+    SECRET,
+    version,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +37,11 @@ log = get_logger()
 REJECTED = counter("cilium_proxy_xds_rejected_total", "Configurations Envoy refused.", "type")
 ODD = counter("cilium_proxy_xds_ignored_total", "Requests over xDS that make no sense.", "reason")
 
-ORDER = (CLUSTER, SECRET, LISTENER)
+ORDER = (CLUSTER, SECRET, RATE, LISTENER)
 """Clusters come before the listeners that use them."""
+
+_BY_NAME = (SECRET, RATE)
+"""Types that have no subscription to all of them."""
 
 _MAX_ERROR = 2000
 
@@ -169,7 +179,7 @@ class Conversation:
     def _wanted(self, type_url: str, subscription: _Subscription) -> Mapping[str, Any]:
         offered = self._offers.by_type[type_url]
         if not subscription.names or "*" in subscription.names:
-            return {} if type_url == SECRET else offered
+            return {} if type_url in _BY_NAME else offered
         return {name: offered[name] for name in subscription.names & offered.keys()}
 
     def _response(self, type_url: str) -> list[discovery_pb2.DiscoveryResponse]:
@@ -178,7 +188,7 @@ class Conversation:
             return []
         wanted = self._wanted(type_url, subscription)
         now = version(wanted)
-        if now == subscription.version or (type_url == SECRET and not wanted):
+        if now == subscription.version or (type_url in _BY_NAME and not wanted):
             return []
         self._nonces += 1
         subscription.nonce = str(self._nonces)

@@ -36,7 +36,7 @@ from cilium_agent.proxies.envoy.clusters import (
     cluster_name,
     mark,
 )
-from cilium_agent.proxies.envoy.logging import LogName, connection_log, http_log
+from cilium_agent.proxies.envoy.logging import LogName, connection_log, http_logs
 from cilium_agent.proxies.envoy.matching import Comparison, Form, server_name
 from cilium_agent.proxies.envoy.mutations import mutation_filters
 from cilium_agent.proxies.envoy.packing import pack
@@ -232,7 +232,7 @@ def _http_manager(
         server_header_transformation=_Manager.PASS_THROUGH,
         route_config=route_configuration(redirect, conditions, _destinations(redirect), options),
         http_filters=[*mutation_filters(conditions), _router()],
-        access_log=[http_log(name, redirect, options)],
+        access_log=http_logs(name, redirect, options),
         stream_idle_timeout=duration(options.stream_idle_timeout_s),
         upgrade_configs=[_Manager.UpgradeConfig(upgrade_type="websocket")],
         local_reply_config=_replies(options),

@@ -6,20 +6,31 @@ of the redirect meanwhile.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from cilium_core.policy.l7 import L7Kind, Redirect
 from envoy.config.accesslog.v3 import accesslog_pb2
 from envoy.config.core.v3 import config_source_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2 as entries_pb2
+from envoy.extensions.access_loggers.filters.process_ratelimit.v3 import process_ratelimit_pb2
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2
+from envoy.service.discovery.v3 import discovery_pb2
+from envoy.type.v3 import token_bucket_pb2
 
 from cilium_agent.proxies import encoding
 from cilium_agent.proxies.envoy.packing import pack
 from cilium_agent.proxies.envoy.routes import duration
 
 if TYPE_CHECKING:
+    from google.protobuf.any_pb2 import Any
+
     from cilium_agent.proxies.envoy.options import EnvoyOptions
+
+_Comparison: TypeAlias = accesslog_pb2.ComparisonFilter
+
+_REQUESTS = "requests"
+_REFUSALS = "refusals"
+"""Rates of log entries. Refusals are those answered with 403, by whomever."""
 
 AGENT_CLUSTER = "agent"
 """Where Envoy finds the agent, for configuration and logs."""
@@ -55,12 +66,45 @@ class LogName(NamedTuple):
         return f"{direction}-{self.kind.value}-{self.port}-{self.key}"
 
 
-def http_log(name: LogName, redirect: Redirect, options: EnvoyOptions) -> accesslog_pb2.AccessLog:
-    """One entry per request."""
+def http_logs(
+    name: LogName, redirect: Redirect, options: EnvoyOptions
+) -> list[accesslog_pb2.AccessLog]:
+    """One entry per request, within the rate that there is for refusals and for all else."""
     named = {match.name for rule in redirect.http for match in rule.headers}
     config = als_pb2.HttpGrpcAccessLogConfig(common_config=_common(name, options))
     config.additional_request_headers_to_log.extend(sorted(named.union(options.log_headers)))
-    return accesslog_pb2.AccessLog(name="envoy.access_loggers.http_grpc", typed_config=pack(config))
+    packed = pack(config)
+    logs = []
+    for rate, operator in ((_REQUESTS, _Comparison.NE), (_REFUSALS, _Comparison.EQ)):
+        log = accesslog_pb2.AccessLog(name="envoy.access_loggers.http_grpc", typed_config=packed)
+        status, limit = log.filter.and_filter.filters.add(), log.filter.and_filter.filters.add()
+        status.status_code_filter.comparison.op = operator
+        status.status_code_filter.comparison.value.default_value = 403
+        status.status_code_filter.comparison.value.runtime_key = "proxy.status_of_refusals"
+        limit.extension_filter.CopyFrom(_limit(rate))
+        logs.append(log)
+    return logs
+
+
+def _limit(rate: str) -> accesslog_pb2.ExtensionFilter:
+    source = config_source_pb2.ConfigSource(resource_api_version=config_source_pb2.V3)
+    source.ads.SetInParent()
+    bucket = process_ratelimit_pb2.DynamicTokenBucket(resource_name=rate, config_source=source)
+    return accesslog_pb2.ExtensionFilter(
+        name="envoy.access_loggers.extension_filters.process_ratelimit",
+        typed_config=pack(process_ratelimit_pb2.ProcessRateLimitFilter(dynamic_config=bucket)),
+    )
+
+
+def rates(options: EnvoyOptions) -> dict[str, Any]:
+    """How many entries there may be, as resources."""
+    bucket = token_bucket_pb2.TokenBucket(max_tokens=options.log_burst, fill_interval=duration(0.1))
+    bucket.tokens_per_fill.value = max(1, options.log_rate_per_s // 10)
+    packed = pack(bucket)
+    return {
+        name: pack(discovery_pb2.Resource(name=name, resource=packed))
+        for name in (_REQUESTS, _REFUSALS)
+    }
 
 
 def connection_log(

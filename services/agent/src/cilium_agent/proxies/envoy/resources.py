@@ -15,6 +15,7 @@ from google.protobuf.any_pb2 import Any
 
 from cilium_agent.proxies.envoy import clusters, rules, tls
 from cilium_agent.proxies.envoy.listeners import listener, speeches
+from cilium_agent.proxies.envoy.logging import rates
 from cilium_agent.proxies.envoy.packing import pack
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _TYPES = "type.googleapis.com/"
 CLUSTER = f"{_TYPES}envoy.config.cluster.v3.Cluster"
 LISTENER = f"{_TYPES}envoy.config.listener.v3.Listener"
 SECRET = f"{_TYPES}envoy.extensions.transport_sockets.tls.v3.Secret"
+RATE = f"{_TYPES}envoy.type.v3.TokenBucket"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Resources:
     problems: Mapping[Redirect, tuple[str, ...]] = field(default_factory=dict)
 
 
-NOTHING = Resources({CLUSTER: {}, LISTENER: {}, SECRET: {}})
+NOTHING = Resources({CLUSTER: {}, LISTENER: {}, SECRET: {}, RATE: {}})
 
 
 class Builder:
@@ -59,6 +61,7 @@ class Builder:
             self._parts[key] = self._part(*key)
         parts = {redirect: self._parts[redirect, port] for redirect, port in ports.items()}
         by_type: dict[str, dict[str, Any]] = {CLUSTER: {}, LISTENER: {}, SECRET: {}}
+        by_type[RATE] = rates(self._options)
         for part in parts.values():
             by_type[LISTENER][part.name] = part.listener
             by_type[CLUSTER].update(part.clusters)
