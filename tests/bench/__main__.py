@@ -1,6 +1,8 @@
 """`make bench`: measure, print a table, write build/bench.json.
 
-    python -m tests.bench [datapath] [flows] [cluster] [policies] [network]    all by default
+    python -m tests.bench [datapath] [flows] [cluster] [policies] [resolution] [network]
+
+    All by default.
 
 The exit code is 0 when everything could be measured, whatever the figures are.
 """
@@ -12,7 +14,7 @@ from importlib import import_module
 
 from tests.bench import report
 
-SUITES = ("datapath", "flows", "cluster", "policies", "network")
+SUITES = ("datapath", "flows", "cluster", "policies", "resolution", "network")
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from cilium_core.identities import ReservedIdentity
 from cilium_core.labels import LabelSet, pod_labels
-from cilium_core.policy import PolicyEngine, PolicyError, Subject, resolving
+from cilium_core.policy import Direction, PolicyEngine, PolicyError, Subject, resolving
 
 from tests.unit.policy.worlds import ccnp, cnp
 
@@ -72,8 +72,8 @@ def test_a_policy_reports_and_updates_just_the_endpoints_that_it_selects(engine)
     assert [update.endpoint for update in updates] == [3]
     assert updates[0].ingress_enforced
     assert not updates[0].egress_enforced
-    assert {key.identity for key in updates[0].delta.add} == {1, 1004}
-    assert [key.identity for key in updates[0].delta.remove] == [0]
+    assert {key.identity for key in updates[0].delta.add} == {0, 1, 1004}
+    assert not updates[0].delta.remove
 
 
 def test_several_changes_before_a_flush_are_one_update(engine):
@@ -84,7 +84,7 @@ def test_several_changes_before_a_flush_are_one_update(engine):
 
     (update,) = engine.flush()
 
-    assert {key.identity for key in update.delta.add} == {1, 1004, 3000}
+    assert {key.identity for key in update.delta.add} == {0, 1, 1004, 3000}
 
 
 def test_changes_that_cancel_out_are_no_update(engine):
@@ -208,7 +208,7 @@ def test_identities_that_the_same_rules_match_share_a_column(engine, built):
     engine.upsert_policy(allow("p", "3", None))
     (update,) = engine.flush()
 
-    assert len(update.delta.add) == 511
+    assert len(update.delta.add) == 512
     # Any peer's, the host's, and one for all the pods.
     assert built[0] == 3
 
@@ -301,7 +301,27 @@ def test_every_entry_names_the_policies_behind_it(engine):
         if key.direction == 1
     }
 
-    assert origins == {1: {"reserved:allow-localhost-ingress"}, 1004: {"p", "q"}}
+    assert origins == {
+        0: {"p", "q"},
+        1: {"reserved:allow-localhost-ingress"},
+        1004: {"p", "q"},
+    }
+
+
+def test_default_deny_names_the_policies_that_turn_it_on_and_decides_nothing(engine):
+    engine.upsert_policy(allow("p", "3", "4"))
+    engine.flush()
+    engine.upsert_policy(allow("q", "3", "4"))
+    engine.flush()
+    policy = engine.policy(3)
+
+    key, entry = policy.decide(Direction.INGRESS, 1005, 6, 80)
+
+    assert (key.identity, key.prefixlen) == (0, 0)
+    assert entry.deny
+    assert entry.precedence & 0xFF == 0
+    assert {origin.name for origin in engine.cookies.origins(entry.cookie)} == {"p", "q"}
+    assert policy.allows(Direction.INGRESS, 1004, 6, 80)
 
 
 def test_cookies_of_deleted_policies_are_swept(engine):

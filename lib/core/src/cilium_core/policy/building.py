@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cilium_core.policy.columns import Base
+from cilium_core.policy.entries import PolicyEntry
 from cilium_core.policy.evaluating import evaluate_column
 from cilium_core.policy.merging import merge_column, unite_column
+from cilium_core.policy.ports import ANY_L4
+from cilium_core.policy.rules import Verdict, precedence
 
 if TYPE_CHECKING:
     from cilium_core.policy.columns import Numbering, RulesByPrefix
@@ -23,5 +26,11 @@ def build_column(
     under = base or Base()
     asking = any(rule.l7 is not None for there in rules.values() for rule in there)
     if asking or under.redirecting:
-        return unite_column(rules, under, numbering, observe=plan.closing.open)
-    return merge_column(rules, under, numbering)
+        column = unite_column(rules, under, numbering, observe=plan.closing.open)
+    else:
+        column = merge_column(rules, under, numbering)
+    if base is None and plan.closers:
+        # Nothing is decided by it; it tells whose doing it is that nothing else passes.
+        cookie = numbering.cookies.cookie(plan.closers)
+        column.setdefault(ANY_L4, PolicyEntry(precedence(Verdict.PASS), True, cookie=cookie))
+    return column

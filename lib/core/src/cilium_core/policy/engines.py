@@ -115,6 +115,7 @@ class PolicyEngine:
         self._endpoints: dict[Hashable, _Endpoint] = {}
         self._by_namespace: dict[str, set[Hashable]] = {}
         self._resolved: dict[ResolutionKey, ResolvedPolicy] = {}
+        self._built: list[ResolvedPolicy] = []
         self._dirty: set[Hashable] = set()
         self._changed_identities: set[NumericIdentity] = set()
         self._changed_names: set[str] = set()
@@ -332,6 +333,9 @@ class PolicyEngine:
                     )
                 )
         self._dirty.clear()
+        for resolved in self._built:
+            resolved.settle()
+        self._built.clear()
         for resolved in left:
             self._leave(resolved)
         return updates
@@ -462,6 +466,7 @@ class PolicyEngine:
             )
             resolved = ResolvedPolicy(self._resources, key, old if reusable else None)
             self._resolved[key] = resolved
+            self._built.append(resolved)
         if resolved is not endpoint.resolved:
             resolved.users += 1
         return resolved

@@ -135,6 +135,27 @@ class PolicyDelta:
 NO_CHANGE: Final = PolicyDelta({}, frozenset())
 
 
+class ColumnDifference(NamedTuple):
+    """How one column becomes another."""
+
+    removed: tuple[L4Prefix, ...]
+    changed: tuple[tuple[L4Prefix, PolicyEntry], ...]
+    added: tuple[tuple[L4Prefix, PolicyEntry], ...]
+
+
+def difference(before: Column, after: Column) -> ColumnDifference:
+    """How a column becomes another."""
+    return ColumnDifference(
+        tuple(prefix for prefix in before if prefix not in after),
+        tuple(
+            (prefix, entry)
+            for prefix, entry in after.items()
+            if prefix in before and before[prefix] != entry
+        ),
+        tuple((prefix, entry) for prefix, entry in after.items() if prefix not in before),
+    )
+
+
 class Changes:
     """Changes of a policy map while they are being collected, step by step.
 
@@ -150,21 +171,25 @@ class Changes:
 
     def note(self, direction: int, identity: int, before: Column, after: Column) -> None:
         """Note that a column is another one now."""
-        for prefix in before.keys() - after.keys():
+        self.note_difference(direction, identity, difference(before, after))
+
+    def note_difference(self, direction: int, identity: int, change: ColumnDifference) -> None:
+        """Note how a column changes."""
+        for prefix in change.removed:
             key = PolicyKey(direction, identity, *prefix)
             self._add.pop(key, None)
             if key in self._new:
                 self._new.discard(key)
             else:
                 self._remove.add(key)
-        for prefix, entry in after.items():
-            if before.get(prefix) == entry:
-                continue
+        for prefix, entry in change.changed:
+            self._add[PolicyKey(direction, identity, *prefix)] = entry
+        for prefix, entry in change.added:
             key = PolicyKey(direction, identity, *prefix)
             self._add[key] = entry
             if key in self._remove:
                 self._remove.discard(key)
-            elif prefix not in before:
+            else:
                 self._new.add(key)
 
     def copy(self) -> Changes:

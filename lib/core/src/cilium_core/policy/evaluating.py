@@ -137,5 +137,5 @@ def evaluate_column(
 
 
 def _is_default(entry: PolicyEntry) -> bool:
-    """Whether the entry says what the data plane does without one."""
-    return entry.deny and not entry.audit and not entry.precedence & 0xFF
+    """Whether the entry says what the data plane does without one, and names nobody."""
+    return entry.deny and not entry.audit and not entry.precedence & 0xFF and not entry.cookie

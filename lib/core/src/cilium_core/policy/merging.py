@@ -77,7 +77,9 @@ def unite_column(
         there = rules_at(prefix, lengths, rules, base.rules)
         entry = _united_entry(prefix, there, rules.get(prefix, ()), numbering, observe=observe)
         around = found_at(prefix, lengths, column, base.column)
-        if entry is None or entry == around or (entry.deny and around and around.deny):
+        if entry is None or entry == around:
+            continue
+        if entry.deny and around is not None and around.precedence == entry.precedence:
             continue
         column[prefix] = entry
     return column

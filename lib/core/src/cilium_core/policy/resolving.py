@@ -20,9 +20,11 @@ from cilium_core.policy.columns import Base, Contribution, Numbering, by_prefix
 from cilium_core.policy.entries import (
     Changes,
     Column,
+    ColumnDifference,
     EndpointPolicy,
     PolicyEntry,
     PolicyKey,
+    difference,
     strongest_change,
 )
 from cilium_core.policy.plans import Plan, ResolutionKey, make_plan
@@ -30,7 +32,7 @@ from cilium_core.policy.ports import ContainerPort, L4Prefix
 from cilium_core.policy.rules import Direction, Rule, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from cilium_core.policy.caching import CachedSelector, SelectorCache
     from cilium_core.policy.named_ports import NamedPorts
@@ -59,9 +61,10 @@ class Resources(NamedTuple):
 class ResolvedPolicy:
     """Both directions of a policy, kept up to date as identities come and go."""
 
-    __slots__ = ("_sides", "key", "users")
+    __slots__ = ("_built_on", "_sides", "key", "users")
 
     _sides: tuple[_Side, _Side]
+    _built_on: ResolvedPolicy | None
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class ResolvedPolicy:
         """
         self.key = key
         self.users = 0
+        self._built_on = previous
         ingress, egress = (None, None) if previous is None else previous._sides
         self._sides = (
             _Side(resources, Direction.INGRESS, key, ingress),
@@ -111,15 +115,24 @@ class ResolvedPolicy:
     def note_changes_from(self, old: ResolvedPolicy, changes: Changes) -> None:
         """Note what turns another policy's entries into this one's."""
         for side, old_side in zip(self._sides, old._sides, strict=True):
-            for identity in side.columns.keys() | old_side.columns.keys():
+            differences: dict[tuple[int, int], ColumnDifference] = {}
+            places = side.columns.keys() | old_side.columns.keys()
+            for identity in side.changed if self._built_on is old else places:
                 before, after = old_side.columns.get(identity), side.columns.get(identity)
-                if before is not after:
-                    changes.note(
-                        side.direction,
-                        identity,
-                        before.column if before else {},
-                        after.column if after else {},
+                if before is after:
+                    continue
+                pair = id(before), id(after)
+                if pair not in differences:
+                    differences[pair] = difference(
+                        before.column if before else {}, after.column if after else {}
                     )
+                changes.note_difference(side.direction, identity, differences[pair])
+
+    def settle(self) -> None:
+        """Forget which policy this one was built on; to be called when all changes are noted."""
+        self._built_on = None
+        for side in self._sides:
+            side.changed.clear()
 
     def entries(self) -> dict[PolicyKey, PolicyEntry]:
         """Every entry of both directions."""
@@ -164,6 +177,7 @@ class _Side:
         "_redirects",
         "_resources",
         "_selectors",
+        "changed",
         "columns",
         "direction",
         "plan",
@@ -172,6 +186,8 @@ class _Side:
     direction: Direction
     plan: Plan
     columns: dict[int, _Peer]
+    changed: set[int]
+    """The identities of which building on another policy changed the column."""
     _base: Base
 
     def __init__(
@@ -188,7 +204,8 @@ class _Side:
         self._selectors: dict[CachedSelector, frozenset[Rule]] = {}
         self._memo: dict[tuple[frozenset[Rule], int], _Peer] = {}
         self._redirects: Counter[int] = Counter()
-        self.columns: dict[int, _Peer] = {}
+        self.columns = {}
+        self.changed = set()
         if previous is not None:
             self._selectors.update(previous._selectors)
             self.columns.update(previous.columns)
@@ -202,28 +219,71 @@ class _Side:
         """Bring the columns from the rules before to the rules now."""
         before = previous.plan.rules if previous is not None else frozenset[Rule]()
         added, removed = self.plan.rules - before, before - self.plan.rules
-        touched: dict[int, set[Rule]] = {}
+        touched: dict[int, tuple[Rule, ...]] = {}
         identity: int
         for rule in removed:
             for identity in self._identities(rule):
-                touched.setdefault(identity, self._rules_of(identity)).discard(rule)
+                touched[identity] = (*touched.get(identity, ()), rule)
             self._drop_selectors(rule)
         for rule in added:
             self._add_selectors(rule)
             for identity in self._identities(rule):
-                touched.setdefault(identity, self._rules_of(identity)).add(rule)
+                touched[identity] = (*touched.get(identity, ()), rule)
+        for identity in self._unsettled(previous, added | removed):
+            touched.setdefault(identity, ())
+        self._renew(touched, added, removed)
+
+    def _unsettled(self, previous: _Side | None, changed: frozenset[Rule]) -> list[int]:
+        """The identities whose columns may be others for what changed around them.
+
+        The base is renewed on the way, if need be.
+        """
         anew = previous is None or not self.plan.builds_like(previous.plan)
-        if anew or any(rule.peers is None for rule in added | removed):
-            old = self._base
-            self._set_base()
-            strongest = strongest_change(old.column, self._base.column)
-            anew |= self.plan.evaluated or self._base.redirecting or old.redirecting
-            for identity in self.columns.keys() - touched.keys() - {0}:
-                present = self.columns[identity].rules
-                if anew or any(rule.l7 or _may_hide(strongest, rule) for rule in present):
-                    touched[identity] = set(present)
-        for identity, rules in touched.items():
-            self._set_column(identity, frozenset(rules))
+        if not (anew or any(rule.peers is None for rule in changed)):
+            if previous is not None and previous.plan.closers != self.plan.closers:
+                # Who denies by default bears on no column but that of any peer.
+                self._set_base()
+            return []
+        old = self._base
+        self._set_base()
+        anew |= self.plan.evaluated or self._base.redirecting or old.redirecting
+        strongest = strongest_change(old.column, self._base.column)
+        depends: dict[int, bool] = {}
+        found = []
+        for identity, peer in self.columns.items():
+            place = id(peer)
+            if place not in depends:
+                depends[place] = anew or any(
+                    rule.l7 is not None or _may_hide(strongest, rule) for rule in peer.rules
+                )
+            if depends[place] and identity:
+                found.append(identity)
+        return found
+
+    def _renew(
+        self,
+        touched: Mapping[int, tuple[Rule, ...]],
+        added: frozenset[Rule],
+        removed: frozenset[Rule],
+    ) -> None:
+        """Give identities the columns that they have with the rules that came and went for each.
+
+        Most of them share a column before and share one afterwards.
+        """
+        by_peer = any(rule.named_ports_of_peer and rule.named_ports for rule in self.plan.rules)
+        renewed: dict[tuple[int, tuple[Rule, ...], int], _Peer | None] = {}
+        for identity, changed in touched.items():
+            old = self.columns.get(identity)
+            place = id(old), changed, identity if by_peer else 0
+            if place not in renewed:
+                rules = old.rules if old is not None else frozenset[Rule]()
+                if changed:
+                    rules = (rules - removed) | added.intersection(changed)
+                renewed[place] = self._make(identity, rules, old)
+            new = renewed[place]
+            if new is not old:
+                self._put(identity, new)
+                self.changed.add(identity)
 
     def refresh(
         self, identity: NumericIdentity, matching: Iterable[CachedSelector]
@@ -234,8 +294,8 @@ class _Side:
             rules |= self._selectors.get(cached, frozenset())
         rules.update(rule for rule in self._named_rules() if identity in self._identities(rule))
         before = self.columns.get(identity)
-        self._set_column(identity, frozenset(rules))
-        after = self.columns.get(identity)
+        after = self._make(identity, frozenset(rules), before)
+        self._put(identity, after)
         return before.column if before else {}, after.column if after else {}
 
     def release(self) -> None:
@@ -244,10 +304,6 @@ class _Side:
 
     def redirects(self) -> frozenset[int]:
         return frozenset(self._redirects)
-
-    def _rules_of(self, identity: int) -> set[Rule]:
-        peer = self.columns.get(identity)
-        return set(peer.rules) if peer is not None else set()
 
     def _named_rules(self) -> Iterator[Rule]:
         """Rules for every peer with ports that each peer numbers for itself."""
@@ -305,11 +361,12 @@ class _Side:
         column = build_column(found, None, self.plan, self._resources.numbering)
         self._base = Base(column, found)
         self._put(0, _peer(rules, column))
+        self.changed.add(0)
 
-    def _set_column(self, identity: int, rules: frozenset[Rule]) -> None:
+    def _make(self, identity: int, rules: frozenset[Rule], old: _Peer | None) -> _Peer | None:
+        """The column of an identity that some rules match; the old one if it is no other."""
         if not rules:
-            self._put(identity, None)
-            return
+            return None
         by_peer = any(rule.named_ports and rule.named_ports_of_peer for rule in rules)
         memo = (rules, identity if by_peer else 0)
         peer = self._memo.get(memo)
@@ -323,18 +380,25 @@ class _Side:
             )
             column = build_column(found, self._base, self.plan, self._resources.numbering)
             peer = _peer(rules, column)
+            if old is not None and old.rules == rules and old.column == column:
+                peer = old
             self._memo[memo] = peer
-        self._put(identity, peer)
+        return peer
 
     def _put(self, identity: int, peer: _Peer | None) -> None:
         """Replace a column, keeping count of the redirects in use."""
-        before = self.columns.pop(identity, None)
-        if before is not None and before.redirects:
-            self._redirects.subtract(before.redirects)
-        if peer is not None:
+        before = self.columns.get(identity)
+        if before is peer:
+            return
+        if peer is None:
+            del self.columns[identity]
+        else:
             self.columns[identity] = peer
-            self._redirects.update(peer.redirects)
-        if before is not None and before.redirects:
+        old = before.redirects if before is not None else _NO_REDIRECTS
+        new = peer.redirects if peer is not None else _NO_REDIRECTS
+        if old != new:
+            self._redirects.update(new)
+            self._redirects.subtract(old)
             self._redirects = +self._redirects
 
     def _named(self, rule: Rule, identity: int) -> tuple[L4Prefix, ...]:
