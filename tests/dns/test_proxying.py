@@ -296,3 +296,15 @@ async def test_queries_above_the_limit_are_failures(state_dir, family):
         assert second.rcode() == dns.rcode.SERVFAIL
         with pytest.raises(TimeoutError):
             await first
+
+
+async def test_a_client_that_has_finished_speaking_still_gets_its_answers(state_dir):
+    async with lab(state_dir) as dns_lab:
+        await dns_lab.enforce(RULES)
+        reader, writer = await dns_lab.connect()
+        writer.write(framed(dns.message.make_query("a.allowed.test.", "A").to_wire()))
+        writer.write_eof()
+
+        assert dns.message.from_wire(await asyncio.wait_for(read_framed(reader), 5)).answer
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()

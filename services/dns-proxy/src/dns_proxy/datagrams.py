@@ -240,8 +240,7 @@ class Link:
     def close(self) -> None:
         """Give all sockets back; what is in flight stays unanswered."""
         for upstream in self._all():
-            for _ in upstream.pending:
-                self._service.finish()
+            self._service.abandon(len(upstream.pending))
             upstream.close()
         self._retired.clear()
         self._current = None

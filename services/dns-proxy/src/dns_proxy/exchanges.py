@@ -187,6 +187,13 @@ class Service:
                 return
             self.fail(waiting.exchange, "concurrency limit")
 
+    def abandon(self, number: int) -> None:
+        """Queries end whose answers nobody would get."""
+        if number:
+            self.failures["abandoned"] += number
+        for _ in range(number):
+            self.finish()
+
     def sweep(self) -> None:
         """Give up queries that waited for room too long."""
         now = time.monotonic()

@@ -73,6 +73,9 @@ class Connection:
         self._outbox: asyncio.Queue[tuple[Exchange, bytes]] = asyncio.Queue()
         self._room = asyncio.Event()
         self._room.set()
+        self._owed: set[Exchange] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.used_s = time.monotonic()
 
     async def serve(self) -> None:
@@ -87,8 +90,7 @@ class Connection:
             for outcome in outcomes:
                 if isinstance(outcome, Exception):
                     log.debug("connection ended", client=self.client, error=repr(outcome))
-            for _ in range(self.unanswered):
-                self._service.finish()
+            self._service.abandon(self.unanswered)
             self.unanswered = 0
             self.pending.clear()
             self._writer.close()
@@ -97,6 +99,7 @@ class Connection:
 
     def reply(self, exchange: Exchange, data: bytes) -> bool:
         """Send a message without its id to the client."""
+        self._settle(exchange)
         if self._writer.is_closing():
             return False
         self._writer.write(_framed(exchange.head[:2] + data))
@@ -104,7 +107,12 @@ class Connection:
 
     async def _read(self) -> None:
         while True:
-            data = await _message(self._reader)
+            try:
+                data = await _message(self._reader)
+            except asyncio.IncompleteReadError:
+                # The client has said all it had to say, and may yet listen.
+                await self._idle.wait()
+                raise
             self.used_s = time.monotonic()
             self._service.admit(self._gate(), self, self.client, data, self._forward)
             await self._writer.drain()
@@ -114,6 +122,8 @@ class Connection:
 
     def _forward(self, exchange: Exchange, data: bytes) -> None:
         self.unanswered += 1
+        self._owed.add(exchange)
+        self._idle.clear()
         self._outbox.put_nowait((exchange, data))
 
     async def _exchange(self) -> None:
@@ -190,9 +200,17 @@ class Connection:
         """Give up what is late, and a connection that is idle."""
         for ident in [i for i, e in self.pending.items() if e.started_s < now - TIMEOUT_S]:
             self._ended()
-            self._service.time_out(self.pending.pop(ident))
-        if not self.unanswered and now - self.used_s > IDLE_S:
+            exchange = self.pending.pop(ident)
+            self._service.time_out(exchange)
+            self._settle(exchange)
+        if not self._owed and now - self.used_s > IDLE_S:
             self._writer.close()
+
+    def _settle(self, exchange: Exchange) -> None:
+        """The client is owed nothing more for a query."""
+        self._owed.discard(exchange)
+        if not self._owed:
+            self._idle.set()
 
     def _ended(self) -> None:
         self.unanswered -= 1
