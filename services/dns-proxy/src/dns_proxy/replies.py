@@ -6,7 +6,6 @@ socket would take the real server's datagrams away; there, answers are written a
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from struct import Struct
 from typing import Final
@@ -27,7 +26,7 @@ class Replies:
 
     def __init__(self, host: str, port: int, *, mark: int) -> None:
         self.host, self.port = host, port
-        self.local = is_local(host)
+        self.local = transparent.is_local(host)
         """Whether the node itself has the address."""
         self._raw = self.local
         self._socket = (
@@ -51,18 +50,6 @@ class Replies:
     def close(self) -> None:
         """Give the socket back."""
         self._socket.close()
-
-
-def is_local(host: str) -> bool:
-    """Whether the node itself has an address."""
-    with (
-        contextlib.closing(socket.socket(transparent.family_of(host), socket.SOCK_DGRAM)) as probe,
-    ):
-        try:
-            probe.bind((host, 0))
-        except OSError:
-            return False
-    return True
 
 
 def raw_socket(host: str, *, mark: int) -> socket.socket:

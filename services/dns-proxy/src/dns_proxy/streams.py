@@ -24,7 +24,6 @@ from dns_proxy import records
 from dns_proxy.answers import same_question
 from dns_proxy.exchanges import TIMEOUT_S
 from dns_proxy.messages import HEADER_BYTES
-from dns_proxy.replies import is_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,7 +146,7 @@ class Connection:
                 await writer.wait_closed()
 
     async def _dial(self, ingress: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        own = ingress or is_local(self.server[0])
+        own = ingress or transparent.is_local(self.server[0])
         sock = transparent.upstream(
             socket.SOCK_STREAM,
             None if own else (self.client_host, 0),
