@@ -12,10 +12,11 @@ import argparse
 import itertools
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from tests.bpf.harness import Plane
-from tests.fuzz.rounds import PACKETS, SIZES, STEPS, play, shrunk
+from tests.fuzz.rounds import SIZES, play, shrunk
 
 CACHE = Path(__file__).parents[2] / "build" / "templates"
 _SHOWN = 5
@@ -30,23 +31,25 @@ def main() -> int:
     given = parser.parse_args()
     plane = Plane(CACHE, sizes=SIZES)
     began = time.monotonic()
-    cases = findings = 0
+    tally: Counter[str] = Counter()
+    findings = 0
     try:
         for seed in itertools.count(given.seed):
-            if cases >= given.cases or time.monotonic() - began > given.seconds:
+            if tally.total() >= given.cases or time.monotonic() - began > given.seconds:
                 break
-            for finding in play(plane, seed):
+            for finding in play(plane, seed, tally):
                 findings += 1
                 if findings <= _SHOWN:
                     print(f"\nDisagreement {findings}: {shrunk(plane, finding)}\n", flush=True)
-            cases += PACKETS * STEPS
             if sys.stderr.isatty():
-                print(f"\r{cases} cases, {findings} disagreements", end="", file=sys.stderr)
+                print(f"\r{tally.total()} cases", end="", file=sys.stderr)
     finally:
         plane.close()
     took = time.monotonic() - began
+    kinds = ", ".join(f"{count} {kind}" for kind, count in tally.most_common())
     print(
-        f"{cases} cases in {took:.0f} s, seeds {given.seed} to {seed - 1}, {findings} disagreements"
+        f"{tally.total()} cases ({kinds}) in {took:.0f} s, "
+        f"seeds {given.seed} to {seed - 1}, {findings} disagreements"
     )
     return 1 if findings else 0
 

@@ -13,18 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 from cilium_agent.datapath.models import EndpointInfo, NodeConfig, PolicyChange
 from cilium_core import abi
 
-from tests.unit.policy.worlds import World, outside, pod, reserved
+from tests.unit.policy.random_policies import cast
+from tests.unit.policy.worlds import World
 
 if TYPE_CHECKING:
-    from random import Random
-
     from cilium_core.policy import PolicyOptions
 
     from tests.bpf.harness import Plane
-    from tests.unit.policy import oracle
 
-WEB_80: Final = (("web", 6, 80), ("dns", 17, 53))
-WEB_8080: Final = (("web", 6, 8080), ("dns", 17, 53))
 OTHER_NODE: Final = ipaddress.IPv4Address("172.30.0.12")
 NODE: Final = ("172.30.0.11", "fd00:30::11")
 ROUTER: Final = ("10.244.0.254", "fd00:244::fe")
@@ -40,31 +36,12 @@ _ADDRESSES: Final = {
     "elsewhere": ("10.244.1.6", "fd00:244:0:1::6"),
     "host": NODE,
     "node": (str(OTHER_NODE), "fd00:30::12"),
+    "node-b": ("172.30.0.13", "fd00:30::13"),
 }
+NODES: Final = ("node", "node-b")
 TUNNEL_IFINDEX: Final = 4242
-
-
-def parties() -> dict[str, oracle.Party]:
-    """The cast at the beginning."""
-    pods = {
-        f"{space}/{app}": pod(
-            space,
-            {"app": app, **({"tier": "front"} if app == "a" else {})},
-            namespace_labels={"team": "red" if space == "x" else "blue"},
-            ports=WEB_80 if app == "a" else WEB_8080,
-        )
-        for space in "xy"
-        for app in "ab"
-    }
-    addresses = ("10.0.0.1", "10.1.2.3", "192.0.2.9", "198.51.100.7", "fd00::1", "2001:db8::1")
-    return {
-        **pods,
-        "elsewhere": pod("x", {"app": "a"}, cluster="other"),
-        "host": reserved("host"),
-        "node": reserved("remote-node"),
-        "health": reserved("health"),
-        **{address: outside(address) for address in addresses},
-    }
+FIRST_PORT: Final = 10_000
+"""Of proxies, one for each redirect."""
 
 
 def packed(name: str, family: int) -> bytes | None:
@@ -73,15 +50,6 @@ def packed(name: str, family: int) -> bytes | None:
         return ipaddress.ip_address(_ADDRESSES[name][family == 6]).packed
     address = ipaddress.ip_address(name)
     return address.packed if address.version == family else None
-
-
-def relabelled(chance: Random, party: oracle.Party) -> oracle.Party:
-    """A pod with other labels, maybe in another namespace, maybe with other ports."""
-    labels = {"app": chance.choice("ab"), "tier": chance.choice(("front", "back"))}
-    space = chance.choice("xy")
-    team = {"team": "red" if space == "x" else "blue"}
-    ports = chance.choice((party.ports, WEB_80, WEB_8080, ()))
-    return pod(space, labels, namespace_labels=team, ports=ports)
 
 
 @dataclass(frozen=True)
@@ -97,12 +65,14 @@ class Cast(World):
         plane.reset()
         self.plane = plane
         self._table: dict[Any, _Row] = {}
+        self._ports: dict[int, int] = {}
         plane.configure(
             NodeConfig(
                 node_ipv4=ipaddress.IPv4Address(NODE[0]),
                 node_ipv6=ipaddress.IPv6Address(NODE[1]),
                 router_ipv4=ipaddress.IPv4Address(ROUTER[0]),
                 router_ipv6=ipaddress.IPv6Address(ROUTER[1]),
+                proxy=True,
             ),
             tunnel_ifindex=TUNNEL_IFINDEX,
             host_ifindex=plane.device("hostside"),
@@ -117,7 +87,13 @@ class Cast(World):
                     ipv6=ipaddress.IPv6Address(ipv6),
                 )
             )
-        super().__init__(parties(), options)
+        super().__init__(cast(), options)
+
+    def port_of(self, redirect: int) -> int:
+        """Port of the proxy of a redirect, 0 for none."""
+        if not redirect:
+            return 0
+        return self._ports.setdefault(redirect, FIRST_PORT + len(self._ports))
 
     def flush(self) -> int:
         """Carry the engine's updates out in the kernel as the agent does: maps, then rows."""
@@ -132,9 +108,12 @@ class Cast(World):
             self.maps[name] = held
             self.enforced[name] = update.ingress_enforced, update.egress_enforced
             if name in LOCAL:
-                delta = update.delta
-                changes[LOCAL[name]] = PolicyChange(delta.add, delta.remove, update.full)
-        self.plane.policy.apply(changes)
+                added = {
+                    key: entry._replace(redirect=self.port_of(entry.redirect))
+                    for key, entry in update.delta.add.items()
+                }
+                changes[LOCAL[name]] = PolicyChange(added, update.delta.remove, update.full)
+        assert not self.plane.policy.apply(changes)
         self._write_rows()
         self._write_addresses()
         return len(updates)
@@ -169,7 +148,7 @@ class Cast(World):
             wanted[prefix] = _Row(identity.id, None)
         for name, party in self.parties.items():
             if party.address is None and name in _ADDRESSES and name != "host":
-                node = None if name in LOCAL or name == "node" else OTHER_NODE
+                node = None if name in (*LOCAL, *NODES) else OTHER_NODE
                 for address in _ADDRESSES[name]:
                     row = _Row(self.identity(party), node)
                     wanted[ipaddress.ip_network(address)] = row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,4 +34,4 @@ def plane() -> Iterator[Plane]:
 def test_oracle_resolver_and_kernel_agree(plane: Plane, seed: int) -> None:
     from tests.fuzz.rounds import play, shrunk
 
-    assert [str(shrunk(plane, finding)) for finding in play(plane, seed)] == []
+    assert [str(shrunk(plane, finding)) for finding in play(plane, seed, Counter())] == []
