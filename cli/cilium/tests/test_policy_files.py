@@ -38,7 +38,7 @@ def test_a_valid_file_is_told_and_exits_with_0(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert done.output.splitlines() == [
         f"{file}:1: valid: NetworkPolicy default/closed",
-        f"{file}:7: skipped: Pod web (not a policy)",
+        f"{file}:7: skipped: Pod web (not checked)",
         "1 valid, 1 skipped",
     ]
 
@@ -83,3 +83,30 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
 
 def test_an_empty_input_is_an_error() -> None:
     assert isinstance(validate("-").exception, InputError)
+
+
+NODES = """\
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: nodes}
+spec:
+  endpointSelector: {}
+  comment: why
+  ingress:
+  - fromNodes: [{}]
+"""
+
+
+def test_the_clusters_options_can_be_given() -> None:
+    arguments = ["-", "--lenient", "--set", "enable-node-selector-labels=true"]
+    done = validate(*arguments, text=NODES)
+
+    assert done.exit_code == 0
+    assert "stdin:6: warning: CiliumNetworkPolicy default/nodes: spec.comment" in done.output
+    refused = validate("-", text=NODES)
+    assert isinstance(refused.exception, InputError)
+    assert "spec.comment: unknown field" in refused.output
+
+
+def test_an_option_that_is_none_is_a_wrong_command_line() -> None:
+    assert validate("-", "--set", "moon=true", text=POLICY).exit_code == 2

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from cilium_core.errors import InvalidError
-from cilium_core.policy import Policy, PolicyError, parse
+from cilium_core.policy import POLICY_KINDS, Policy, PolicyError, PolicyOptions, parse
+from cilium_core.policy.options import PERMISSIVE, HeaderRegex
 from cilium_core.resources.documents import load_documents
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.policy.test_tiers import admin, cluster
 from tests.unit.policy.worlds import ccnp, cnp, knp
 
 if TYPE_CHECKING:
@@ -119,6 +122,10 @@ field_names = st.sampled_from(
         *("ingress", "egress", "ingressDeny", "action", "fromEndpoints", "toCIDRSet", "toPorts"),
         *("ports", "port", "protocol", "rules", "matchLabels", "matchExpressions", "key", "cidr"),
         *("icmps", "fields", "type", "enableDefaultDeny", "labels", "podSelector", "from", "log"),
+        *("rules", "http", "dns", "kafka", "headers", "headerMatches", "serverNames", "secret"),
+        *("toFQDNs", "matchName", "matchPattern", "toServices", "k8sService", "toNodes", "path"),
+        *("subject", "pods", "networks", "priority", "tier", "action", "protocols", "domainNames"),
+        *("annotations", "policy.cilium.io/audit-mode", "redirectFrontend", "description"),
     ]
 )
 anything = st.recursive(
@@ -133,10 +140,29 @@ anything = st.recursive(
 )
 
 
+OPTIONS = [
+    PolicyOptions(),
+    PERMISSIVE,
+    replace(PERMISSIVE, lenient_fields=True, header_regex=HeaderRegex.ALWAYS),
+]
+
+
+def read_all(obj: Any) -> list[Policy]:
+    return [parse(obj, options) for options in OPTIONS]
+
+
 @settings(max_examples=300, deadline=None)
 @given(anything)
 def test_any_object_at_all_is_read_or_refused(obj):
-    assert outcome(parse, obj)
+    assert outcome(read_all, obj)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(POLICY_KINDS), st.dictionaries(field_names, anything, max_size=4))
+def test_any_rule_at_all_is_read_or_refused(kind, spec):
+    version = "policy.networking.k8s.io/v1alpha1" if "Admin" in kind else "cilium.io/v2"
+    obj = {"apiVersion": version, "kind": kind, "metadata": {"name": "a"}, "spec": spec}
+    assert outcome(read_all, obj)
 
 
 GOOD: list[dict[str, Any]] = [
@@ -157,6 +183,78 @@ GOOD: list[dict[str, Any]] = [
         log={"value": "x"},
     ),
     ccnp(endpointSelector={}, ingress=[{"fromEntities": ["world"]}], egress=[{"toCIDR": ["::/0"]}]),
+    ccnp(
+        endpointSelector={},
+        ingress=[
+            {
+                "toPorts": [
+                    {
+                        "ports": [{"port": "443", "protocol": "TCP"}],
+                        "rules": {
+                            "http": [
+                                {
+                                    "path": "/a.*",
+                                    "headers": ["X: [a]+"],
+                                    "headerMatches": [{"name": "a", "secret": {"name": "b"}}],
+                                }
+                            ]
+                        },
+                        "terminatingTLS": {"secret": {"name": "a"}},
+                        "serverNames": ["a.io"],
+                    }
+                ]
+            }
+        ],
+        egress=[
+            {
+                "toPorts": [
+                    {
+                        "ports": [{"port": "53"}],
+                        "rules": {"dns": [{"matchName": "a.io"}, {"matchPattern": "*.a.io"}]},
+                    }
+                ]
+            },
+            {"toFQDNs": [{"matchPattern": "**.a.io"}]},
+            {"toServices": [{"k8sService": {"serviceName": "a", "namespace": "b"}}]},
+            {"toNodes": [{"matchLabels": {"a": "b"}}]},
+        ],
+    ),
+    cnp(
+        endpointSelector={},
+        ingress=[
+            {
+                "toPorts": [
+                    {
+                        "ports": [{"port": "9092", "protocol": "TCP"}],
+                        "rules": {"kafka": [{"role": "produce", "topic": "t"}]},
+                    }
+                ]
+            }
+        ],
+    ),
+    admin(
+        subject={"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"a": "b"}}}},
+        ingress=[
+            {
+                "action": "Deny",
+                "from": [{"namespaces": {}}],
+                "ports": [{"portNumber": {"port": 80}}, {"namedPort": "web"}],
+            }
+        ],
+        egress=[
+            {"action": "Pass", "to": [{"networks": ["10.0.0.0/8"]}, {"nodes": {}}]},
+            {"action": "Allow", "to": [{"domainNames": ["*.a.io"]}]},
+        ],
+    ),
+    cluster(
+        egress=[
+            {
+                "action": "Accept",
+                "to": [{"networks": ["::/0"]}],
+                "protocols": [{"tcp": {"destinationPort": {"range": {"start": 1, "end": 2}}}}],
+            }
+        ]
+    ),
     knp(
         podSelector={"matchLabels": {"app": "web"}},
         policyTypes=["Ingress", "Egress"],
@@ -194,7 +292,28 @@ def test_a_good_object_with_something_else_in_it_is_read_or_refused(good, seed, 
         for key in path:
             inside = inside[key]
         inside[last] = copy.deepcopy(other)
-    assert outcome(parse, obj)
+    assert outcome(read_all, obj)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(GOOD), st.integers(0, 2**32), st.text("abxyz", min_size=1, max_size=8))
+def test_an_unknown_field_anywhere_is_refused_or_closes(good, seed, name):
+    """Only peers and ports of tiered policies may be of kinds that are not known yet."""
+    obj = copy.deepcopy(good)
+    paths = [path for path in places(obj) if path[0] == "spec" and isinstance(at(obj, path), dict)]
+    free = {"matchLabels"}
+    path = random.Random(seed).choice([path for path in paths if path[-1] not in free])
+    at(obj, path)[f"x{name}"] = 1
+
+    said = outcome(lambda one: parse(one, PERMISSIVE).warnings, obj)
+    tiered = obj["apiVersion"].startswith("policy.networking.k8s.io")
+    assert "unknown field" in said or (tiered and "unknown kind" in said)
+
+
+def at(obj: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        obj = obj[key]
+    return obj
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,7 +13,7 @@ from cilium_core.policy import (
 )
 from cilium_core.policy.ports import NamedPort, PortRange, Protocol
 
-from tests.unit.policy.worlds import cnp, knp
+from tests.unit.policy.worlds import ccnp, cnp, knp
 
 WEB = {"matchLabels": {"app": "web"}}
 
@@ -532,3 +532,80 @@ def test_a_deny_list_makes_deny_rules():
     rules = parse(cnp_with(ingressDeny=[{"fromEntities": ["world"]}])).rules
 
     assert [rule.verdict for rule in rules] == [Verdict.DENY]
+
+
+LENIENT = PolicyOptions(lenient_fields=True)
+
+
+def test_unknown_fields_that_restrict_nothing_can_be_left_out():
+    obj = {**cnp_with(ingress=[{}], comment="why"), "extra": {"a": 1}}
+
+    policy = parse(obj, LENIENT)
+    assert sorted(policy.warnings) == [
+        "extra: unknown field; it was left out",
+        "spec.comment: unknown field; it was left out",
+    ]
+    assert obj["spec"]["comment"] == "why"
+    assert set(problems(obj)) == {"extra", "spec.comment"}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"action": "Deny"},
+        {"auth": {"type": "required"}},
+        {"requires": []},
+        {"except": []},
+        {"denies": []},
+        {"ingres": [{}]},
+        {"egess": [{}]},
+        {"endpointSelectors": {}},
+        {"priorities": 1},
+        {"ingress": [{"comment": "why"}]},
+        {"ingress": [{"toPort": []}]},
+        {"ingressDeny": [{"toPorts": [{"rules": {}}]}]},
+        {"egress": [{"toCIDRSet": [{"cidr": "10.0.0.0/8", "excepts": ["10.1.0.0/16"]}]}]},
+    ],
+    ids=lambda rule: next(iter(rule)),
+)
+def test_what_may_restrict_is_refused_in_the_lenient_way_too(rule):
+    with pytest.raises(PolicyError, match="unknown field"):
+        parse(cnp_with(**{"ingress": [{}], **rule}), LENIENT)
+
+
+def test_nothing_is_left_out_of_an_object_that_is_wrong_otherwise():
+    with pytest.raises(PolicyError) as caught:
+        parse(cnp_with(ingress=[{"fromEntities": ["moon"]}], comment="why"), LENIENT)
+
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize("make", [cnp, ccnp, lambda **rule: knp(podSelector={}, **rule)])
+def test_an_annotation_makes_a_policy_tell_only(make):
+    rule = {"ingress": [{}]}
+    obj = make(**rule) if make not in (cnp, ccnp) else make(endpointSelector={}, **rule)
+    assert not any(one.audit for one in parse(obj).rules)
+
+    obj["metadata"]["annotations"] = {"policy.cilium.io/audit-mode": "true"}
+    assert all(one.audit for one in parse(obj).rules)
+
+    obj["metadata"]["annotations"] = {"policy.cilium.io/audit-mode": "yes"}
+    policy = parse(obj)
+    assert not any(one.audit for one in policy.rules)
+    assert "neither 'true' nor 'false'" in policy.warnings[0]
+
+
+def test_a_policy_for_nodes_says_so_and_needs_the_option_to_have_an_effect():
+    policy = parse(ccnp({"nodeSelector": {"matchLabels": {"a": "b"}}, "ingress": [{}]}))
+
+    assert [rule.nodes for rule in policy.rules] == [True]
+    assert "enable-host-firewall" in policy.warnings[0]
+
+
+def test_nodes_as_peers_are_other_nodes_of_the_own_cluster():
+    obj = cnp_with(ingress=[{"fromNodes": [{"matchLabels": {"a": "b"}}]}])
+    (rule,) = parse(obj, PolicyOptions(node_selector_labels=True)).rules
+
+    (peer,) = rule.peers
+    assert str(peer) == ("any:a=b, reserved:remote-node, k8s:io.cilium.k8s.policy.cluster=default")
+    assert list(problems(obj)) == ["spec.ingress[0].fromNodes"]

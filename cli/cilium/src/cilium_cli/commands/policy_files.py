@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`cilium policy validate`: checks policy files, with neither a cluster nor an agent."""
+"""`cilium policy validate`: checks files, with neither a cluster nor an agent."""
 
 from __future__ import annotations
 
@@ -18,21 +18,44 @@ if TYPE_CHECKING:
 @click.command("validate", short_help="Check policy files offline.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("-R", "--recursive", is_flag=True, help="Folders below folders as well.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="OPTION=VALUE",
+    help="An option that the cluster has, such as enable-node-selector-labels=true.",
+)
+@click.option(
+    "--lenient", is_flag=True, help="Warn of unknown fields where they cannot restrict anything."
+)
 @output_option
-def validate(output: str, files: tuple[str, ...], *, recursive: bool) -> None:
-    """Check the policies and CIDR groups in files, in folders, or (with -) on standard input.
+def validate(
+    output: str,
+    files: tuple[str, ...],
+    settings: tuple[str, ...],
+    *,
+    recursive: bool,
+    lenient: bool,
+) -> None:
+    """Check policies and Cilium's other objects in files, in folders, or (-) on standard input.
 
-    Needs no cluster. Every problem is told as FILE:LINE: FIELD: MESSAGE. Older forms of a policy
-    that are still understood are warnings; objects of other kinds are skipped.
+    Needs no cluster. Every problem is told as FILE:LINE: FIELD: MESSAGE. Older forms that are still
+    understood are warnings; objects of other kinds are skipped.
 
     Exits with 1 if a policy would be refused, and with 2 if the command line is wrong.
     """
+    from cilium_core.errors import InvalidError
+    from cilium_core.policy.options import PolicyOptions, with_settings
     from cilium_core.policy.validating import check_texts
 
     from cilium_cli.files import texts
 
+    try:
+        options = with_settings(PolicyOptions(lenient_fields=lenient), settings)
+    except InvalidError as error:
+        raise click.BadParameter(str(error), param_hint="--set") from error
     named = (text for name in files for text in texts(name, recursive=recursive))
-    found = list(check_texts(named))
+    found = list(check_texts(named, options))
     counts = _counts(found)
     document = {"objects": [_plain(item) for item in found], "summary": counts}
     emit(output, document, lambda: _render(found, counts))
@@ -56,7 +79,7 @@ def _render(found: list[CheckedObject], counts: dict[str, int]) -> None:
         for remark in item.warnings:
             click.echo(_line(item, remark, click.style("warning", fg="yellow")))
         if not item.errors:
-            note = " (not a policy)" if item.outcome.value == "skipped" else ""
+            note = " (not checked)" if item.outcome.value == "skipped" else ""
             click.echo(f"{item.source}:{item.line}: {item.outcome.value}: {item.label}{note}")
     click.echo(", ".join(f"{number} {name}" for name, number in counts.items() if number))
 

@@ -6,12 +6,16 @@ resolves everything again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
+from cilium_core.errors import InvalidError
 from cilium_core.identities import Families
 from cilium_core.labels import DEFAULT_CLUSTER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class EnforcementMode(Enum):
@@ -80,6 +84,9 @@ class PolicyOptions:
     host_firewall: bool = False
     """`enable-host-firewall`: enforce policies for nodes; without it they have no effect."""
 
+    lenient_fields: bool = False
+    """Leave unknown fields out, with a warning, where they cannot restrict anything."""
+
 
 PERMISSIVE: Final = PolicyOptions(
     extended_protocols=True, node_selector_labels=True, host_firewall=True
@@ -87,3 +94,35 @@ PERMISSIVE: Final = PolicyOptions(
 """Options under which everything is accepted that some cluster could enforce.
 
 For those who store objects and do not know how the cluster is set up."""
+
+_SWITCHES: Final = {
+    "enable-extended-ip-protocols": "extended_protocols",
+    "enable-host-firewall": "host_firewall",
+    "enable-icmp-rules": "icmp_rules",
+    "enable-l7-proxy": "l7_proxy",
+    "enable-node-selector-labels": "node_selector_labels",
+    "enable-non-default-deny-policies": "non_default_deny",
+    "policy-default-local-cluster": "default_local_cluster",
+}
+_VALUES: Final = {"true": True, "false": False}
+
+
+def with_settings(options: PolicyOptions, settings: Iterable[str]) -> PolicyOptions:
+    """The options with some set as `name=value`, under the names that users know.
+
+    Raises `InvalidError` for other names and values.
+    """
+    changes: dict[str, Any] = {}
+    for text in settings:
+        name, _, value = text.partition("=")
+        name, value = name.strip(), value.strip().lower()
+        if name == "cluster-name" and value:
+            changes["cluster"] = value
+        elif name == "header-regex" and value in {one.value for one in HeaderRegex}:
+            changes["header_regex"] = HeaderRegex(value)
+        elif name in _SWITCHES and value in _VALUES:
+            changes[_SWITCHES[name]] = _VALUES[value]
+        else:
+            known = ", ".join((*_SWITCHES, "cluster-name", "header-regex"))
+            raise InvalidError(f"{text[:80]!r} is not name=value of one of {known}")
+    return replace(options, **changes)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cilium_core.policy import groups, kubernetes, legacy, tiers, translating
+from cilium_core.policy import groups, kubernetes, legacy, lenience, tiers, translating
 from cilium_core.policy.errors import (
     PolicyError,
     Problem,
@@ -23,7 +23,7 @@ from cilium_core.policy.models_kubernetes import KubernetesPolicy
 from cilium_core.policy.options import PolicyOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pydantic_core import ErrorDetails
 
@@ -36,6 +36,13 @@ POLICY_KINDS: Final = (
     kubernetes.KIND,
     *tiers.KINDS,
 )
+
+_LEGACY_KINDS: Final = (translating.KIND_NAMESPACED, translating.KIND_CLUSTERWIDE)
+_MODELS: Final[Mapping[str, type[BaseModel]]] = {
+    **dict.fromkeys(_LEGACY_KINDS, CiliumPolicy),
+    kubernetes.KIND: KubernetesPolicy,
+    **tiers.MODELS,
+}
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
@@ -53,36 +60,49 @@ def parse(obj: object, options: PolicyOptions | None = None) -> Policy:
     obj, subject = _object(obj)
     kind = obj.get("kind")
     findings = Findings()
-    if kind == kubernetes.KIND:
-        knp = _validate(KubernetesPolicy, obj, subject)
-        return kubernetes.translate(knp, obj, options, findings)
-    if isinstance(kind, str) and kind in tiers.KINDS:
-        tier_model: type[tiers.TierModel] = tiers.MODELS[kind]
-        tiered = tiers.translate(_validate(tier_model, obj, subject), obj, options, findings)
-        if findings.problems:
-            raise _error(tuple(findings.problems), subject)
-        return tiered
-    if kind not in POLICY_KINDS:
+    if not isinstance(kind, str) or kind not in POLICY_KINDS:
         message = f"must be one of {', '.join(POLICY_KINDS)}"
         raise PolicyError((Problem("kind", message),), subject)
-    conversion = legacy.convert(obj)
+    conversion = legacy.convert(obj) if kind in _LEGACY_KINDS else legacy.Conversion(obj)
     if conversion.problems:
         raise PolicyError(tuple(conversion.problems), subject)
     findings.warnings += conversion.warnings
-    model = _validate(CiliumPolicy, conversion.obj, subject, conversion)
-    policy = translating.translate(model, obj, options, findings)
+    if options.lenient_fields:
+        _leave_out(_MODELS[kind], conversion, findings)
+    model = _validate(_MODELS[kind], conversion.obj, subject, conversion)
+    policy = _translate(model, obj, options, findings)
     if findings.problems:
-        raise _error(
-            tuple(
-                replace(problem, path=conversion.written_path(problem.path))
-                for problem in findings.problems
-            ),
-            subject,
+        problems = (
+            replace(problem, path=conversion.written_path(problem.path))
+            for problem in findings.problems
         )
+        raise _error(tuple(problems), subject)
     if conversion.moved:
         rules = (replace(rule, path=conversion.written_path(rule.path)) for rule in policy.rules)
         policy = replace(policy, rules=tuple(rules))
     return policy
+
+
+def _translate(
+    model: BaseModel, obj: dict[str, Any], options: PolicyOptions, findings: Findings
+) -> Policy:
+    if isinstance(model, CiliumPolicy):
+        return translating.translate(model, obj, options, findings)
+    if isinstance(model, KubernetesPolicy):
+        return kubernetes.translate(model, obj, options, findings)
+    assert isinstance(model, tiers.TierModel)  # noqa: S101 - all kinds there are
+    return tiers.translate(model, obj, options, findings)
+
+
+def _leave_out(model: type[BaseModel], conversion: legacy.Conversion, findings: Findings) -> None:
+    """Take unknown fields out that cannot restrict anything, if nothing else is wrong."""
+    try:
+        model.model_validate(conversion.obj)
+    except ValidationError as error:
+        places = lenience.droppable(error.errors(include_url=False, include_input=False))
+        for place in places or ():
+            findings.warn(_path(place), "unknown field; it was left out")
+        conversion.obj = lenience.without(conversion.obj, places or ())
 
 
 def parse_cidr_group(obj: object) -> CidrGroup:
@@ -153,11 +173,7 @@ def _validate(
 
 def _problem(detail: ErrorDetails) -> Problem:
     """One validation error in the users' words."""
-    path = ""
-    for part in detail["loc"]:
-        if part == "[key]":
-            continue
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)[:120]
+    path = _path(detail["loc"])
     kind = detail["type"]
     if kind == "extra_forbidden":
         return Problem(path, _HINTS.get(str(detail["loc"][-1]), "unknown field"))
@@ -165,6 +181,15 @@ def _problem(detail: ErrorDetails) -> Problem:
         return Problem(path, "is required")
     message = detail["msg"].removeprefix("Value error, ")
     return Problem(path, message)
+
+
+def _path(place: Sequence[str | int]) -> str:
+    path = ""
+    for part in place:
+        if part == "[key]":
+            continue
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)[:120]
+    return path
 
 
 def _error(problems: tuple[Problem, ...], subject: str) -> PolicyError:

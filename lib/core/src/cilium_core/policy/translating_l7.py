@@ -58,13 +58,13 @@ class L7Reader:
 
     def read(self, rule: PortRule, path: str) -> L7Match | None:
         """The L7 part of an item of `toPorts`; None when it has none."""
-        if rule.listener is not None:
-            text = (
-                "can only be part of an egress rule"
-                if self.direction is Direction.INGRESS
-                else "is not available: Envoy has no listeners but those made for rules"
+        if rule.listener is not None and self.direction is Direction.INGRESS:
+            self.findings.problem(f"{path}.listener", "can only be part of an egress rule")
+        elif rule.listener is not None:
+            self.findings.unsupported(
+                f"{path}.listener",
+                "is not available: Envoy has no listeners but those made for rules",
             )
-            self.findings.unsupported(f"{path}.listener", text)
         rules = rule.rules if rule.has_l7_rules else None
         tls = bool(rule.server_names or rule.terminating_tls or rule.originating_tls)
         if rules is None and not tls:
