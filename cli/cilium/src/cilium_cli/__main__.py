@@ -66,11 +66,16 @@ class LazyGroup(click.Group):
 
 _COMMANDS = {
     "status": ("cilium_cli.commands.status:status", "Health of a node's agent and its components."),
-    "endpoint": ("cilium_cli.commands.endpoints:endpoint", "Pods of a node: list, get."),
+    "endpoint": ("cilium_cli.commands.endpoints:endpoint", "Pods of a node: list, get, config."),
     "identity": ("cilium_cli.commands.identities:identity", "Security identities: list, get."),
     "ip": ("cilium_cli.commands.ips:ip", "Addresses and the identities behind them: list."),
     "node": ("cilium_cli.commands.nodes:node", "Nodes of the cluster: list."),
-    "policy": ("cilium_cli.commands.policies:policy", "Policies: get, wait, explain, validate."),
+    "policy": (
+        "cilium_cli.commands.policies:policy",
+        "Policies: list, get, explain, validate.",
+    ),
+    "proxy": ("cilium_cli.commands.proxies:proxy", "Proxies for rules above L4: status."),
+    "fqdn": ("cilium_cli.commands.names:fqdn", "DNS names that pods looked up: cache, names."),
     "bpf": ("cilium_cli.commands.bpf:bpf", "Maps of the data plane, read from the kernel."),
     "prefilter": ("cilium_cli.commands.prefilters:prefilter", "XDP deny list and rate limit."),
     "monitor": ("cilium_cli.commands.monitor:monitor", "Data plane events as they happen."),

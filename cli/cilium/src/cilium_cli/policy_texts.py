@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cilium.agent.v1.agent_pb2 import PolicyEntry
+    from collections.abc import Iterator
+
+    from cilium.agent.v1.agent_pb2 import PolicyEntry, Redirect
 
 PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
@@ -33,3 +35,32 @@ def identity_text(entry: PolicyEntry) -> str:
     if not entry.identity:
         return "any"
     return "\n".join([str(entry.identity), *(f"  {label}" for label in entry.labels)])
+
+
+def verdict_text(entry: PolicyEntry) -> str:
+    """Return `Allow`, `Deny` or `Audit`, the last for what is reported as denied and passes."""
+    if entry.deny:
+        return "Audit" if entry.audit else "Deny"
+    return "Allow"
+
+
+def proxy_text(entry: PolicyEntry) -> str:
+    """Return the proxy's port, `NONE` without a redirect, `waiting` while it has no port."""
+    if not entry.redirect:
+        return "NONE"
+    return str(entry.proxy_port) if entry.proxy_port else "waiting"
+
+
+def redirect_lines(redirect: Redirect) -> Iterator[str]:
+    """Say what a proxy enforces, a line each."""
+    if redirect.allow_all:
+        yield "everything, only reported"
+    yield from redirect.rules
+    if redirect.server_names:
+        yield f"server names {', '.join(redirect.server_names)}"
+    if redirect.terminating:
+        yield f"TLS of clients ends here, with secret {redirect.terminating}"
+    if redirect.originating:
+        yield f"TLS to servers, with secret {redirect.originating}"
+    if redirect.audit:
+        yield "audit: reports what it would refuse"

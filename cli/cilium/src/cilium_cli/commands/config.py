@@ -7,8 +7,8 @@ import click
 from cilium.agent.v1 import agent_pb2
 
 from cilium_cli.connecting import TIMEOUT_S, agent
-from cilium_cli.errors import InputError
-from cilium_cli.outputs import emit, output_option
+from cilium_cli.outputs import output_option
+from cilium_cli.runtime_options import emit_options, parse_options
 from cilium_cli.targets import Target, node_options
 
 
@@ -18,21 +18,8 @@ from cilium_cli.targets import Target, node_options
 @node_options
 def config(target: Target, output: str, changes: tuple[str, ...]) -> None:
     """Show the options that can be changed while the agent runs, after changing those given."""
-    options = {}
-    for change in changes:
-        name, separator, value = change.partition("=")
-        if not separator or not name:
-            raise InputError(
-                f"option: {change!r} is not OPTION=VALUE", "such as monitor-aggregation=none"
-            )
-        options[name] = value
+    options = parse_options(changes)
     with agent(target) as stub:
         request = agent_pb2.UpdateConfigRequest(options=options)
         answer = stub.UpdateConfig(request, timeout=TIMEOUT_S)
-
-    def render() -> None:
-        width = max((len(name) for name in answer.options), default=0)
-        for name, value in sorted(answer.options.items()):
-            click.echo(f"{name:<{width}}   {value}")
-
-    emit(output, dict(sorted(answer.options.items())), render)
+    emit_options(output, answer.options)

@@ -11,7 +11,14 @@ from cilium.agent.v1 import agent_pb2
 from cilium_cli.connecting import TIMEOUT_S, agent
 from cilium_cli.errors import InputError
 from cilium_cli.outputs import emit, output_option, plain, table
-from cilium_cli.policy_texts import identity_text, port_text
+from cilium_cli.policy_texts import (
+    identity_text,
+    port_text,
+    proxy_text,
+    redirect_lines,
+    verdict_text,
+)
+from cilium_cli.runtime_options import emit_options, parse_options
 from cilium_cli.targets import Target, node_options
 
 _ENFORCEMENT = {
@@ -21,7 +28,7 @@ _ENFORCEMENT = {
 }
 
 
-@click.group(short_help="Pods of a node: list, get.")
+@click.group(short_help="Pods of a node: list, get, config.")
 def endpoint() -> None:
     """Show the pods a node runs: addresses, identity, enforcement, policy."""
 
@@ -76,6 +83,21 @@ def get_endpoint(target: Target, output: str, endpoint: str) -> None:
     emit(output, plain(answer), lambda: _render(answer))
 
 
+@endpoint.command("config")
+@click.argument("endpoint", metavar="ID|ADDRESS|NAMESPACE/POD")
+@click.argument("changes", nargs=-1, metavar="[OPTION=VALUE]...")
+@output_option
+@node_options
+def configure(target: Target, output: str, endpoint: str, changes: tuple[str, ...]) -> None:
+    """Show an endpoint's options, after changing those given, such as PolicyAuditMode=Enabled."""
+    options = parse_options(changes)
+    with agent(target) as stub:
+        found = stub.GetEndpoint(parse_endpoint(endpoint), timeout=TIMEOUT_S)
+        request = agent_pb2.UpdateEndpointConfigRequest(id=found.endpoint.id, options=options)
+        answer = stub.UpdateEndpointConfig(request, timeout=TIMEOUT_S)
+    emit_options(output, answer.options)
+
+
 def parse_endpoint(text: str) -> agent_pb2.GetEndpointRequest:
     """Tell an id, an address and a pod apart; raises InputError for anything else."""
     if text.isdecimal():
@@ -109,6 +131,10 @@ def _render(answer: agent_pb2.GetEndpointResponse) -> None:
         "Ingress": _ENFORCEMENT.get(item.ingress, ""),
         "Egress": _ENFORCEMENT.get(item.egress, ""),
         "Policy revision": str(item.policy_revision),
+        "Default deny": "\n".join((*item.ingress_default_deny, *item.egress_default_deny)),
+        "Options": ", ".join(f"{key}={value}" for key, value in sorted(item.options.items())),
+        "Error": item.error,
+        "Conflicts": "\n".join(item.conflicts),
         "Named ports": ", ".join(f"{p.name}={p.port}/{p.protocol}" for p in item.named_ports),
     }
     for name, value in facts.items():
@@ -118,14 +144,15 @@ def _render(answer: agent_pb2.GetEndpointResponse) -> None:
             click.echo(" " * 17 + line)
     click.echo("\nPolicy in the kernel:")
     table(
-        ["POLICY", "DIRECTION", "IDENTITY", "PORT/PROTO", "RULES"],
+        ["POLICY", "DIRECTION", "IDENTITY", "PORT/PROTO", "PROXY PORT", "RULES"],
         [
             [
-                "Deny" if entry.deny else "Allow",
+                verdict_text(entry),
                 entry.direction.capitalize(),
                 identity_text(entry),
                 port_text(entry),
-                "\n".join(entry.derived_from),
+                proxy_text(entry),
+                "\n".join((*entry.derived_from, *(f"  {t}" for t in redirect_lines(entry.l7)))),
             ]
             for entry in answer.realized_policy
         ],
