@@ -87,7 +87,7 @@ _contents = st.dictionaries(_keys, _entries, max_size=8).map(
 def test_no_step_of_a_change_in_place_is_half_of_it(
     before: dict[bytes, bytes], after: dict[bytes, bytes]
 ) -> None:
-    order = policies.order_in_place(*_difference(before, after))
+    order = policies.order_in_place(*_difference(before, after), before)
     if order is None:
         return
     added, removed = order
@@ -117,7 +117,20 @@ def test_a_change_of_both_lookups_is_not_made_in_place() -> None:
     exact = {encode_key(PolicyKey(INGRESS, 7, 0, 0, 0)): bytes(12)}
     anyone = {encode_key(PolicyKey(INGRESS, 0, 0, 0, 0)): bytes(12)}
 
-    assert policies.order_in_place(*_difference(exact, anyone)) is None
+    assert policies.order_in_place(*_difference(exact, anyone), exact) is None
+
+
+def test_who_closes_a_direction_is_told_in_place() -> None:
+    default = PolicyKey(INGRESS, 0, 0, 0, 0)
+    closed = {cookie: PolicyEntry(256, deny=True, cookie=cookie) for cookie in (1, 2)}
+    allowed = {encode_key(PolicyKey(INGRESS, 7, 0, 0, 0)): bytes(12)}
+    before = {encode_key(default): encode_entry(default, closed[1])}
+    after = {encode_key(default): encode_entry(default, closed[2]), **allowed}
+
+    order = policies.order_in_place(*_difference(before, after), before)
+
+    assert order is not None
+    assert order[0] == after
 
 
 @given(_keys, _entries)

@@ -31,6 +31,7 @@ from cilium_agent.errors import NotStartedError
 from cilium_agent.feeds import Feed
 from cilium_agent.fqdn import NameManager
 from cilium_agent.ipcaches import IPCache
+from cilium_agent.keptoptions import KeptOptions
 from cilium_agent.metadata import MetadataHub
 from cilium_agent.nodeidentities import NodeIdentities
 from cilium_agent.nodes import Nodes
@@ -79,6 +80,7 @@ class Agent:
         self.controllers = Controllers()
         self.addresses = PodAddresses(ipv4=settings.enable_ipv4, ipv6=settings.enable_ipv6)
         self.directory = EndpointDirectory(settings.endpoint_dir)
+        self.kept_options = KeptOptions(settings.endpoint_dir / "options.json")
         self.queue = DeleteQueue(settings.delete_queue_dir)
         self.feed = Feed(self.hub, self.table)
         self.plane = Plane(
@@ -176,6 +178,14 @@ class Agent:
         if self._provisioner is None:
             raise NotStartedError(f"the agent is {self.phase}")
         return self._provisioner
+
+    async def store_endpoint(self, endpoint: Endpoint) -> None:
+        """Have the disk know an endpoint as it is now."""
+        await asyncio.to_thread(self.directory.save, endpoint)
+
+    async def keep_options(self, changed: Mapping[str, str]) -> None:
+        """Have options that were changed at run time survive a restart."""
+        await asyncio.to_thread(self.kept_options.keep, changed)
 
     def at_exit(self, call: Callable[[], None]) -> None:
         """Have something done at the very end of stopping."""

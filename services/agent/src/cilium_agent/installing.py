@@ -89,6 +89,10 @@ class Installer:
         """Have entries written again whose redirects have another port."""
         self._redirections.moved(redirects)
 
+    def redirect_users(self) -> dict[Redirect, list[int]]:
+        """The endpoints whose policies name each redirect."""
+        return self._redirections.users()
+
     def forget(self, endpoint_id: EndpointID) -> None:
         """An endpoint is gone."""
         self._engine.remove_endpoint(endpoint_id)

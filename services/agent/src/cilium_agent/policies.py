@@ -144,6 +144,10 @@ class Policies:
             if identity is not None
         }
 
+    def redirect_users(self) -> dict[Redirect, list[int]]:
+        """The endpoints whose policies name each redirect."""
+        return self._installer.redirect_users()
+
     # ---- what arrives ----
 
     def upsert_object(self, ref: PolicyRef, document: Mapping[str, Any]) -> None:

@@ -59,9 +59,15 @@ class Redirections:
         else:
             self._by_endpoint.pop(endpoint_id, None)
 
-    def of(self, endpoint_id: int) -> frozenset[int]:
-        """The redirects that an endpoint's policy names, by number."""
-        return self._by_endpoint.get(endpoint_id, frozenset())
+    def users(self) -> dict[Redirect, list[int]]:
+        """The endpoints whose policies name each redirect."""
+        found: dict[Redirect, list[int]] = {}
+        for endpoint_id, numbers in self._by_endpoint.items():
+            for number in numbers:
+                redirect = self._engine.redirects.get(number)
+                if redirect is not None:
+                    found.setdefault(redirect, []).append(endpoint_id)
+        return found
 
     def moved(self, redirects: Iterable[Redirect]) -> None:
         """Note that redirects have got another port."""

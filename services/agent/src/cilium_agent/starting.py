@@ -10,6 +10,7 @@ goes on as it was.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import fcntl
 import os
 import time
@@ -156,6 +157,7 @@ class StartUp:
         agent, plane = self._agent, self._agent.plane
         agent.phase = "starting the data plane"
         config = configurations.node_config(self._settings, self._host, agent.addresses)
+        config = dataclasses.replace(config, **agent.kept_options.restore(config))
         await plane.run(plane.datapath.start_sync, config)
         dump = await plane.run(plane.datapath.ipcache.dump)
         agent.ipcache.restore(restored_entries(dump))

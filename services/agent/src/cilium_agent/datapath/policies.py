@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _KEY = abi.view("policy_key", "prefixlen", "identity", "direction", "proto", "port")
 _ENTRY = abi.view("policy_entry", "precedence", "cookie", "proxy_port", "flags", "prefixlen")
 _VERDICT = abi.POLICY_DENY | abi.POLICY_AUDIT
+_VERDICT_BYTE = 0xFF
+"""Of a precedence; 0 in entries that only name who closes a direction."""
 _IN_PLACE = 256
 """Changes up to this size are made in place where that is safe."""
 
@@ -82,18 +84,34 @@ def decode(key: bytes, value: bytes) -> tuple[PolicyKey, PolicyEntry]:
 
 
 def order_in_place(
-    added: Mapping[bytes, bytes], removed: Iterable[bytes]
+    added: Mapping[bytes, bytes], removed: Iterable[bytes], before: Mapping[bytes, bytes]
 ) -> tuple[Rows, list[bytes]] | None:
-    """Additions and removals in the order that no packet sees half of; None when there is none."""
+    """Additions and removals in the order that no packet sees half of; None when there is none.
+
+    `before` is what the map holds.
+    """
     removed = list(removed)
     lookups: dict[int, set[bool]] = {}
     for key in (*added, *removed):
-        _, identity, direction, _, _ = _KEY.unpack(key)
-        lookups.setdefault(direction, set()).add(identity == 0)
+        if not _is_neutral(before.get(key), added.get(key)):
+            _, identity, direction, _, _ = _KEY.unpack(key)
+            lookups.setdefault(direction, set()).add(identity == 0)
     if any(len(kinds) > 1 for kinds in lookups.values()):
         return None
     longest_first = sorted(added.items(), key=lambda item: _bits(item[0]), reverse=True)
     return dict(longest_first), sorted(removed, key=_bits)
+
+
+def _is_neutral(old: bytes | None, new: bytes | None) -> bool:
+    """Whether a row only names, before and after, who closes a direction: it decides nothing."""
+    return _is_default(old) and _is_default(new)
+
+
+def _is_default(value: bytes | None) -> bool:
+    if value is None:
+        return True
+    precedence, _, _, flags, _ = _ENTRY.unpack(value)
+    return flags == abi.POLICY_DENY and not precedence & _VERDICT_BYTE
 
 
 def fitting(held: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes], capacity: int) -> Rows:
@@ -262,7 +280,7 @@ class Policies:
         if before is None or len(plan.added) + len(plan.removed) > _IN_PLACE:
             return False
         unseen = not before and self._closed(number)
-        order = (plan.added, []) if unseen else order_in_place(plan.added, plan.removed)
+        order = (plan.added, []) if unseen else order_in_place(plan.added, plan.removed, before)
         inner = self._open(number)
         if order is None or inner is None or len(before) + len(plan.added) > self.capacity:
             return False

@@ -55,13 +55,19 @@ def describe(redirect: Redirect) -> str:
     head = f"{'ingress' if redirect.ingress else 'egress'} {redirect.kind.value}"
     if redirect.allow_all:
         return f"{head}: everything"
-    parts: list[str] = []
-    parts += [_http(rule) for rule in redirect.http]
-    parts += [rule.name or rule.pattern for rule in redirect.dns]
-    parts += [_kafka(rule) for rule in redirect.kafka]
+    parts = rules(redirect)
     if redirect.server_names:
         parts.append("server names " + ", ".join(sorted(redirect.server_names)))
     return f"{head}: {'; '.join(parts) or 'nothing'}"
+
+
+def rules(redirect: Redirect) -> list[str]:
+    """What is allowed, one line each, such as `GET /api/v1/.*`."""
+    return [
+        *(_http(rule) for rule in redirect.http),
+        *(rule.name or rule.pattern for rule in redirect.dns),
+        *(_kafka(rule) for rule in redirect.kafka),
+    ]
 
 
 def _http(rule: HttpRule) -> str:

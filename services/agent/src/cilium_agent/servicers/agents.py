@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections import Counter as CountOf
 from typing import TYPE_CHECKING, Any
 
@@ -13,31 +12,29 @@ from cilium_core.identities import Prefix, parse_prefix
 
 from cilium_agent import options, statuses
 from cilium_agent.endpoints.states import State
-from cilium_agent.errors import NotStartedError, RequestError
+from cilium_agent.errors import RequestError
 from cilium_agent.servicers import dumps, messages
-from cilium_agent.servicers.explaining import Explainer
+from cilium_agent.servicers.endpoints import EndpointCalls
+from cilium_agent.servicers.enforcing import PolicyCalls
+from cilium_agent.servicers.proxying import ProxyCalls
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Iterable
 
     import grpc.aio
-    from cilium_core.labels import LabelSet
-    from cilium_core.policy import PolicyRef
 
     from cilium_agent.app import Agent
-    from cilium_agent.datapath import Datapath
-    from cilium_agent.endpoints.records import Endpoint
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
 ENTRIES_PER_MESSAGE = 500
 
 
-class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
+class AgentServicer(EndpointCalls, PolicyCalls, ProxyCalls, agent_pb2_grpc.AgentServiceServicer):
     """Serves one agent; see the proto for what each call promises."""
 
     def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+        super().__init__(agent)
         self._prefilter_revision = 1
 
     async def GetStatus(  # noqa: N802
@@ -66,33 +63,6 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         )
         answer.started_at.FromNanoseconds(int(agent.started_at * 1e9))
         return answer
-
-    async def ListEndpoints(  # noqa: N802
-        self, request: agent_pb2.ListEndpointsRequest, context: Context
-    ) -> agent_pb2.ListEndpointsResponse:
-        """All endpoints by id."""
-        del request, context
-        return agent_pb2.ListEndpointsResponse(
-            endpoints=[messages.endpoint(e, audit=self._audit()) for e in self._agent.table]
-        )
-
-    async def GetEndpoint(  # noqa: N802
-        self, request: agent_pb2.GetEndpointRequest, context: Context
-    ) -> agent_pb2.GetEndpointResponse:
-        """One endpoint with what the kernel enforces for it."""
-        del context
-        endpoint = self._find(request)
-        realized = []
-        if self._agent.ready and endpoint.alive:
-            plane = self._agent.plane
-            dump = await plane.run(plane.datapath.policy.dump, endpoint.id)
-            entries = dumps.policies({endpoint.id: dump}, self._labels(), self._cookies())
-            realized = [entry.policy.entry for entry in entries]
-        return agent_pb2.GetEndpointResponse(
-            endpoint=messages.endpoint(endpoint, audit=self._audit()),
-            realized_policy=realized,
-            log=messages.endpoint_log(endpoint),
-        )
 
     async def ListIdentities(  # noqa: N802
         self, request: agent_pb2.ListIdentitiesRequest, context: Context
@@ -133,39 +103,6 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         return agent_pb2.ListNodesResponse(
             nodes=[messages.node(record, local=record is nodes.own) for record in nodes.all()]
         )
-
-    async def GetPolicy(  # noqa: N802
-        self, request: agent_pb2.GetPolicyRequest, context: Context
-    ) -> agent_pb2.GetPolicyResponse:
-        """Policies in force, and those refused with why."""
-        del request, context
-        policies = self._agent.policies
-        shown: dict[PolicyRef, agent_pb2.Policy] = {
-            policy.ref: _policy(policy.ref, policy.source, "")
-            for policy in policies.engine.repository
-        }
-        for ref, refused in policies.refused.items():
-            shown[ref] = _policy(ref, refused.object, refused.error)
-        return agent_pb2.GetPolicyResponse(
-            policies=[shown[ref] for ref in sorted(shown)], revision=policies.engine.revision
-        )
-
-    async def WaitForPolicy(  # noqa: N802
-        self, request: agent_pb2.WaitForPolicyRequest, context: Context
-    ) -> agent_pb2.WaitForPolicyResponse:
-        """Wait until every endpoint enforces a revision."""
-        del context
-        revision = await self._agent.policies.wait_for(request.revision)
-        return agent_pb2.WaitForPolicyResponse(revision=revision)
-
-    async def ExplainPolicy(  # noqa: N802
-        self, request: agent_pb2.ExplainPolicyRequest, context: Context
-    ) -> agent_pb2.ExplainPolicyResponse:
-        """Why traffic would pass or not."""
-        del context
-        agent = self._agent
-        node = agent.settings.node_name
-        return Explainer(agent.policies.engine, agent.ipcache, agent.pods, node).answer(request)
 
     async def DumpMap(  # noqa: N802
         self, request: agent_pb2.DumpMapRequest, context: Context
@@ -209,17 +146,11 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         changed = options.changes(request.options)
         if changed:
             await self._run(lambda datapath: datapath.set_config(**changed))
+            await self._agent.keep_options(request.options)
         config = await self._run(lambda datapath: datapath.config)
         return agent_pb2.UpdateConfigResponse(options=options.current(config))
 
     # ---- helpers ----
-
-    async def _run(self, call: Callable[[Datapath], Any]) -> Any:
-        """Run a call in the data plane's thread, once it is up."""
-        if not self._agent.ready:
-            raise NotStartedError(f"the agent is {self._agent.phase}")
-        plane = self._agent.plane
-        return await plane.run(call, plane.datapath)
 
     async def _dump(self, request: agent_pb2.DumpMapRequest) -> list[agent_pb2.MapEntry]:
         match request.map:
@@ -248,45 +179,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         else:
             wanted = [e.id for e in self._agent.table if e.alive]
         dump = await self._run(lambda d: {number: d.policy.dump(number) for number in wanted})
-        return list(dumps.policies(dump, self._labels(), self._cookies()))
-
-    def _find(self, request: agent_pb2.GetEndpointRequest) -> Endpoint:
-        table = self._agent.table
-        match request.WhichOneof("selector"):
-            case "id":
-                return table.get(request.id)
-            case "ip":
-                try:
-                    return table.by_ip(str(ipaddress.ip_address(request.ip)))
-                except ValueError as error:
-                    raise RequestError(f"ip: {request.ip!r} is not an address") from error
-            case "pod":
-                namespace, slash, name = request.pod.partition("/")
-                if not slash:
-                    raise RequestError(f"pod: {request.pod!r} is not of the form namespace/name")
-                return table.by_pod(namespace, name)
-            case _:
-                raise RequestError("selector: name an endpoint by id, ip or pod")
-
-    def _labels(self) -> dict[int, LabelSet]:
-        identities = self._agent.policies.engine.selectors.identities
-        return {int(number): labels for number, labels in identities.items()}
-
-    def _cookies(self) -> Any:
-        return self._agent.policies.engine.cookies
-
-    def _audit(self) -> bool:
-        return self._agent.ready and self._agent.plane.datapath.config.audit
-
-
-def _policy(ref: PolicyRef, document: Any, error: str) -> agent_pb2.Policy:
-    return agent_pb2.Policy(
-        kind=ref.kind,
-        namespace=ref.namespace,
-        name=ref.name,
-        json=json.dumps(document, separators=(",", ":"), sort_keys=True),
-        error=error,
-    )
+        return list(dumps.policies(dump, self._labels(), self._cookies(), self._redirects()))
 
 
 def _prefixes(field: str, texts: Iterable[str]) -> list[Prefix]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from cilium_core.labels import LabelSet
     from cilium_core.policy import CookieTable, PolicyEntry, PolicyKey
+    from cilium_core.policy.l7 import Redirect
 
     from cilium_agent.datapath import (
         Connection,
@@ -72,11 +73,15 @@ def policies(
     dump: Mapping[int, Mapping[PolicyKey, PolicyEntry]],
     labels: Mapping[int, LabelSet],
     cookies: CookieTable,
+    redirects: Mapping[int, Redirect],
 ) -> Iterator[agent_pb2.MapEntry]:
-    """The policy maps, by endpoint and in the order in which people look for entries."""
+    """The policy maps, by endpoint and in the order in which people look for entries.
+
+    `redirects` tells what is enforced on the ports of proxies.
+    """
     for endpoint_id, entries in sorted(dump.items()):
         for key in sorted(entries, key=lambda k: (k.direction, k.identity, k.proto, k.port)):
-            entry = policy_entry(key, entries[key], labels.get(key.identity), cookies)
+            entry = policy_entry(key, entries[key], labels.get(key.identity), cookies, redirects)
             yield agent_pb2.MapEntry(
                 policy=agent_pb2.EndpointPolicyEntry(endpoint_id=endpoint_id, entry=entry)
             )

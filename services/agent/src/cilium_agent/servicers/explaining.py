@@ -178,7 +178,11 @@ class Explainer:
         if found.entry is not None:
             number = NumericIdentity(found.entry[0].identity)
             labels = self._engine.selectors.identities.get(number)
-            message.entry.CopyFrom(policy_entry(*found.entry, labels, self._engine.cookies))
+            redirects = {int(number): one for number, one in self._engine.redirects.items()}
+            message.entry.CopyFrom(
+                policy_entry(*found.entry, labels, self._engine.cookies, redirects)
+            )
+            message.entry.ClearField("proxy_port")
         return message
 
 

@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING
 from cilium.agent.v1 import agent_pb2
 from cilium_core.records import CILIUM_INTERNAL_IP
 
+from cilium_agent.endpoints import options
+from cilium_agent.proxies import encoding
 from cilium_agent.statuses import Component, Health
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cilium_core.labels import LabelSet
     from cilium_core.policy import CookieTable, PolicyEntry, PolicyKey
+    from cilium_core.policy.l7 import Redirect
     from cilium_core.records import NodeRecord
 
     from cilium_agent.datapath import PrefilterState
     from cilium_agent.endpoints.records import Endpoint
+    from cilium_agent.fqdn.names import NameRow
     from cilium_agent.ipcaches import Entry, Source
 
 _HEALTH = {
@@ -27,6 +33,7 @@ _HEALTH = {
 _DIRECTIONS = {1: "ingress", 2: "egress"}
 _PORT_BITS = 16
 _PROTOCOL_BITS = 8
+_VERDICT_BYTE = 0xFF
 _ICMP = (1, 58)
 
 
@@ -46,6 +53,7 @@ def _enforcement(*, enforced: bool, audit: bool) -> agent_pb2.Enforcement:
 def endpoint(item: Endpoint, *, audit: bool) -> agent_pb2.Endpoint:
     """An endpoint; `audit` when denials are reported and passed."""
     link = item.link
+    audit = audit or item.audit
     return agent_pb2.Endpoint(
         id=item.id,
         identity=item.identity,
@@ -66,7 +74,54 @@ def endpoint(item: Endpoint, *, audit: bool) -> agent_pb2.Endpoint:
             agent_pb2.NamedPort(name=port.name, port=port.port, protocol=port.protocol)
             for port in item.named_ports
         ],
+        error=item.error,
+        conflicts=item.conflicts,
+        options=options.current(item),
     )
+
+
+def add_default_denies(
+    message: agent_pb2.Endpoint, entries: Mapping[PolicyKey, PolicyEntry], cookies: CookieTable
+) -> None:
+    """Say which policies close the directions of an endpoint."""
+    found = {1: message.ingress_default_deny, 2: message.egress_default_deny}
+    for key, entry in entries.items():
+        if is_default_deny(key, entry):
+            found[int(key.direction)].extend(_names(entry, cookies))
+
+
+def is_default_deny(key: PolicyKey, entry: PolicyEntry) -> bool:
+    """Whether an entry only names who closes a direction to all that nothing allows."""
+    wide = not key.identity and not key.prefixlen
+    return wide and entry.deny and not entry.precedence & _VERDICT_BYTE
+
+
+def redirect(item: Redirect) -> agent_pb2.Redirect:
+    """What a proxy enforces."""
+    return agent_pb2.Redirect(
+        kind=item.kind.value,
+        ingress=item.ingress,
+        allow_all=item.allow_all,
+        audit=item.audit,
+        rules=encoding.rules(item),
+        server_names=sorted(item.server_names),
+        terminating="/".join(item.terminating.secret) if item.terminating else "",
+        originating="/".join(item.originating.secret) if item.originating else "",
+    )
+
+
+def name(row: NameRow) -> agent_pb2.NameEntry:
+    """A name that was looked up."""
+    message = agent_pb2.NameEntry(
+        endpoint_id=row.endpoint,
+        source=row.source,
+        name=row.name,
+        ttl_s=row.ttl_s,
+        addresses=row.addresses,
+    )
+    message.looked_up.FromNanoseconds(int(row.looked_up_s * 1e9))
+    message.expires.FromNanoseconds(int(row.expires_s * 1e9))
+    return message
 
 
 def endpoint_log(item: Endpoint) -> list[agent_pb2.EndpointLogEntry]:
@@ -80,18 +135,18 @@ def endpoint_log(item: Endpoint) -> list[agent_pb2.EndpointLogEntry]:
 
 
 def policy_entry(
-    key: PolicyKey, entry: PolicyEntry, labels: LabelSet | None, cookies: CookieTable
+    key: PolicyKey,
+    entry: PolicyEntry,
+    labels: LabelSet | None,
+    cookies: CookieTable,
+    redirects: Mapping[int, Redirect],
 ) -> agent_pb2.PolicyEntry:
-    """An entry of an endpoint's policy with who it is about and where it comes from."""
+    """An entry of an endpoint's policy with who it is about and where it comes from.
+
+    `redirects` tells what is enforced on the ports of proxies.
+    """
     first, last = port_range(key)
-    origins = cookies.origins(entry.cookie)
-    names = {
-        f"{o.kind} {o.namespace}/{o.name}" if o.namespace else f"{o.kind} {o.name}"
-        for o in origins
-        if o.kind
-    }
-    names |= {label for o in origins if not o.kind for label in o.labels}
-    return agent_pb2.PolicyEntry(
+    message = agent_pb2.PolicyEntry(
         direction=_DIRECTIONS[int(key.direction)],
         identity=key.identity,
         protocol=key.proto,
@@ -100,10 +155,27 @@ def policy_entry(
         deny=entry.deny,
         precedence=entry.precedence,
         cookie=entry.cookie,
-        proxy_port=entry.redirect,
-        derived_from=sorted(names),
+        proxy_port=max(entry.redirect, 0),
+        derived_from=_names(entry, cookies),
         labels=labels.texts() if labels is not None and key.identity else [],
+        audit=entry.audit,
+        redirect=bool(entry.redirect),
     )
+    if (enforced := redirects.get(entry.redirect)) is not None:
+        message.l7.CopyFrom(redirect(enforced))
+    return message
+
+
+def _names(entry: PolicyEntry, cookies: CookieTable) -> list[str]:
+    """The policies behind an entry."""
+    origins = cookies.origins(entry.cookie)
+    names = {
+        f"{o.kind} {o.namespace}/{o.name}" if o.namespace else f"{o.kind} {o.name}"
+        for o in origins
+        if o.kind
+    }
+    names |= {label for o in origins if not o.kind for label in o.labels}
+    return sorted(names)
 
 
 def port_range(key: PolicyKey) -> tuple[int, int]:
