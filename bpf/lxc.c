@@ -84,6 +84,7 @@ static __always_inline int from_container(struct __sk_buff *skb, struct packet *
 		return DROP(DROP_EP_NOT_READY);
 	p->endpoint = pod->id;
 	p->src_identity = pod->identity;
+	p->origin = origin_on_wire(skb);
 	if (unlikely_(pod->flags & ENDPOINT_NOT_READY))
 		return DROP(DROP_EP_NOT_READY);
 	verdict = parse(skb, p, family);
@@ -226,6 +227,7 @@ static __always_inline int to_container(struct __sk_buff *skb, struct packet *p,
 		return DROP(DROP_EP_NOT_READY);
 	p->endpoint = pod->id;
 	p->dst_identity = pod->identity;
+	p->origin = origin_of(skb);
 	if (pod->flags & ENDPOINT_NOT_READY)
 		return DROP(DROP_EP_NOT_READY);
 	verdict = parse(skb, p, family);
@@ -239,7 +241,6 @@ static __always_inline int to_container(struct __sk_buff *skb, struct packet *p,
 	/* the node itself looking for the pod's address */
 	if (p->flags & PACKET_CONTROL)
 		return TC_ACT_OK;
-	p->origin = origin_of(skb);
 	p->src_identity = stack_identity(skb, p, family);
 	trace_from(skb, p, p->origin == ORIGIN_STACK ? TRACE_FROM_STACK : TRACE_FROM_PROXY, family);
 	address = family == FAMILY_IPV4 ? (const void *)&pod->ipv4 : (const void *)pod->ipv6;

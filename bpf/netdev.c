@@ -21,6 +21,7 @@ static __always_inline int from_netdev(struct __sk_buff *skb, struct packet *p, 
 	union address mine = {};
 	int verdict, restored = 0;
 
+	p->origin = origin_on_wire(skb);
 	verdict = parse(skb, p, family);
 	if (!(p->flags & PACKET_L3))
 		return TC_ACT_OK;

@@ -16,6 +16,7 @@ static __always_inline int from_overlay(struct __sk_buff *skb, struct packet *p,
 	int verdict;
 
 	p->flags = PACKET_TUNNEL;
+	p->origin = origin_on_wire(skb);
 	p->src_identity = skb->cb[CONTROL_IDENTITY];
 	p->peer = skb->cb[CONTROL_PEER];
 	verdict = parse(skb, p, family);

@@ -61,6 +61,7 @@ enum config_flag {
 /* skb->mark: what programs, the node's stack and the proxies' sockets tell each other. */
 enum mark {
 	MARK_MASK = 0x0f00,
+	MARK_DRY_RUN = 0x0100, /* judge and say what comes out: enum dry_run; by prog-test-run */
 	/*
 	 * For a proxy: routed to the node itself by PROXY_TABLE. The proxy's port (be) is in the
 	 * upper 16 bits; 0 is an answer to a connection that a proxy opened.
@@ -74,6 +75,27 @@ enum mark {
 	MARK_PROXY_EGRESS = 0x0b00,
 	MARK_HOST = 0x0c00,     /* a process of the node */
 	MARK_IDENTITY = 0x0f00, /* the sender's identity is in the other bits */
+};
+
+/*
+ * What a dry run leaves in skb->cb. It judges the packet as the first of a new connection, whatever
+ * connections there are, leaves nothing behind and goes nowhere. The mark does not cross from one
+ * namespace to another, so no pod can ask for it.
+ */
+enum dry_run {
+	DRY_RUN_OUTCOMES = 0, /* enum outcome: egress in bits 0 to 7, ingress in bits 8 to 15 */
+	DRY_RUN_EGRESS_COOKIE = 1, /* of the entry that decided */
+	DRY_RUN_INGRESS_COOKIE = 2,
+	DRY_RUN_REASON = 3,  /* drop reason, or else the port of the proxy */
+	DRY_RUN_MATCHES = 4, /* enum policy_match, as the outcomes */
+};
+
+enum outcome {
+	OUTCOME_NOT_ASKED = 0,
+	OUTCOME_ALLOWED = 1,
+	OUTCOME_DENIED = 2,
+	OUTCOME_REDIRECTED = 3,
+	OUTCOME_AUDITED = 4,
 };
 
 /* How marked packets reach the node itself: `ip rule fwmark MARK_TO_PROXY/MARK_MASK`. */

@@ -8,6 +8,7 @@
 #ifndef CILIUM_EVENTS_H
 #define CILIUM_EVENTS_H
 
+#include "dry_run.h"
 #include "metrics.h"
 #include "packet.h"
 #include "ring.h"
@@ -105,7 +106,7 @@ static __always_inline void trace(struct __sk_buff *skb, const struct packet *p,
 static __always_inline void trace_from(struct __sk_buff *skb, struct packet *p, const __u8 point,
 				       const __u8 family)
 {
-	if (likely_(!tracing(config_of(), AGGREGATE_LOW)))
+	if (likely_(!tracing(config_of(), AGGREGATE_LOW)) || is_dry_run(p))
 		return;
 	see(skb, p, REASON_UNKNOWN, true);
 	trace(skb, p, point, 0, NULL, family);
@@ -162,6 +163,8 @@ static __always_inline int conclude(struct __sk_buff *skb, struct packet *p, int
 	verdict = forget(p, verdict);
 	if (likely_(verdict >= 0))
 		return verdict;
+	if (unlikely_(is_dry_run(p)))
+		return answer_dry_run(skb, p, verdict);
 	count(drop_reason_of(verdict), p->direction, drop_file_of(verdict), drop_line_of(verdict),
 	      skb->len);
 	if (!(config_of()->flags & CONFIG_DROPS))

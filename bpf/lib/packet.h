@@ -47,6 +47,7 @@ enum origin {
 	ORIGIN_STACK = 1,         /* the node's own stack */
 	ORIGIN_PROXY_INGRESS = 2, /* a socket of a proxy for what pods receive */
 	ORIGIN_PROXY_EGRESS = 3,  /* or for what they send */
+	ORIGIN_DRY_RUN = 4,       /* nobody, see enum dry_run */
 };
 
 /* What a connection says about this packet: how to name it and whether to report it. */
@@ -64,6 +65,14 @@ struct judgement {
 	__u8 match;       /* enum policy_match */
 	__u8 audited;     /* denied, and let pass */
 	__u16 proxy_port; /* be; 0 is no redirect */
+};
+
+/* What a dry run tells of one policy. */
+struct answer {
+	__u32 cookie;
+	__u8 outcome; /* enum outcome */
+	__u8 match;
+	__u16 pad;
 };
 
 union ct_key {
@@ -99,8 +108,9 @@ struct packet {
 	__u8 pad3;
 	__s32 verdict; /* see forget() */
 	struct sighting seen;
-	struct judgement judged; /* by the last policy that was asked */
-	__u8 sender_high;        /* the packet comes from the end in the high half of the key */
+	struct judgement judged;       /* by the last policy that was asked */
+	struct answer egress, ingress; /* of each policy; for a dry run */
+	__u8 sender_high; /* the packet comes from the end in the high half of the key */
 	__u8 pad2[3];
 	union ct_key key; /* of the connection; set by the look-up */
 };

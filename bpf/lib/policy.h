@@ -144,6 +144,10 @@ static __always_inline int policy_check(struct __sk_buff *skb, struct packet *p,
 		p->judged.audited = false;
 	else if (p->judged.audited)
 		verdict = 0;
+	if (unlikely_(is_dry_run(p))) {
+		note_answer(p, direction, verdict);
+		return verdict;
+	}
 	if (p->seen.reason != REASON_REPLY &&
 	    (verdict || p->judged.audited || p->seen.reason == REASON_NEW))
 		report_verdict(skb, p, direction, verdict, family);
@@ -275,6 +279,22 @@ static __always_inline int end_connection(struct packet *p, const struct ct_entr
 	return ADMIT_PROXY;
 }
 
+/* What else than the entry found by its addresses is the packet's connection? */
+static __always_inline struct ct_entry *special_connection(struct packet *p, struct ct_entry *entry,
+							   __u32 now, const __u8 family)
+{
+	if (is_dry_run(p)) {
+		p->seen.reason = REASON_NEW;
+		return NULL;
+	}
+	if (!proxies_on())
+		return entry;
+	entry = proxied_connection(p, entry, now, family);
+	if (entry)
+		follow_redirect(p, entry);
+	return entry;
+}
+
 static __always_inline int admitted(const struct packet *p)
 {
 	return unlikely_(p->flags & PACKET_PROXIED) ? ADMIT_PROXY : 0;
@@ -298,13 +318,10 @@ static __always_inline int admit(struct __sk_buff *skb, struct packet *p,
 	if (likely_(!(p->flags & PACKET_ICMP_ERROR))) {
 		entry = ct_lookup(p, CT_ZONE_PODS, now, family);
 		if (unlikely_(!entry || entry->flags & CT_PROXY_REDIRECT ||
-			      p->origin == ORIGIN_PROXY_EGRESS) &&
-		    proxies_on()) {
-			entry = proxied_connection(p, entry, now, family);
+			      p->origin >= ORIGIN_PROXY_EGRESS)) {
+			entry = special_connection(p, entry, now, family);
 			if (p->flags & PACKET_STRAY)
 				return POLICY_DROP(DROP_POLICY_DENIED);
-			if (entry)
-				follow_redirect(p, entry);
 		}
 	} else if (related(skb, p, src != NULL, now, family)) {
 		p->seen.reason = REASON_RELATED;
@@ -320,6 +337,8 @@ static __always_inline int admit(struct __sk_buff *skb, struct packet *p,
 		 */
 		if (verdict)
 			return verdict;
+		if (unlikely_(is_dry_run(p)))
+			return DRY_RUN_PASSES;
 		if (p->flags & PACKET_ICMP_ERROR)
 			return 0;
 		if (entry && p->flags & PACKET_CHANGED) {

@@ -32,6 +32,8 @@ static __always_inline __u8 origin_of(const struct __sk_buff *skb)
 		return ORIGIN_PROXY_INGRESS;
 	case MARK_PROXY_EGRESS:
 		return ORIGIN_PROXY_EGRESS;
+	case MARK_DRY_RUN:
+		return ORIGIN_DRY_RUN;
 	}
 	return ORIGIN_STACK;
 }
