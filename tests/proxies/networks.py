@@ -14,9 +14,9 @@ import socket
 import subprocess
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cilium.proxy.v1 import proxy_pb2
 from cilium_agent.proxies.envoy import bootstrap
 from cilium_agent.proxies.envoy.backend import EnvoyBackend
 from cilium_agent.proxies.envoy.options import EnvoyOptions
@@ -26,8 +26,8 @@ from cilium_agent.proxies.secrets import Secrets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
+    from pathlib import Path
 
-    from cilium.proxy.v1 import proxy_pb2
     from cilium_core.policy.l7 import L7Kind, Redirect
 
 CLIENT = {4: "10.91.1.2", 6: "fd91:1::2"}
@@ -172,7 +172,9 @@ class Node:
         binary.chmod(0o755)
         self.namespaces = namespaces
         self.state_dir = state_dir
-        self.options = EnvoyOptions(**{"binary": str(binary), "concurrency": 1, "log_flush_s": 0.05, **options})
+        self.options = EnvoyOptions(
+            **{"binary": str(binary), "concurrency": 1, "log_flush_s": 0.05, **options}
+        )
         self.seen = Seen()
         self.secrets: Secrets
         self.start_parts()

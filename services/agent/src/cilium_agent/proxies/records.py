@@ -70,7 +70,6 @@ class RecordSink:
 
     def take(self, kind: L7Kind, records: Sequence[proxy_pb2.Record], lost: int = 0) -> None:
         """Take over a batch; `lost` records were lost before it."""
-        count(kind, records)
         room = self._room(len(records))
         missing = lost + len(records) - room
         if missing:
@@ -79,7 +78,8 @@ class RecordSink:
             self._publish(l7_record(record, self._resolver))
 
     async def report(self, kind: L7Kind, records: Sequence[proxy_pb2.Record], lost: int) -> None:
-        """Take over a batch of one of our own proxies."""
+        """Take over a batch of one of our own proxies, and count it."""
+        count(kind, records)
         self.take(kind, records, lost)
 
     def _room(self, wanted: int) -> int:

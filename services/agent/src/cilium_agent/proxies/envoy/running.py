@@ -15,6 +15,7 @@ from cilium_core.telemetry import get_logger
 
 from cilium_agent.proxies.backends import BackendStatus
 from cilium_agent.proxies.envoy import bootstrap
+from cilium_agent.proxies.envoy.counting import RequestCounter
 from cilium_agent.proxies.envoy.discovery import Offers
 from cilium_agent.proxies.envoy.resources import Builder, uses_secrets
 from cilium_agent.proxies.envoy.serving import AccessLogServicer, DiscoveryServicer, make_server
@@ -65,6 +66,7 @@ class Engine:
         self._offers.on_answer = self._note_answer
         self._discovery = DiscoveryServicer(self._offers)
         self._server = make_server(self._socket, self._discovery, AccessLogServicer(self._take))
+        self._counter = RequestCounter(self._admin)
         self._answered = asyncio.Event()
         self._began = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
@@ -74,7 +76,7 @@ class Engine:
         await self._server.start()
         self._secrets.listen(lambda _: self._refresh())
         self.supervisor.start()
-        self._tasks = [asyncio.create_task(self._retry())]
+        self._tasks = [asyncio.create_task(run()) for run in (self._retry, self._counter.run)]
 
     async def stop(self) -> None:
         """Leave Envoy to itself."""
