@@ -114,8 +114,8 @@ class Namespaces:
 def inside(namespace: str) -> Iterator[None]:
     """What this thread makes belongs to a namespace. No await inside."""
     libc = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/thread-self/ns/net", "rb") as own:
-        with open(f"/run/netns/{namespace}", "rb") as other:
+    with Path("/proc/thread-self/ns/net").open("rb") as own:
+        with Path(f"/run/netns/{namespace}").open("rb") as other:
             if libc.setns(other.fileno(), _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), "setns")
         try:
@@ -172,9 +172,8 @@ class Node:
         binary.chmod(0o755)
         self.namespaces = namespaces
         self.state_dir = state_dir
-        self.options = EnvoyOptions(
-            **{"binary": str(binary), "concurrency": 1, "log_flush_s": 0.05, **options}
-        )
+        quick = {"binary": str(binary), "concurrency": 1, "log_flush_s": 0.05}
+        self.options = EnvoyOptions(**{**quick, **options})
         self.seen = Seen()
         self.secrets: Secrets
         self.start_parts()

@@ -30,6 +30,7 @@ class Fake:
         self.wanted: Mapping[Redirect, int] = {}
         self.bad_ports: set[int] = set()
         self.answers = True
+        self.never = asyncio.Event()
         self.started = self.stopped = 0
 
     @property
@@ -47,8 +48,8 @@ class Fake:
 
     async def settled(self, redirects: Collection[Redirect]) -> None:
         assert set(redirects) <= self.wanted.keys()
-        while not self.answers:
-            await asyncio.sleep(0.01)
+        if not self.answers:
+            await self.never.wait()
 
     def port_taken(self, redirect: Redirect) -> bool:
         return self.wanted.get(redirect) in self.bad_ports

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,6 @@ from tests.unit.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 FOREVER = "import time\nprint('hello', flush=True)\nwhile True: time.sleep(60)"
 
@@ -35,8 +35,8 @@ async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
 
 def is_alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+        text = Path(f"/proc/{pid}/stat").read_text()
+        return text.rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
 
@@ -59,7 +59,7 @@ async def test_a_program_inherits_no_descriptor(supervisor: Supervisor, tmp_path
         await supervisor.up()
         pid = supervisor.status.pid
         await eventually(lambda: supervisor.log_file.read_text() == "hello\n")
-        targets = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+        targets = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
     assert targets == {"/dev/null", str(supervisor.log_file)}
 
 
