@@ -24,7 +24,7 @@ namespace, labels and service account are one pod for all cases.
         203.0.113.10 -> backend 80/TCP: no
         frontend -> backend 80/TCP GET /public {X-Token: abc}: 200
         frontend -> dns dns api.example.com: NOERROR
-        frontend -> api.example.com 443/TCP: yes          # looked up at the pod `dns` first
+        frontend -> api.example.com 443/TCP: yes          # looked up at a pod with `dns` first
         frontend -> backend 443/TCP sni www.example.com: reset
         frontend -> kafka 9092/TCP produce some-topic: yes
 
@@ -373,7 +373,7 @@ class Stage:
                 continue
             place, origin = source
             if question.target in self._table.zones:
-                server = case.pods["dns"]
+                server = next(pod for pod in case.pods.values() if pod.dns)
                 then = {**question.probe, **origin}
                 kind = "A" if family == 4 else "AAAA"
                 if not self._table.zones[question.target].get(kind):

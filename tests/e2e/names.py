@@ -16,7 +16,7 @@ import ipaddress
 import os
 import socket
 import struct
-from typing import Any
+from typing import Any, cast
 
 TYPES = {"A": 1, "CNAME": 5, "AAAA": 28}
 CODES = {0: "NOERROR", 2: "SERVFAIL", 3: "NXDOMAIN", 5: "REFUSED"}
@@ -105,10 +105,9 @@ async def serve(zones: Zones, port: int = 53) -> None:
 
     class Datagrams(asyncio.DatagramProtocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport = transport
+            self.transport = cast("asyncio.DatagramTransport", transport)
 
         def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-            assert isinstance(self.transport, asyncio.DatagramTransport)
             with contextlib.suppress(IndexError, struct.error):
                 self.transport.sendto(answer(zones, data), addr)
 
