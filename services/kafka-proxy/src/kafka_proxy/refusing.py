@@ -108,7 +108,7 @@ def _counterparts(wanted: Struct, source: Value, form: Struct) -> list[tuple[Val
             one = Struct((named,), {}, wanted.flexible, wanted.flexible_header)
             return [({named.name: item}, one) for item in items]
     whole = any(field.kind == "error_code" for field in wanted.fields)
-    found = []
+    found: list[tuple[Value, Struct]] = []
     for field, items in lists:
         if field.struct is not None:
             for item in items:
@@ -156,5 +156,6 @@ def _nothing(field: Field) -> Any:
         return None if field.nullable else empty
     if field.kind == "bool":
         return False
-    unknown = field.kind == "datetime_i64" or "offset" in field.name or "leader" in field.name
-    return -1 if unknown else 0
+    if field.kind == "datetime_i64":
+        return -1 if field.nullable else 0
+    return -1 if "offset" in field.name or "leader" in field.name else 0
