@@ -20,13 +20,13 @@ from cilium_core.policy import (
     Subject,
     parse,
 )
+from cilium_core.policy.anchors import anchors_of
 from cilium_core.policy.selectors import (
     CidrSelector,
     EntitySelector,
     LabelSelector,
     Operator,
     Requirement,
-    anchors_of,
     cidr_selector,
     equals,
 )

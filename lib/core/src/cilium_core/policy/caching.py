@@ -14,7 +14,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from cilium_core.identities import NumericIdentity
-from cilium_core.policy.selectors import anchors_of, is_prefix_anchor
+from cilium_core.policy.anchors import anchors_of, is_prefix_anchor
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping

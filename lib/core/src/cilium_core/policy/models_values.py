@@ -32,8 +32,8 @@ from cilium_core.labels import (
     Label,
     LabelError,
 )
+from cilium_core.policy.anchors import prefix_contains
 from cilium_core.policy.ports import PORT_MAX
-from cilium_core.policy.selectors import prefix_contains
 
 _VALUE_SCHEMA: Final = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"
 _NAME: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", re.ASCII)

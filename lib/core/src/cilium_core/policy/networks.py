@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from cilium_core.identities import Prefix
 from cilium_core.labels import LabelSet
-from cilium_core.policy.selectors import CidrSelector, prefix_contains
+from cilium_core.policy.anchors import prefix_contains
+from cilium_core.policy.selectors import CidrSelector
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator

@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from cilium_core.identities import Families, Prefix, cidr_of_label
+from cilium_core.identities import Families, Prefix
 from cilium_core.labels import (
     KEY_CLUSTER,
     KEY_NAMESPACE,
@@ -31,56 +30,17 @@ from cilium_core.labels import (
     Label,
     LabelSet,
 )
+from cilium_core.policy.anchors import (
+    PrefixAnchor,
+    cidr_of_cached,
+    enclosing_anchors,
+    prefix_anchor,
+    prefix_contains,
+)
 from cilium_core.policy.fqdn import compile_name
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator
-
-cidr_of_cached: Final = lru_cache(maxsize=65536)(cidr_of_label)
-"""The prefix of a `cidr` label; reading the same few labels again and again is what matching
-does."""
-
-
-def prefix_contains(outer: Prefix, inner: Prefix) -> bool:
-    """Whether `inner` is `outer` or a part of it."""
-    return (
-        outer.version == inner.version
-        and outer.prefixlen <= inner.prefixlen
-        and int(inner.network_address) >> (inner.max_prefixlen - outer.prefixlen)
-        == int(outer.network_address) >> (outer.max_prefixlen - outer.prefixlen)
-    )
-
-
-_PrefixAnchor = tuple[int, int, int]
-"""IP version, length, and as many bits of the address."""
-
-
-def _prefix_anchor(prefix: Prefix) -> _PrefixAnchor:
-    bits = int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
-    return prefix.version, prefix.prefixlen, bits
-
-
-def _enclosing_anchors(prefix: Prefix) -> Iterator[_PrefixAnchor]:
-    """The anchor of a prefix and of all around it, the whole address space excluded."""
-    _, _, bits = _prefix_anchor(prefix)
-    for length in range(prefix.prefixlen, 0, -1):
-        yield prefix.version, length, bits
-        bits >>= 1
-
-
-def is_prefix_anchor(anchor: Hashable) -> bool:
-    """Whether an anchor stands for containment in a prefix, not for a label."""
-    return isinstance(anchor, tuple) and len(anchor) == 3
-
-
-def anchors_of(labels: LabelSet) -> Iterator[Hashable]:
-    """Every anchor that a label set offers."""
-    for label in labels:
-        yield label.key, label.value
-        yield label.key, None
-        prefix = cidr_of_cached(label) if label.source == SOURCE_CIDR else None
-        if prefix is not None:
-            yield from _enclosing_anchors(prefix)
+    from collections.abc import Hashable, Iterable
 
 
 class PeerSelector(Protocol):
@@ -270,7 +230,7 @@ class CidrSelector:
         """The prefix, or the world's label for the whole address space."""
         if self.prefix.prefixlen == 0:
             return ((self.world.key, self.world.value),)
-        return (_prefix_anchor(self.prefix),)
+        return (prefix_anchor(self.prefix),)
 
     def prefixes(self) -> Iterable[Prefix]:
         """The prefix and its excepts."""
@@ -353,14 +313,12 @@ class CidrGroupSelector:
     excepts: tuple[Prefix, ...]
     worlds: tuple[Label, Label]
     members: frozenset[GroupMember] = frozenset()
-    _by_anchor: dict[_PrefixAnchor, list[GroupMember]] = field(
-        init=False, compare=False, repr=False
-    )
+    _by_anchor: dict[PrefixAnchor, list[GroupMember]] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        found: defaultdict[_PrefixAnchor, list[GroupMember]] = defaultdict(list)
+        found: defaultdict[PrefixAnchor, list[GroupMember]] = defaultdict(list)
         for member in sorted(self.members, key=lambda member: member.group):
-            found[_prefix_anchor(member.prefix)].append(member)
+            found[prefix_anchor(member.prefix)].append(member)
         object.__setattr__(self, "_by_anchor", dict(found))
 
     def matches(self, labels: LabelSet) -> bool:
@@ -378,7 +336,7 @@ class CidrGroupSelector:
         prefix = _outside_prefix(labels)
         if prefix is not None:
             version: int | None = prefix.version
-            anchors = list(_enclosing_anchors(prefix))
+            anchors = list(enclosing_anchors(prefix))
         else:
             version = next(
                 (v for v, world in zip((4, 6), self.worlds, strict=True) if world in labels), None
