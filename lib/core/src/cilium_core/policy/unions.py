@@ -60,10 +60,13 @@ def _place(rule: Rule) -> str:
 
 
 def find_conflicts(rules: Iterable[Rule]) -> tuple[Conflict, ...]:
-    """The rules among those of one direction that contradict each other, one of each pair found."""
+    """The rules among those of one direction that contradict each other, pair by pair.
+
+    An audited rule contradicts none: it must not keep others from being enforced.
+    """
     meeting: dict[tuple[object, ...], list[Rule]] = {}
     for rule in rules:
-        if rule.l7 is None or rule.verdict is not Verdict.ALLOW:
+        if rule.l7 is None or rule.verdict is not Verdict.ALLOW or rule.audit:
             continue
         for peer in rule.peers if rule.peers is not None else (None,):
             if peer is None or not _never_selects(peer):
@@ -75,11 +78,12 @@ def find_conflicts(rules: Iterable[Rule]) -> tuple[Conflict, ...]:
         for pair in combinations(sorted(group, key=_order), 2):
             if pair[0] is not pair[1] and pair not in found and (reason := _clash(*pair)):
                 found[pair] = reason
-    return tuple(Conflict(*pair, reason) for pair, reason in found.items())
+    pairs = sorted(found, key=lambda pair: (_order(pair[0]), _order(pair[1])))
+    return tuple(Conflict(*pair, found[pair]) for pair in pairs)
 
 
-def _order(rule: Rule) -> tuple[object, ...]:
-    return rule.ref, rule.path
+def _order(rule: Rule) -> tuple[PolicyRef, str, str]:
+    return rule.ref, rule.path, repr(rule.l7)
 
 
 def _never_selects(peer: PeerSelector) -> bool:
