@@ -323,6 +323,17 @@ def test_audited_rules_about_requests_add_nothing_to_those_that_bind():
     assert (found.http, found.audit) == ((HttpRule(method="POST"),), False)
 
 
+def test_an_audited_allow_frees_of_no_server_names():
+    opened = {**HTTP, "terminatingTLS": {"secret": {"name": "cert"}}, "serverNames": ["a.io"]}
+    opened["rules"] = {"http": [{}]}
+    free = cnp({"endpointSelector": {}, "ingress": [{"fromEntities": ["all"]}]}, namespace="g")
+    made = world(audited(free), requests("names", opened))
+
+    found = made.engine.redirects.get(held(made, "s/a").redirect)
+
+    assert (found.server_names, found.allow_all, found.audit) == ({"a.io"}, True, False)
+
+
 def test_a_connection_that_is_only_told_to_be_refused_still_meets_the_proxy_that_binds():
     made = world(audited(DENY_SLYTHERIN), GET_ONLY)
 

@@ -83,10 +83,10 @@ def judge(prefix: L4Prefix, rules: Sequence[Rule], plan: Plan) -> Judgement:
     redirect, made_of = _redirect(enforced, prefix, plan.enforced_closing)
     if told.verdict is not Verdict.ALLOW:
         return Judgement(*told, redirect, audit=True)
-    if told is not enforced and (redirect is None or redirect.allow_all):
+    if told is not enforced and (redirect is None or not redirect.restricts):
         reported, told_of = _redirect(told, prefix, plan.closing)
         if reported is not None and reported != redirect:
-            redirect = reported if reported.allow_all else replace(reported, audit=True)
+            redirect = replace(reported, audit=reported.restricts)
             made_of = told_of
     return Judgement(Verdict.ALLOW, made_of, redirect)
 

@@ -135,3 +135,8 @@ class Redirect:
     originating: TlsContext | None = None
     allow_all: bool = False
     audit: bool = False
+
+    @property
+    def restricts(self) -> bool:
+        """Whether some connection or request is refused, or would be but for `audit`."""
+        return not self.allow_all or bool(self.server_names)
