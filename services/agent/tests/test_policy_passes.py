@@ -1,5 +1,7 @@
 """The order and the failures of policy passes, with the real engine and a recording kernel."""
 
+import ipaddress
+
 import pytest
 from cilium_agent.accepted import AcceptedObjects
 from cilium_agent.datapath import NO_PORT, PolicyOverflow
@@ -13,7 +15,7 @@ from cilium_agent.ipcaches import Entry, IPCache, Source
 from cilium_agent.metadata import MetadataHub
 from cilium_agent.policies import Policies
 from cilium_core.identities import LocalIdentityAllocator
-from cilium_core.labels import LabelSet
+from cilium_core.labels import Label, LabelSet
 from cilium_core.policy import PolicyOptions, PolicyRef
 
 WEB = LabelSet.parse(["k8s:app=web", "k8s:io.kubernetes.pod.namespace=shop"])
@@ -349,6 +351,7 @@ async def test_an_overflow_names_endpoint_and_policies_and_holds_up_no_other(ben
     first, second = await overflown(bench)
     assert "20000" in first.error
     assert "CiliumNetworkPolicy shop/p" in first.error
+    assert first.overflown == {REF}
     assert first.state is State.WAITING_TO_REGENERATE
     assert ("", bench.policies.engine.revision) == (second.error, second.policy_revision)
     assert first.policy_revision < second.policy_revision
@@ -433,8 +436,8 @@ async def test_contradicting_policies_leave_the_old_one_in_force_and_are_named(b
     bench.policies.upsert_object(REF._replace(name="q"), other)
     await bench.policies.reconcile()
     assert held == bench.maps[1]
-    assert "shop/p" in endpoint.conflicts[0]
-    assert "shop/q" in endpoint.conflicts[0]
+    (conflict,) = endpoint.conflicts
+    assert {ref.name for ref in conflict.policies} == {"p", "q"}
     bench.policies.delete_object(REF._replace(name="q"))
     await bench.policies.reconcile()
     assert endpoint.conflicts == ()
@@ -478,3 +481,116 @@ async def test_restored_prefixes_keep_their_numbers(tmp_path):
     await bench.policies.finish_restoring()
     assert bench.ipcache.get("192.0.2.0/24").identity == 0x01000042
     assert bench.ipcache.get("198.51.100.0/24") is None
+
+
+TO_SERVICE = {
+    "apiVersion": "cilium.io/v2",
+    "kind": "CiliumNetworkPolicy",
+    "metadata": {"name": "p", "namespace": "shop"},
+    "spec": {
+        "endpointSelector": {"matchLabels": {"app": "web"}},
+        "egress": [
+            {"toServices": [{"k8sService": {"serviceName": "db", "namespace": "shop"}}]},
+        ],
+    },
+}
+
+
+def service(**spec):
+    return {"metadata": {"name": "db", "namespace": "shop"}, "spec": spec}
+
+
+def backends(*addresses):
+    return {
+        "metadata": {
+            "name": "db-1",
+            "namespace": "shop",
+            "labels": {"kubernetes.io/service-name": "db"},
+        },
+        "endpoints": [{"addresses": list(addresses)}],
+    }
+
+
+async def test_a_policy_follows_the_backends_of_a_service_outside_the_cluster(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, TO_SERVICE)
+    await bench.policies.reconcile()
+    bench.policies.references.upsert_service(service())
+    bench.policies.references.upsert_slice(backends("192.0.2.7"))
+    await bench.policies.reconcile()
+    number = bench.ipcache.get("192.0.2.7/32").identity
+    assert number in {key.identity for key in bench.maps[1]}
+    bench.policies.references.delete_slice(backends())
+    await bench.policies.reconcile()
+    assert number not in {key.identity for key in bench.maps[1]}
+    assert bench.ipcache.get("192.0.2.7/32") is None
+
+
+async def test_a_policy_follows_the_selector_of_a_service(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_identity(301, LabelSet.parse([*DB, "k8s:app=db"]))
+    bench.policies.upsert_object(REF, TO_SERVICE)
+    bench.policies.references.upsert_service(service(selector={"app": "db"}))
+    await bench.policies.reconcile()
+    assert 301 in {key.identity for key in bench.maps[1]}
+    bench.policies.references.delete_service(service())
+    await bench.policies.reconcile()
+    assert 301 not in {key.identity for key in bench.maps[1]}
+
+
+DB = ["k8s:io.kubernetes.pod.namespace=shop", "k8s:io.cilium.k8s.policy.cluster=default"]
+
+
+async def test_policies_of_an_audited_namespace_refuse_nothing(bench):
+    await bench.policies.build(bench.endpoint())
+    deny = policy(fromCIDR=["192.0.2.0/24"])
+    deny["spec"]["ingressDeny"] = deny["spec"].pop("ingress")
+    bench.policies.upsert_object(REF, deny)
+    audited = {"policy.cilium.io/audit-mode": "true"}
+    shop = {"metadata": {"name": "shop", "annotations": audited}}
+    bench.policies.references.upsert_namespace(shop)
+    await bench.policies.reconcile()
+    assert all(entry.audit for entry in bench.maps[1].values() if entry.deny)
+    bench.policies.references.delete_namespace(shop)
+    await bench.policies.reconcile()
+    assert any(entry.deny and not entry.audit for entry in bench.maps[1].values())
+
+
+async def test_names_reach_maps_before_the_address_table(bench):
+    await bench.policies.build(bench.endpoint())
+    names = policy()
+    names["spec"] = {
+        "endpointSelector": {},
+        "egress": [{"toFQDNs": [{"matchName": "good.test"}]}],
+    }
+    bench.policies.upsert_object(REF, names)
+    await bench.policies.reconcile()
+    bench.log.clear()
+    address = ipaddress.ip_address("192.0.2.8")
+    await bench.policies.apply_names({address: frozenset({Label("fqdn", "good.test", "")})})
+    number = bench.ipcache.get("192.0.2.8/32").identity
+    assert bench.log == [("map", {number}), ("address", "192.0.2.8/32")]
+    await bench.policies.apply_names({address: frozenset()})
+    assert bench.ipcache.get("192.0.2.8/32") is None
+    assert number not in {key.identity for key in bench.maps[1]}
+
+
+async def test_names_that_did_not_reach_the_kernel_are_made_up_for(bench):
+    await bench.policies.build(bench.endpoint())
+    names = policy()
+    names["spec"] = {
+        "endpointSelector": {},
+        "egress": [{"toFQDNs": [{"matchName": "good.test"}]}],
+    }
+    bench.policies.upsert_object(REF, names)
+    await bench.policies.reconcile()
+    address = ipaddress.ip_address("192.0.2.8")
+    labels = frozenset({Label("fqdn", "good.test", "")})
+    bench.error = OSError("no memory")
+    with pytest.raises(OSError, match="no memory"):
+        await bench.policies.apply_names({address: labels})
+    assert bench.ipcache.get("192.0.2.8/32") is None
+    bench.error = None
+    await bench.policies.apply_names({address: labels})
+    number = bench.ipcache.get("192.0.2.8/32").identity
+    assert number in {key.identity for key in bench.maps[1]}

@@ -27,6 +27,7 @@ Network = IPv4Network | IPv6Network
 NODES = "cilium/state/nodes/v1/"
 IPS = "cilium/state/ip/v1/default/"
 POD_CIDRS = "cilium/state/podcidrs/v1/"
+POLICY_FINDINGS = "cilium/state/policyfindings/v1/"
 OPERATOR_LEADER = "cilium/state/leader/v1/operator"
 HEARTBEAT = "cilium/.heartbeat"
 
@@ -192,6 +193,72 @@ class IPRecord:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidError(f"IP record: {type(error).__name__} {error}") from None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PolicyFinding:
+    """A policy object that a node does not enforce as written; `reason` is one word."""
+
+    kind: str
+    namespace: str
+    name: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFindingsRecord:
+    """Every policy object that a node does not enforce as written, below the node's lease."""
+
+    cluster: str
+    node: str
+    findings: tuple[PolicyFinding, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Give the key of the record."""
+        return f"{POLICY_FINDINGS}{self.cluster}/{self.node}"
+
+    def to_json(self) -> bytes:
+        """Encode for the store."""
+        return _dump(
+            {
+                "Cluster": self.cluster,
+                "Node": self.node,
+                "Findings": [
+                    {
+                        "Kind": one.kind,
+                        "Namespace": one.namespace,
+                        "Name": one.name,
+                        "Reason": one.reason,
+                        "Message": one.message,
+                    }
+                    for one in self.findings
+                ],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, value: bytes) -> PolicyFindingsRecord:
+        """Decode. Raises InvalidError."""
+        data = _load(value, "policy findings")
+        try:
+            return cls(
+                cluster=str(data["Cluster"]),
+                node=str(data["Node"]),
+                findings=tuple(
+                    PolicyFinding(
+                        kind=str(one["Kind"]),
+                        namespace=str(one["Namespace"]),
+                        name=str(one["Name"]),
+                        reason=str(one["Reason"]),
+                        message=str(one["Message"]),
+                    )
+                    for one in data.get("Findings") or ()
+                ),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InvalidError(f"policy findings: {type(error).__name__} {error}") from None
 
 
 def prefix_of_ip_key(key: str) -> Network:

@@ -29,6 +29,7 @@ from cilium_agent.endpoints.storing import EndpointDirectory
 from cilium_agent.endpoints.tables import EndpointTable
 from cilium_agent.errors import NotStartedError
 from cilium_agent.feeds import Feed
+from cilium_agent.findings import Findings
 from cilium_agent.fqdn import NameManager
 from cilium_agent.ipcaches import IPCache
 from cilium_agent.keptoptions import KeptOptions
@@ -153,6 +154,14 @@ class Agent:
         self.store = EtcdStore.from_settings(settings)
         self.pod_cidrs = PodCIDRs(
             self.store, self.addresses, settings.endpoint_dir / "node.json", settings.node_name
+        )
+        self.findings = Findings(
+            self.policies,
+            self.table,
+            self.feed,
+            self.publisher,
+            cluster=settings.cluster_name,
+            node=settings.node_name,
         )
         self.servers = Servers(self)
         self.upkeep = Upkeep(self)

@@ -5,6 +5,8 @@ Each function listens to one part; the hub keeps order, drops repetitions and se
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from cilium_core.identities import Identity
     from cilium_core.policy import Origin
+    from cilium_core.records import PolicyFinding
 
     from cilium_agent.endpoints.records import Endpoint
     from cilium_agent.endpoints.tables import EndpointTable
@@ -106,6 +109,14 @@ class Feed:
     def rules_deleted(self, cookies: Iterable[int]) -> None:
         """Cookies that no verdict can carry any more."""
         self._hub.publish(Update(rules_deleted=cookie) for cookie in cookies)
+
+    def finding(self, finding: PolicyFinding, *, over: bool) -> None:
+        """A policy is not enforced as written, or is again."""
+        notification = {**dataclasses.asdict(finding), "over": over}
+        event = flow_pb2.AgentEvent(type=EventType.AGENT_EVENT_UNKNOWN)
+        event.unknown.type = "policy-not-enforced"
+        event.unknown.notification = json.dumps(notification)
+        self._hub.announce(event)
 
     def l7(self, record: metadata_pb2.L7Record) -> None:
         """A proxy saw a request or an answer."""

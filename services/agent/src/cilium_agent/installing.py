@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cilium_core.policy import PolicyRef
 from cilium_core.telemetry import counter, get_logger
 
 from cilium_agent.datapath import PolicyChange
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         PolicyKey,
     )
     from cilium_core.policy.l7 import Redirect
+    from cilium_core.policy.unions import Conflict
 
     from cilium_agent.datapath import EndpointInfo, PolicyOverflow
     from cilium_agent.endpoints.tables import EndpointTable
@@ -175,10 +177,9 @@ class Installer:
         overflown = {overflow.endpoint_id: overflow for overflow in overflows}
         for endpoint in endpoints:
             if (update := updates.get(endpoint.id)) is not None:
-                self._tell_conflicts(endpoint, update)
+                self._tell_conflicts(endpoint, update.conflicts)
             if (overflow := overflown.get(endpoint.id)) is not None:
-                OVERFLOWS.add(1)
-                self._fail(endpoint, self._explain(overflow))
+                self._overflow(endpoint, overflow)
             else:
                 self._succeed(endpoint, states[endpoint.id])
         if overflown and self._lockdown:
@@ -227,6 +228,7 @@ class Installer:
         endpoint.egress_enforced = state.egress_enforced
         endpoint.policy_revision = self._engine.revision
         endpoint.row_stale = False
+        endpoint.overflown = frozenset()
         endpoint.error = ""
         self._stale.discard(endpoint.id)
         self._rows.discard(endpoint.id)
@@ -248,23 +250,25 @@ class Installer:
             log.error("policy not enforced as written", endpoint=endpoint.id, error=error)
             self._feed.regenerated(endpoint, error)
 
-    def _explain(self, overflow: PolicyOverflow) -> str:
-        """An overflow with the policies whose entries are left out."""
-        names = {
-            f"{origin.kind} {origin.namespace}/{origin.name}" if origin.namespace else origin.name
+    def _overflow(self, endpoint: Endpoint, overflow: PolicyOverflow) -> None:
+        """Say whose entries are left out."""
+        OVERFLOWS.add(1)
+        endpoint.overflown = frozenset(
+            PolicyRef(origin.kind, origin.namespace, origin.name)
             for cookie in overflow.missing
             for origin in self._engine.cookies.origins(cookie)
-        }
-        return f"{overflow}; left out is some of {', '.join(sorted(filter(None, names)))}"
+            if origin.kind
+        )
+        names = ", ".join(sorted(map(str, endpoint.overflown)))
+        self._fail(endpoint, f"{overflow}; left out is some of {names}")
 
-    def _tell_conflicts(self, endpoint: Endpoint, update: EndpointUpdate) -> None:
-        conflicts = tuple(str(conflict) for conflict in update.conflicts)
+    def _tell_conflicts(self, endpoint: Endpoint, conflicts: tuple[Conflict, ...]) -> None:
         if conflicts == endpoint.conflicts:
             return
         endpoint.conflicts = conflicts
         if conflicts:
             CONFLICTS.add(1)
-            text = "; ".join(conflicts)
+            text = "; ".join(map(str, conflicts))
             endpoint.note(f"policies contradict each other: {text}")
             log.error("policies contradict each other", endpoint=endpoint.id, error=text)
             self._feed.regenerated(endpoint, text)

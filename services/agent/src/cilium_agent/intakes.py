@@ -32,10 +32,11 @@ CHANGES = counter("cilium_policy_change_total", "Policy objects taken up or refu
 
 @dataclass(frozen=True)
 class RefusedPolicy:
-    """A policy object that is not enforced as written."""
+    """A policy object that is not enforced as written: invalid, or valid and `unsupported`."""
 
     object: Document
     error: str
+    unsupported: bool = False
 
 
 class PolicyObjects:
@@ -74,6 +75,14 @@ class PolicyObjects:
         self._unreadable[ref] = RefusedPolicy(document, error)
         if ref in self._earlier:
             self._noted.setdefault(ref, self._earlier[ref])
+
+    def disregard(self, ref: PolicyRef, document: Document, error: str) -> None:
+        """Note an object of a kind that is not enforced yet."""
+        self.refused[ref] = RefusedPolicy(document, error, unsupported=True)
+
+    def forget(self, ref: PolicyRef) -> None:
+        """Note that such an object is gone."""
+        self.refused.pop(ref, None)
 
     async def take_up(self) -> None:
         """Carry out what was noted; what fails to reach the kernel stays noted."""

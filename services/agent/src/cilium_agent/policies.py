@@ -96,10 +96,11 @@ class Policies:
 
         Without `proxies` what a policy redirects is dropped. `lockdown` has an endpoint drop
         everything while its policy does not fit into its map. `names_changed` is told which DNS
-        names policies select by, after every pass.
+        names policies select by, after every pass, and `passed` is called.
         """
         self.engine = PolicyEngine(options)
         self.trigger: Callable[[], None] = lambda: None
+        self.passed: Callable[[], None] = lambda: None
         self.names_changed: Callable[[frozenset[FqdnSelector]], None] = lambda _: None
         self._table = table
         self._ipcache = ipcache
@@ -163,6 +164,16 @@ class Policies:
     def doubt_object(self, ref: PolicyRef, document: Mapping[str, Any], error: str) -> None:
         """Note that what is stored of a policy is no object; an earlier version stays in force."""
         self._objects.doubt(ref, document, error)
+        self._note()
+
+    def disregard_object(self, ref: PolicyRef, document: Mapping[str, Any], error: str) -> None:
+        """Note an object of a kind that is not enforced yet, with why."""
+        self._objects.disregard(ref, document, error)
+        self._note()
+
+    def forget_object(self, ref: PolicyRef) -> None:
+        """Note that an object of a kind that is not enforced yet is gone."""
+        self._objects.forget(ref)
         self._note()
 
     def upsert_identity(self, identity: int, labels: LabelSet) -> None:
@@ -275,6 +286,7 @@ class Policies:
             self.names_changed(self.engine.fqdn_selectors())
             if noted_at:
                 PASS_SECONDS.observe(time.monotonic() - noted_at, "kvstore")
+        self.passed()
         if stale := self._installer.stale:
             failed = ", ".join(str(endpoint_id) for endpoint_id in sorted(stale))
             raise EndpointError(f"policy not enforced on endpoint {failed}; the old one stays")

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from cilium_core.policy import PolicyRef
+
 from cilium_agent.endpoints.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from cilium_core.records import PolicyFinding
 
     from cilium_agent.app import Agent
 
@@ -59,6 +63,7 @@ def _components(agent: Agent) -> Iterator[Component]:
         yield _monitor(agent)
     yield _endpoints(agent)
     yield _policy(agent)
+    yield _proxies(agent)
     yield _controllers(agent)
 
 
@@ -146,10 +151,23 @@ def _endpoints(agent: Agent) -> Component:
 def _policy(agent: Agent) -> Component:
     policies = agent.policies
     text = f"{len(policies.engine.repository)} policies, revision {policies.engine.revision}"
-    if policies.refused:
-        refused = ", ".join(sorted(str(ref) for ref in policies.refused))
-        return Component("Policy", Health.WARNING, f"{text}; refused: {refused}")
+    findings = sorted(agent.findings.present)
+    if findings:
+        described = "; ".join(f"{_ref(one)} ({one.reason}): {one.message}" for one in findings)
+        return Component("Policy", Health.WARNING, f"{text}; not enforced as written: {described}")
     return Component("Policy", Health.OK, text)
+
+
+def _ref(finding: PolicyFinding) -> str:
+    return str(PolicyRef(finding.kind, finding.namespace, finding.name))
+
+
+def _proxies(agent: Agent) -> Component:
+    name = "Proxy Status"
+    if not agent.settings.enable_l7_proxy:
+        return Component(name, Health.DISABLED, "enable-l7-proxy is false")
+    status = agent.proxies.status()
+    return Component(name, Health.WARNING if status.problems else Health.OK, status.line)
 
 
 def _controllers(agent: Agent) -> Component:

@@ -40,6 +40,8 @@ class Upkeep:
         """Start all controllers; those that follow noted changes run at once."""
         agent, add = self._agent, self._agent.controllers.add
         agent.policies.trigger = add(Controller("policy", agent.policies.reconcile)).trigger
+        findings = add(Controller("findings", agent.findings.reconcile, interval_s=RESYNC_S))
+        agent.policies.passed = findings.trigger
         agent.nodes.trigger = add(
             Controller("nodes", agent.nodes.reconcile, interval_s=RESYNC_S)
         ).trigger

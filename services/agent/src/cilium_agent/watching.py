@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cilium_core.policy import POLICY_KINDS, PolicyRef
+from cilium_core.objects.checking import check
+from cilium_core.policy import POLICY_KINDS, PolicyError, PolicyRef
 from cilium_core.policy.groups import KIND as CIDR_GROUP_KIND
+from cilium_core.policy.local_redirects import KIND as LOCAL_REDIRECT_KIND
 from cilium_core.policy.services import SERVICE_KIND, SLICE_KIND
 from cilium_core.resources.keys import kind_of
 
@@ -28,6 +30,7 @@ def handlers(
     """The handler of every kind that is watched."""
     references = policies.references
     found = {name: _policy_handler(policies, name) for name in (*POLICY_KINDS, CIDR_GROUP_KIND)}
+    found[LOCAL_REDIRECT_KIND] = _local_redirect_handler(policies)
     found["Pod"] = Handler(
         pods.upsert_pod,
         lambda item: pods.delete_pod(*_name(item)),
@@ -55,6 +58,24 @@ def _policy_handler(policies: Policies, kind: str) -> Handler:
         lambda item: policies.delete_object(ref(item)),
         lambda item, error: policies.doubt_object(ref(item), item, error),
     )
+
+
+def _local_redirect_handler(policies: Policies) -> Handler:
+    def ref(item: Object) -> PolicyRef:
+        return PolicyRef(LOCAL_REDIRECT_KIND, *_name(item))
+
+    def upsert(item: Object) -> None:
+        policies.disregard_object(ref(item), item, _local_redirect_error(item))
+
+    return Handler(upsert, lambda item: policies.forget_object(ref(item)))
+
+
+def _local_redirect_error(item: Object) -> str:
+    try:
+        check(item)
+    except PolicyError as error:
+        return str(error)
+    return "local redirects are not enforced: this version does not balance services' traffic"
 
 
 def _namespace_handler(pods: PodTable, policies: Policies) -> Handler:

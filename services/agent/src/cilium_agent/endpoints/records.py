@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NewType
 
 from cilium_core.labels import LabelSet
+from cilium_core.policy import PolicyRef
+from cilium_core.policy.unions import Conflict
 
 from cilium_agent.endpoints import states
 from cilium_agent.endpoints.states import State
@@ -72,7 +74,8 @@ class Endpoint:
     enforces, 0 before the first build. `ipv4` and `ipv6` are empty when the family is off.
     `row_stale` asks for the data plane's row to be written with the next policy.
     `audit` has what policy would deny reported and let pass. `conflicts` say which of the rules
-    contradict each other, in which case the policy from before stays in force.
+    contradict each other, in which case the policy from before stays in force. `overflown` are the
+    policies of which something did not fit into the endpoint's map.
     `created` is set once the container runtime may have been told that the pod's network is up.
     """
 
@@ -95,7 +98,8 @@ class Endpoint:
     egress_enforced: bool = False
     row_stale: bool = True
     audit: bool = False
-    conflicts: tuple[str, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    overflown: frozenset[PolicyRef] = frozenset()
     error: str = ""
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG_ENTRIES))
 

@@ -75,7 +75,7 @@ def endpoint(item: Endpoint, *, audit: bool) -> agent_pb2.Endpoint:
             for port in item.named_ports
         ],
         error=item.error,
-        conflicts=item.conflicts,
+        conflicts=map(str, item.conflicts),
         options=options.current(item),
     )
 
@@ -87,7 +87,7 @@ def add_default_denies(
     found = {1: message.ingress_default_deny, 2: message.egress_default_deny}
     for key, entry in entries.items():
         if is_default_deny(key, entry):
-            found[int(key.direction)].extend(_names(entry, cookies))
+            found[int(key.direction)].extend(origins(entry.cookie, cookies))
 
 
 def is_default_deny(key: PolicyKey, entry: PolicyEntry) -> bool:
@@ -156,7 +156,7 @@ def policy_entry(
         precedence=entry.precedence,
         cookie=entry.cookie,
         proxy_port=max(entry.redirect, 0),
-        derived_from=_names(entry, cookies),
+        derived_from=origins(entry.cookie, cookies),
         labels=labels.texts() if labels is not None and key.identity else [],
         audit=entry.audit,
         redirect=bool(entry.redirect),
@@ -166,15 +166,15 @@ def policy_entry(
     return message
 
 
-def _names(entry: PolicyEntry, cookies: CookieTable) -> list[str]:
-    """The policies behind an entry."""
-    origins = cookies.origins(entry.cookie)
+def origins(cookie: int, cookies: CookieTable) -> list[str]:
+    """The policies behind an entry, "kind namespace/name"."""
+    found = cookies.origins(cookie)
     names = {
         f"{o.kind} {o.namespace}/{o.name}" if o.namespace else f"{o.kind} {o.name}"
-        for o in origins
+        for o in found
         if o.kind
     }
-    names |= {label for o in origins if not o.kind for label in o.labels}
+    names |= {label for o in found if not o.kind for label in o.labels}
     return sorted(names)
 
 
