@@ -297,9 +297,14 @@ def test_a_policy_that_becomes_audited_takes_effect_though_it_says_the_same():
 
 
 HTTP = {"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"method": "GET"}]}}
-GET_ONLY = cnp(
-    {"endpointSelector": {}, "ingress": [{"toPorts": [HTTP]}]}, name="get", namespace="g"
-)
+
+
+def requests(name: str, item: dict[str, Any]) -> dict[str, Any]:
+    spec = {"endpointSelector": {}, "ingress": [{"toPorts": [item]}]}
+    return cnp(spec, name=name, namespace="g")
+
+
+GET_ONLY = requests("get", HTTP)
 
 
 def test_audited_rules_about_requests_let_every_request_pass_and_tell():
@@ -313,10 +318,7 @@ def test_audited_rules_about_requests_let_every_request_pass_and_tell():
 
 def test_audited_rules_about_requests_add_nothing_to_those_that_bind():
     post = {**HTTP, "rules": {"http": [{"method": "POST"}]}}
-    other = cnp(
-        {"endpointSelector": {}, "ingress": [{"toPorts": [post]}]}, name="post", namespace="g"
-    )
-    made = world(audited(GET_ONLY), other)
+    made = world(audited(GET_ONLY), requests("post", post))
 
     found = made.engine.redirects.get(held(made, "s/a").redirect)
 
