@@ -274,12 +274,14 @@ class Stage:
         served: dict[CasePod, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
         topics: dict[CasePod | None, set[str]] = defaultdict(set)
         outside: dict[str, set[int]] = defaultdict(set)
+        nodes: dict[str, set[int]] = defaultdict(set)
         for case in cases:
             for question in case.questions:
                 kind = question.probe["kind"]
                 kind = "tcp" if kind == "http" else kind
                 pod = case.pods.get(question.target)
-                ports = outside if pod is None else served[pod]
+                place = nodes if _NODE.fullmatch(question.target) else outside
+                ports = place if pod is None else served[pod]
                 if kind == "kafka":
                     topics[pod].add(question.probe["topic"])
                 elif kind in ("tcp", "udp", "sctp"):
@@ -313,8 +315,9 @@ class Stage:
             ),
         )
         self.cluster.open_world()
-        for place in ("world", *self.cluster.nodes):
-            self.cluster.serve_at(place, *_serve(outside, None, zones))
+        self.cluster.serve_at("world", *_serve(outside, None, zones))
+        for node in self.cluster.nodes:
+            self.cluster.serve_at(node, *_serve(nodes, None, zones))
 
     def wrong(self, case: Case) -> list[str]:
         """Apply a case's files and ask its questions; answers that are not as the case says."""
