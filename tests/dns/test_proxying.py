@@ -308,3 +308,27 @@ async def test_a_client_that_has_finished_speaking_still_gets_its_answers(state_
         assert dns.message.from_wire(await asyncio.wait_for(read_framed(reader), 5)).answer
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+async def test_an_answer_larger_than_a_packet_arrives(state_dir, family):
+    async with lab(state_dir) as dns_lab:
+        await dns_lab.enforce(RULES)
+        many = [f"192.0.2.{n}" for n in range(250)]
+        dns_lab.server.respond = lambda query: addresses(query, *many)
+        answer = await dns_lab.ask("a.allowed.test.", family=family, use_edns=0, payload=8192)
+
+        assert len(answer.answer[0]) == 250
+
+
+async def test_a_server_can_start_on_the_node_while_clients_are_served(state_dir):
+    async with lab(state_dir) as dns_lab:
+        await dns_lab.enforce(RULES)
+        await dns_lab.ask("a.allowed.test.")
+        everywhere = DnsServer(dns_lab.namespaces.node)
+        await everywhere.start()
+        try:
+            assert (await dns_lab.ask("b.allowed.test.")).answer
+            assert everywhere.asked == []
+        finally:
+            await everywhere.stop()

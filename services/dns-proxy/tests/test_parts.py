@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import dns.flags
 import dns.message
+import dns.rrset
 import pytest
 from cilium.proxy.v1 import proxy_pb2
 from cilium_core.policy.l7 import DnsRule, L7Kind, Redirect
+from cilium_core.proxying.transparent import packed
 from dns_proxy import announcing, records
 from dns_proxy.announcing import Announcer, Key
 from dns_proxy.answers import Answer
 from dns_proxy.caching import TwoGenerations
 from dns_proxy.gates import Gate
 from dns_proxy.messages import Query, parse_query
-from dns_proxy.replies import internet_checksum, raw_packet
+from dns_proxy.replies import internet_checksum, raw_packet, truncated
 from flow import flow_pb2
 
 from tests.unit.waiting import eventually
@@ -214,7 +217,7 @@ def test_raw_packets_have_the_right_sums(host, client, data):
     from scapy.layers.inet import IP, UDP
     from scapy.layers.inet6 import IPv6
 
-    packet = raw_packet(host, 53, (client, 40_000), data)
+    packet = raw_packet(packed(host), 53, packed(client), 40_000, data)
     kind = IPv6 if ":" in host else IP
     parsed = kind(packet)
     written = parsed[UDP].chksum
@@ -228,6 +231,17 @@ def test_a_sum_over_itself_is_zero():
     data = b"\x45\x00\x01\x02"
     total = internet_checksum(data)
     assert internet_checksum(data + total.to_bytes(2, "big")) == 0
+
+
+def test_an_answer_that_does_not_fit_becomes_one_that_says_so():
+    query = dns.message.make_query("a.test.", "A")
+    response = dns.message.make_response(query)
+    response.answer.append(dns.rrset.from_text("a.test.", 1, "IN", "A", "192.0.2.1"))
+    short = dns.message.from_wire(truncated(response.to_wire()))
+
+    assert query.is_response(short)
+    assert short.flags & dns.flags.TC
+    assert short.answer == []
 
 
 def test_a_judgement_is_found_again_whatever_the_id():

@@ -21,7 +21,7 @@ from cilium_core.telemetry import get_logger
 from dns_proxy import records
 from dns_proxy.answers import same_question
 from dns_proxy.exchanges import TIMEOUT_S
-from dns_proxy.replies import PROTOCOL_UDP, Replies
+from dns_proxy.replies import PROTOCOL_UDP, Replies, Sender
 
 if TYPE_CHECKING:
     import asyncio
@@ -255,6 +255,7 @@ class Datagrams:
     def __init__(self, loop: asyncio.AbstractEventLoop, service: Service) -> None:
         self._loop = loop
         self._service = service
+        self._senders = {ingress: Sender(ingress=ingress) for ingress in (False, True)}
         self._servers: dict[tuple[bytes, bool], Replies] = {}
         self._links: dict[tuple[str, bytes, bool], Link] = {}
         self._buffer = memoryview(bytearray(65536))
@@ -307,12 +308,7 @@ class Datagrams:
         place = ancillary[0][2], ingress
         server = self._servers.get(place)
         if server is None:
-            try:
-                mark = transparent.mark_of(ingress=ingress)
-                server = self._servers[place] = Replies(*meant, mark=mark)
-            except OSError as error:
-                log.warning("no socket to answer from", server=meant, error=str(error))
-                return None
+            server = self._servers[place] = Replies(*meant, self._senders[ingress])
         link = Link(self._loop, self._service, client, server, ingress, self._buffer)
         link.used_s = time.monotonic()
         self._links[(client, *place)] = link
@@ -325,13 +321,13 @@ class Datagrams:
             del self._links[key]
         used = {key[1:] for key in self._links}
         for place in [place for place in self._servers if place not in used]:
-            self._servers.pop(place).close()
+            del self._servers[place]
 
     def close(self) -> None:
         """Give all sockets towards servers and clients back."""
         for link in self._links.values():
             link.close()
         self._links.clear()
-        for server in self._servers.values():
-            server.close()
         self._servers.clear()
+        for sender in self._senders.values():
+            sender.close()

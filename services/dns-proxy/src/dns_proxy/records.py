@@ -14,6 +14,7 @@ from cilium.proxy.v1 import proxy_pb2
 from cilium_core.proxying.reporting import varint
 from flow import flow_pb2
 
+from dns_proxy.answers import NO_TTL
 from dns_proxy.messages import type_name
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def request(port: int, redirect: Redirect, query: Query, *, by_rule: bool) -> by
 def failure(port: int, redirect: Redirect, query: Query, rcode: int) -> bytes:
     """The constant part for a query that the proxy itself could not serve."""
     dns = _question(query)
-    dns.rcode = rcode
+    dns.rcode, dns.ttl = rcode, NO_TTL
     return _constant(port, redirect, flow_pb2.ERROR, dns, request=False)
 
 

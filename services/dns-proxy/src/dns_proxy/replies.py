@@ -1,16 +1,22 @@
 """How answers get back to clients: from the address and port that the client asked.
 
-A socket is bound to each server's address and port. Where the node itself has that address, such a
-socket would take the real server's datagrams away; there, answers are written as raw packets.
+Answers are written as raw packets. A socket bound to the server's address would keep a server of
+this very node from starting, or take its datagrams away. Only an answer that does not fit into one
+packet goes through such a socket, for as long as it takes to send it, and not if the server is
+here: then the client is told to ask again by TCP.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import socket
 from struct import Struct
 from typing import Final
 
 from cilium_core.proxying import transparent
+
+from dns_proxy.messages import HEADER_BYTES
 
 PROTOCOL_UDP: Final = socket.IPPROTO_UDP
 
@@ -21,54 +27,87 @@ _PSEUDO = Struct("!IBBH")
 _HOPS: Final = 64
 
 
-class Replies:
-    """Answers clients in the name of one server. Raises `OSError` when it cannot be made."""
+class Sender:
+    """Sends raw packets of both families, with the mark of one direction."""
 
-    def __init__(self, host: str, port: int, *, mark: int) -> None:
+    def __init__(self, *, ingress: bool) -> None:
+        self.mark = transparent.mark_of(ingress=ingress)
+        self._sockets: dict[socket.AddressFamily, socket.socket] = {}
+
+    def send(self, packet: bytes, host: str) -> None:
+        """Send a packet, from its IP header on, to where it says. Raises `OSError`."""
+        family = transparent.family_of(host)
+        sock = self._sockets.get(family)
+        if sock is None:
+            sock = self._sockets[family] = self._open(family)
+        sock.sendto(packet, (host, 0))
+
+    def _open(self, family: socket.AddressFamily) -> socket.socket:
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+        sock = socket.socket(family, kind, socket.IPPROTO_RAW)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
+        return sock
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets.clear()
+
+
+class Replies:
+    """Answers clients in the name of one server."""
+
+    def __init__(self, host: str, port: int, sender: Sender) -> None:
         self.host, self.port = host, port
         self.local = transparent.is_local(host)
         """Whether the node itself has the address."""
-        self._raw = self.local
-        self._socket = (
-            raw_socket(host, mark=mark)
-            if self.local
-            else transparent.impersonator(host, port, mark=mark)
-        )
+        self._packed = transparent.packed(host)
+        self._sender = sender
 
     def send(self, data: bytes, client: tuple[str, int]) -> bool:
         """Send a datagram; False when the kernel refuses it, as it may under load."""
         try:
-            if self._raw:
-                packet = raw_packet(self.host, self.port, client, data)
-                self._socket.sendto(packet, (client[0], 0))
-            else:
-                self._socket.sendto(data, client)
+            self._sender.send(self._packet(client, data), client[0])
+        except OSError as error:
+            return error.errno == errno.EMSGSIZE and self._send_large(data, client)
+        return True
+
+    def _send_large(self, data: bytes, client: tuple[str, int]) -> bool:
+        """Have the kernel make fragments, or the client ask by TCP."""
+        with contextlib.suppress(OSError):
+            if not self.local:
+                mark = self._sender.mark
+                with contextlib.closing(
+                    transparent.impersonator(self.host, self.port, mark=mark)
+                ) as sock:
+                    sock.sendto(data, client)
+                return True
+        try:
+            self._sender.send(self._packet(client, truncated(data)), client[0])
         except OSError:
             return False
         return True
 
-    def close(self) -> None:
-        """Give the socket back."""
-        self._socket.close()
+    def _packet(self, client: tuple[str, int], data: bytes) -> bytes:
+        target = transparent.packed(client[0])
+        return raw_packet(self._packed, self.port, target, client[1], data)
 
 
-def raw_socket(host: str, *, mark: int) -> socket.socket:
-    """A socket that sends whole packets of the address's family."""
-    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
-    sock = socket.socket(transparent.family_of(host), kind, socket.IPPROTO_RAW)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
-    return sock
+def truncated(data: bytes) -> bytes:
+    """A response without its records, which says that they did not fit."""
+    end = data.index(0, HEADER_BYTES) + 5 if data[4:6] == b"\x00\x01" else HEADER_BYTES
+    head = data[:2] + bytes((data[2] | 0x02,)) + data[3:6] + bytes(6)
+    return head + data[HEADER_BYTES:end]
 
 
-def raw_packet(host: str, port: int, client: tuple[str, int], data: bytes) -> bytes:
-    """A UDP datagram from a server to a client, from its IP header on."""
-    source, target = transparent.packed(host), transparent.packed(client[0])
+def raw_packet(source: bytes, port: int, target: bytes, target_port: int, data: bytes) -> bytes:
+    """A UDP datagram, from its IP header on; addresses are 4 or 16 bytes, both the same."""
     size = _UDP.size + len(data)
     pseudo = source + target + _PSEUDO.pack(size, 0, 0, PROTOCOL_UDP)
-    head = _UDP.pack(port, client[1], size, 0)
+    head = _UDP.pack(port, target_port, size, 0)
     checksum = internet_checksum(pseudo + head + data) or 0xFFFF
-    datagram = _UDP.pack(port, client[1], size, checksum) + data
+    datagram = _UDP.pack(port, target_port, size, checksum) + data
     if len(source) == 4:
         # The kernel fills in identification and checksum.
         ip = _IPV4.pack(0x45, 0, _IPV4.size + size, 0, 0, _HOPS, PROTOCOL_UDP, 0, source, target)
@@ -80,7 +119,5 @@ def raw_packet(host: str, port: int, client: tuple[str, int], data: bytes) -> by
 def internet_checksum(data: bytes) -> int:
     """The ones' complement of the ones' complement sum of 16-bit words (RFC 1071)."""
     padded = data + b"\0" if len(data) % 2 else data
-    total: int = sum(Struct(f"!{len(padded) // 2}H").unpack(padded))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    # 65536 is 1 modulo 65535, so the sum of the words is the whole number's remainder.
+    return 0xFFFF - (int.from_bytes(padded, "big") % 0xFFFF or (0xFFFF if any(padded) else 0))

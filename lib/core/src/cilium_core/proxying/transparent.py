@@ -99,7 +99,8 @@ def upstream(
 def impersonator(host: str, port: int, *, mark: int) -> socket.socket:
     """A datagram socket that answers clients from a server's address and port. Raises `OSError`.
 
-    It is never read from; what the kernel delivers to it is thrown away.
+    While it is open nobody else can listen there, and it would take the server's own datagrams if
+    the server is on this node: close it soon.
     """
     sock = _transparent(family_of(host), socket.SOCK_DGRAM)
     try:
