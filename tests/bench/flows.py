@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.bench import report
-from tests.unit.hubble import measuring
+from tests.bench import measuring, report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

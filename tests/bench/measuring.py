@@ -1,6 +1,6 @@
 """What the flow path costs, as numbers. Each function runs for a bounded time and asserts nothing.
 
-`tests/bench` calls these; `python -m tests.unit.hubble.measuring` prints them all.
+`flows.py` calls these; `python -m tests.bench.measuring` prints them all.
 
     ingest_rate()       events decoded, joined and stored, per second of CPU
     offered_load()      a real ring at a fixed rate: seen, lost, share of a core (root)
@@ -145,8 +145,8 @@ def stream_cost(rounds: int = 5) -> StreamCost:
     """Read a full ring over the unix socket, whole flows, `rounds` times after a warm-up."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "hubble.sock"
-        command = [sys.executable, "-m", "tests.unit.hubble.measuring", "serve", directory]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
+        command = [sys.executable, "-m", "tests.bench.measuring", "serve", directory]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
         try:
             assert server.stdout is not None
             while server.stdout.readline().strip() not in (b"ready", b""):
