@@ -14,6 +14,7 @@ import socket
 import subprocess
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cilium.proxy.v1 import proxy_pb2
@@ -26,7 +27,6 @@ from cilium_agent.proxies.secrets import Secrets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
-    from pathlib import Path
 
     from cilium_core.policy.l7 import L7Kind, Redirect
 
@@ -129,6 +129,8 @@ def listening(namespace: str, port: int, family: int = 4) -> socket.socket:
     with inside(namespace):
         made = socket.socket(_FAMILIES[family], socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == 6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     made.bind(("0.0.0.0" if family == 4 else "::", port))
     made.listen(128)
     made.setblocking(False)
@@ -198,7 +200,8 @@ class Node:
         """Send the server's ports through redirects."""
         ports = await self.proxies.realise(list(redirects.values()), limit_s=20.0)
         status = self.proxies.status()
-        errors = [one.error for one in status.redirects if one.error]
+        wanted = set(redirects.values())
+        errors = [one.error for one in status.redirects if one.error and one.redirect in wanted]
         assert not errors, errors
         self.namespaces.steer({port: ports[one] for port, one in redirects.items()})
 

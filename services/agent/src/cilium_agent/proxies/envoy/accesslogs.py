@@ -128,7 +128,7 @@ def _connection(
     common = entry.common_properties
     record = _record(name, common)
     record.l7.type = flow_pb2.REQUEST
-    asked_for = common.tls_properties.tls_sni_hostname or "no server name"
+    asked_for = common.tls_properties.tls_sni_hostname or "without server name"
     if common.access_log_type == accesslog_pb2.TcpUpstreamConnected:
         record.verdict = flow_pb2.FORWARDED
         record.summary = f"TLS {asked_for}"

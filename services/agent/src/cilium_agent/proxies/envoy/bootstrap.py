@@ -38,6 +38,8 @@ _RUNTIME = {
     # Programs of RE2 above 100 instructions are refused otherwise.
     "re2.max_program_size.error_level": 1 << 20,
     "re2.max_program_size.warn_level": 1 << 20,
+    # A header given twice is its values joined: one that is right does not excuse another.
+    "envoy.reloadable_features.match_headers_individually": False,
 }
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 

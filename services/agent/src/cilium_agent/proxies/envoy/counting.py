@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from cilium_agent.proxies.records import L7, LOST
 

@@ -32,8 +32,16 @@ SERVER_NAME_STATE = "cilium.server_name"
 
 DENIED_BODY = "Access denied\r\n"
 
-_DISGUISED = Comparison(Form.REGEX, r"[^?]*/\.\.?;.*")
-"""Dot segments with parameters, which some servers resolve and Envoy does not."""
+_DISGUISES = (
+    (Comparison(Form.CONTAINS, ";"), Comparison(Form.REGEX, r"[^?]*/\.\.?;.*")),
+    (
+        Comparison(Form.CONTAINS, "%"),
+        Comparison(Form.REGEX, r"[^?]*(?:/\.\.?%3[bB]|%[cC][01]).*"),
+    ),
+)
+"""Paths that some servers read as others and Envoy does not: dot segments with parameters, and
+characters in an encoding that is longer than it may be. The first of each pair spares most requests
+the second."""
 
 
 def duration(seconds: float) -> Duration:
@@ -75,8 +83,8 @@ def route_configuration(
         forward(ALLOWED)
     else:
         if restricts_path(conditions) and not redirect.audit:
-            disguised = [(":path", Comparison(Form.CONTAINS, ";")), (":path", _DISGUISED)]
-            routes.append(_refusal(options, disguised))
+            for quick, exact in _DISGUISES:
+                routes.append(_refusal(options, [(":path", quick), (":path", exact)]))
         for condition in conditions:
             forward(ALLOWED, condition.comparisons)
         if redirect.audit:
