@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cilium_core.kvstore.memory import MemoryCluster, MemoryStore
 from cilium_core.policy.options import PolicyOptions
+from cilium_core.records import PolicyFinding, PolicyFindingsRecord
 from cilium_core.resources.etcd import EtcdSource
 from cilium_core.resources.keys import kind_of
 from cilium_operator.announcing import LIFETIME, Announcer
-from cilium_operator.judging import Judgement, PolicyJudge, judge, with_condition
+from cilium_operator.judging import Judgement, PolicyJudge, judge, with_conditions
 
 from ..policy.test_tiers import admin
 from ..policy.worlds import cnp
@@ -34,14 +35,16 @@ class Cluster:
         self.memory = MemoryCluster()
         self.source = EtcdSource(MemoryStore(self.memory))
         store = MemoryStore(self.memory)
-        self.judge = PolicyJudge(EtcdSource(store), PolicyOptions(), Announcer(store))
+        self.store = MemoryStore(self.memory)
+        self.judge = PolicyJudge(store, PolicyOptions(), Announcer(store))
 
-    async def condition(self, **expected: str) -> dict[str, Any]:
+    async def condition(self, kind: str = "Valid", **expected: str) -> dict[str, Any]:
         """The condition, once it is as expected."""
 
         async def found() -> dict[str, Any] | None:
             item = await self.source.get(CNP, "x", "policy")
-            (condition,) = item.get("status", {}).get("conditions") or [{}]
+            conditions = item.get("status", {}).get("conditions") or []
+            condition = next((one for one in conditions if one["type"] == kind), {})
             met = all(part in condition.get(key, "") for key, part in expected.items())
             return condition if condition and met else None
 
@@ -96,24 +99,62 @@ async def test_warnings_are_told(cluster: Cluster) -> None:
 
 
 async def test_the_time_moves_only_when_the_status_flips(cluster: Cluster) -> None:
-    first = with_condition(None, Judgement(valid=False, message="a"), "t1")
-    second = with_condition(first, Judgement(valid=False, message="b"), "t2")
-    third = with_condition(second, Judgement(valid=True, message="accepted"), "t3")
+    first = with_conditions(None, [Judgement(False, "a")], "t1")
+    second = with_conditions(first, [Judgement(False, "b")], "t2")
+    third = with_conditions(second, [Judgement(True, "accepted")], "t3")
 
     times = [one["conditions"][0]["lastTransitionTime"] for one in (first, second, third) if one]
     assert times == ["t1", "t1", "t3"]
-    assert with_condition(third, Judgement(valid=True, message="accepted"), "t4") is None
+    assert with_conditions(third, [Judgement(True, "accepted")], "t4") is None
 
 
 def test_other_parts_of_a_status_are_kept() -> None:
     other = {"type": "Other", "status": "True"}
     status = {"derivativePolicies": {}, "conditions": [other, {"type": "Valid", "status": "True"}]}
 
-    found = with_condition(status, Judgement(valid=False, message="a"), "t")
+    found = with_conditions(status, [Judgement(False, "a")], "t")
     assert found is not None
     assert found["derivativePolicies"] == {}
     assert found["conditions"][1:] == [other]
-    assert with_condition({"conditions": 7}, Judgement(valid=True, message=""), "t")
+    assert with_conditions({"conditions": 7}, [Judgement(True, "")], "t")
+
+
+def finding(reason: str, message: str = "why", name: str = "policy") -> PolicyFinding:
+    return PolicyFinding("CiliumNetworkPolicy", "x", name, reason, message)
+
+
+async def test_what_nodes_do_not_enforce_is_said_with_their_names(cluster: Cluster) -> None:
+    await cluster.source.apply(GOOD)
+    await cluster.condition(status="True")
+    records = [
+        PolicyFindingsRecord("default", node, (finding("overflow"), finding("conflict", name="y")))
+        for node in ("n2", "n1")
+    ]
+    for record in records:
+        await cluster.store.put(record.key, record.to_json())
+
+    condition = await cluster.condition("Enforced", status="False", message="n1, n2")
+    assert condition["message"] == "overflow on n1, n2: why"
+    assert any(event["reason"] == "NotEnforced" for event in await cluster.events())
+
+    await cluster.store.delete(records[0].key)
+    await cluster.condition("Enforced", message="overflow on n1: why")
+    await cluster.store.delete(records[1].key)
+    await cluster.condition("Enforced", status="True")
+    await cluster.condition("Valid", status="True")
+
+
+async def test_that_nodes_refuse_an_invalid_policy_goes_without_saying(cluster: Cluster) -> None:
+    record = PolicyFindingsRecord("default", "n1", (finding("refused"),))
+    await cluster.store.put(record.key, record.to_json())
+    await cluster.source.apply(BAD)
+
+    await cluster.condition("Valid", status="False")
+    item = await cluster.source.get(CNP, "x", "policy")
+    assert len(item["status"]["conditions"]) == 1
+
+    await cluster.source.apply(GOOD)
+    await cluster.condition("Enforced", message="refused on n1")
 
 
 async def test_a_policy_that_is_mended_becomes_valid(cluster: Cluster) -> None:
@@ -151,8 +192,8 @@ async def test_policies_of_every_kind_are_judged(cluster: Cluster) -> None:
 def test_options_decide_what_is_valid() -> None:
     nodes = cnp(endpointSelector={}, ingress=[{"fromNodes": [{}]}])
 
-    assert not judge(nodes, PolicyOptions()).valid
-    assert judge(nodes, PolicyOptions(node_selector_labels=True)).valid
+    assert not judge(nodes, PolicyOptions()).holds
+    assert judge(nodes, PolicyOptions(node_selector_labels=True)).holds
 
 
 async def test_a_status_written_at_the_same_time_is_not_lost() -> None:

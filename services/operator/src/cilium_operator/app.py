@@ -19,7 +19,6 @@ from cilium_core.identities import cluster_range
 from cilium_core.kvstore.etcd import EtcdStore
 from cilium_core.leading import Election
 from cilium_core.records import HEARTBEAT, OPERATOR_LEADER, Network, PodCIDRRecord
-from cilium_core.resources.etcd import EtcdSource
 from cilium_core.serving.observability import observability_server
 from cilium_core.serving.sockets import stop_signal
 from cilium_core.telemetry import Health, get_logger
@@ -166,7 +165,7 @@ class App:
         from cilium_operator.judging import PolicyJudge  # the models take a while to load
 
         judge = PolicyJudge(
-            EtcdSource(self.store),
+            self.store,
             self.settings.policy_options(),
             announcer,
             fence=self._fence,
