@@ -164,7 +164,7 @@ def test_stopping_asks_first(lab: Layout) -> None:
     pid = start(lab, "sh", "-c", script)
     assert eventually(lambda: "up" in (lab.logs / "part.log").read_text())
 
-    processes.stop(pid, cgroups.group(lab.name, "part"))
+    processes.stop(pid)
 
     assert "asked" in (lab.logs / "part.log").read_text()
     assert processes.start_time(pid) is None

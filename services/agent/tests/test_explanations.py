@@ -1,6 +1,7 @@
 """Who the ends of an explained packet are, and what the answer says."""
 
 import json
+from copy import deepcopy
 
 import pytest
 from cilium.agent.v1 import agent_pb2
@@ -59,12 +60,11 @@ def explainer():
     return Explainer(engine, ipcache, pods, "node1")
 
 
-def ask(explainer, source, destination, port=8080, protocol=6):
-    return explainer.answer(
-        agent_pb2.ExplainPolicyRequest(
-            source=source, destination=destination, protocol=protocol, port=port
-        )
+def ask(explainer, source, destination, port=8080, protocol=6, **request):
+    asked = agent_pb2.ExplainPolicyRequest(
+        source=source, destination=destination, protocol=protocol, port=port, **request
     )
+    return explainer.tell(asked, explainer.ask(asked))
 
 
 def test_pods_are_found_by_name_with_identity_and_ports(explainer):
@@ -131,3 +131,16 @@ def test_what_names_no_end_is_refused_by_field(explainer, text):
 def test_numbers_out_of_range_are_refused(explainer, protocol, port):
     with pytest.raises(RequestError, match="is not a number"):
         ask(explainer, "shop/client", "shop/web", port, protocol)
+
+
+def test_a_request_is_held_against_the_rules_about_requests(explainer):
+    policy = deepcopy(POLICY)
+    policy["spec"]["ingress"][0]["toPorts"][0]["rules"] = {"http": [{"path": "/public/.*"}]}
+    explainer._engine.upsert_policy(policy)
+    for path, allowed in (("/public/1", True), ("/private", False)):
+        http = agent_pb2.HttpQuestion(method="GET", path=path)
+        answer = ask(explainer, "shop/client", "shop/web", http=http)
+        assert answer.allowed is allowed
+        assert answer.ingress.redirect.kind == "http"
+    assert answer.ingress.reason == "request-refused"
+    assert "/private" in answer.ingress.suggestion

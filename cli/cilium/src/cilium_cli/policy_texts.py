@@ -38,8 +38,10 @@ def identity_text(entry: PolicyEntry) -> str:
 
 
 def verdict_text(entry: PolicyEntry) -> str:
-    """Return `Allow`, `Deny` or `Audit`, the last for what is reported as denied and passes."""
+    """Return `Allow`, `Deny`, `Default deny`, or `Audit` for what is reported and let pass."""
     if entry.deny:
+        if not entry.precedence & 0xFF and not entry.audit:
+            return "Default deny"
         return "Audit" if entry.audit else "Deny"
     return "Allow"
 

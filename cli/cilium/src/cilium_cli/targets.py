@@ -58,6 +58,21 @@ def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def siblings(target: Target) -> list[Target]:
+    """Return the other nodes of the lab that a node is of; none outside of labs."""
+    for name in labs():
+        lab = Layout(name)
+        nodes = sorted(lab.folder.glob("node*"), key=lambda path: node_number(path.name))
+        layouts = [lab.node(node_number(path.name)) for path in nodes]
+        if target.agent in [layout.agent_socket for layout in layouts]:
+            return [
+                Target(layout.agent_socket, layout.hubble_socket, layout.name)
+                for layout in layouts
+                if layout.agent_socket != target.agent
+            ]
+    return []
+
+
 def find_lab(name: str | None) -> Layout:
     """Return the lab with the name, or the only one."""
     known = labs()

@@ -11,18 +11,23 @@ from cilium.agent.v1 import agent_pb2
 
 from cilium_cli.connecting import TIMEOUT_S, agent
 from cilium_cli.outputs import emit, output_option, plain
-from cilium_cli.policy_texts import PROTOCOLS, identity_text, port_text
-from cilium_cli.targets import Target, node_options
+from cilium_cli.policy_texts import PROTOCOLS, identity_text, port_text, redirect_lines
+from cilium_cli.targets import Target, node_options, siblings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NUMBERS = {name.upper(): number for number, name in PROTOCOLS.items()}
 _ICMP = (1, 58)
+_DNS = (17, 53)
 
 
-def _read_port(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, int]:
+def _read_port(
+    ctx: click.Context, param: click.Parameter, text: str | None
+) -> tuple[int, int] | None:
     """Read `8080`, `53/UDP`, or `8/ICMP` with the ICMP type for a port; gives protocol and port."""
+    if text is None:
+        return None
     number, slash, protocol = text.partition("/")
     known = _NUMBERS.get(protocol.upper() if slash else "TCP")
     most = 255 if known in _ICMP else 65535
@@ -34,21 +39,60 @@ def _read_port(ctx: click.Context, param: click.Parameter, text: str) -> tuple[i
     return known, int(number)
 
 
+def _read_http(ctx: click.Context, param: click.Parameter, text: str | None) -> list[str] | None:
+    """Read `GET /path`."""
+    if text is None:
+        return None
+    method, blank, path = text.partition(" ")
+    if not blank or not path.startswith("/") or not method.isalpha():
+        raise click.BadParameter(f"{text!r} is not of the form 'GET /path'", ctx, param)
+    return [method, path]
+
+
+def _read_headers(
+    ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, str]:
+    """Read `Name: value` texts."""
+    headers = {}
+    for text in texts:
+        name, colon, value = text.partition(":")
+        if not colon or not name:
+            raise click.BadParameter(f"{text!r} is not of the form 'Name: value'", ctx, param)
+        headers[name.lower()] = value.strip()
+    return headers
+
+
 @click.command("explain", short_help="Why traffic passes or not.")
-@click.option("--from", "source", required=True, metavar="POD|IP|LABELS", help="Who sends.")
-@click.option("--to", "destination", required=True, metavar="POD|IP|LABELS", help="Who receives.")
+@click.option("--from", "source", metavar="POD|IP|LABELS", help="Who sends.")
+@click.option("--to", "destination", metavar="POD|IP|LABELS", help="Who receives.")
 @click.option(
     "--port",
-    required=True,
     callback=_read_port,
     metavar="PORT[/PROTOCOL]",
     help="Such as 8080/TCP, 53/UDP, or 8/ICMP for an ICMP type; TCP if none is given.",
 )
+@click.option(
+    "--http", callback=_read_http, metavar="'METHOD /PATH'", help="An HTTP request, with its query."
+)
+@click.option("--host", default="", help="The host that the HTTP request names.")
+@click.option(
+    "--header",
+    "headers",
+    multiple=True,
+    callback=_read_headers,
+    metavar="'NAME: VALUE'",
+    help="A header of the HTTP request; may be repeated.",
+)
+@click.option("--dns", metavar="NAME", help="A name that is looked up; on 53/UDP by default.")
+@click.option("--flow", metavar="UUID", help="A flow that was seen, instead of all the above.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Also run the packet through the loaded eBPF programs and compare.",
+)
 @output_option
 @node_options
-def explain(
-    target: Target, output: str, source: str, destination: str, port: tuple[int, int]
-) -> None:
+def explain(target: Target, output: str, flow: str | None, **asked: Any) -> None:
     """Tell why policies let traffic pass or not: at the sender, and at the receiver.
 
     An end is a pod (NAMESPACE/NAME), an address, or labels separated by commas, such as
@@ -56,14 +100,77 @@ def explain(
 
     For each direction come the rules that decided, those that were tried and why each missed, the
     policies that close the direction, and a policy that would allow the traffic, ready to apply.
-    """
-    protocol, number = port
-    request = agent_pb2.ExplainPolicyRequest(
-        source=source, destination=destination, protocol=protocol, port=number
-    )
+
+    \b
+    cilium policy explain --from shop/frontend --to shop/api --port 8080 --http 'GET /users'
+    cilium policy explain --from shop/frontend --to 10.96.0.10 --dns example.org
+    cilium policy explain --flow 7bb0cd1e-7f6d-4e1c-9a59-3f6a8f4e4a0d --verify
+
+    With --verify, exits with 1 when rules and programs disagree.
+    """  # noqa: D301 - click reads the backspace
+    request = _flow_request(target, flow, asked) if flow else _request(asked)
+    request.verify = asked["verify"]
     with agent(target) as stub:
         answer = stub.ExplainPolicy(request, timeout=TIMEOUT_S)
-    emit(output, _document(answer), lambda: _render(answer, protocol, number))
+    if request.verify:
+        _verify_elsewhere(target, request, answer)
+    emit(output, _document(answer), lambda: _render(request, answer))
+    found = (answer.egress, answer.ingress)
+    if any(end.HasField("kernel") and not end.kernel.agrees for end in found):
+        raise click.exceptions.Exit(1)
+
+
+def _request(asked: dict[str, Any]) -> agent_pb2.ExplainPolicyRequest:
+    for name in ("from", "to"):
+        if not asked["source" if name == "from" else "destination"]:
+            raise click.UsageError(f"Missing option '--{name}'; or name a flow with --flow.")
+    if asked["http"] and asked["dns"]:
+        raise click.UsageError("--http and --dns exclude each other.")
+    if (asked["host"] or asked["headers"]) and not asked["http"]:
+        raise click.UsageError("--host and --header say more about --http, which is missing.")
+    port = asked["port"] or (_DNS if asked["dns"] else None)
+    if port is None:
+        raise click.UsageError("Missing option '--port'.")
+    request = agent_pb2.ExplainPolicyRequest(
+        source=asked["source"], destination=asked["destination"], protocol=port[0], port=port[1]
+    )
+    if asked["http"]:
+        method, path = asked["http"]
+        request.http.method, request.http.path, request.http.host = method, path, asked["host"]
+        request.http.headers.update(asked["headers"])
+    elif asked["dns"]:
+        request.dns_name = asked["dns"]
+    return request
+
+
+def _flow_request(
+    target: Target, uuid: str, asked: dict[str, Any]
+) -> agent_pb2.ExplainPolicyRequest:
+    from cilium_cli.flow_questions import find_flow, question
+
+    names = ("source", "destination", "port", "http", "dns", "host", "headers")
+    if any(asked[name] for name in names):
+        raise click.UsageError("--flow says it all: leave out --from, --to, --port and requests.")
+    return question(find_flow(uuid, [target, *siblings(target)]))
+
+
+def _verify_elsewhere(
+    target: Target,
+    request: agent_pb2.ExplainPolicyRequest,
+    answer: agent_pb2.ExplainPolicyResponse,
+) -> None:
+    """Ask the other nodes of a lab about ends of theirs, which they know best."""
+    for sibling in siblings(target):
+        if answer.egress.HasField("kernel") and answer.ingress.HasField("kernel"):
+            break
+        with agent(sibling) as stub:
+            other = stub.ExplainPolicy(request, timeout=TIMEOUT_S)
+        for mine, theirs in ((answer.egress, other.egress), (answer.ingress, other.ingress)):
+            if theirs.HasField("kernel") and not mine.HasField("kernel"):
+                mine.CopyFrom(theirs)
+    answer.allowed = answer.egress.allowed and answer.ingress.allowed
+    if answer.egress.HasField("kernel") or answer.ingress.HasField("kernel"):
+        del answer.unverified[:]
 
 
 def _document(answer: agent_pb2.ExplainPolicyResponse) -> dict[str, Any]:
@@ -74,9 +181,17 @@ def _document(answer: agent_pb2.ExplainPolicyResponse) -> dict[str, Any]:
     return document
 
 
-def _render(answer: agent_pb2.ExplainPolicyResponse, protocol: int, port: int) -> None:
-    name = PROTOCOLS[protocol]
-    shown = f"{name} type {port}" if protocol in _ICMP else f"{port}/{name}"
+def _render(
+    request: agent_pb2.ExplainPolicyRequest, answer: agent_pb2.ExplainPolicyResponse
+) -> None:
+    name = PROTOCOLS.get(request.protocol, str(request.protocol))
+    icmp = request.protocol in _ICMP
+    shown = f"{name} type {request.port}" if icmp else f"{request.port}/{name}"
+    match request.WhichOneof("request"):
+        case "http":
+            shown += f", {request.http.method} {request.http.path}"
+        case "dns_name":
+            shown += f", {request.dns_name}"
     ends = (answer.source, answer.destination)
     click.echo(
         f"{_verdict(allowed=answer.allowed)}: {ends[0].name} to {ends[1].name}, {shown} "
@@ -90,6 +205,8 @@ def _render(answer: agent_pb2.ExplainPolicyResponse, protocol: int, port: int) -
         click.echo()
         for line in _direction(found, party.name):
             click.echo(line)
+    for why in answer.unverified:
+        click.echo(f"\nNot verified: {why}")
 
 
 def _verdict(*, allowed: bool) -> str:
@@ -103,15 +220,45 @@ def _direction(found: agent_pb2.ExplainedDirection, end: str) -> Iterator[str]:
         peer = identity_text(found.entry).partition("\n")[0]
         verdict = "deny" if found.entry.deny else "allow"
         yield f"  deciding entry: {verdict} {port_text(found.entry)}, peer {peer}"
+    if found.HasField("redirect"):
+        yield f"  redirected to a proxy for {found.redirect.kind}, which allows:"
+        yield from (f"    {line}" for line in redirect_lines(found.redirect))
     if found.reason == "default-deny":
         yield f"  default deny because of: {', '.join(found.default_deny)}"
     for rule in found.rules:
         place = f"{rule.namespace}/{rule.name}" if rule.namespace else rule.name
         outcome = "decides" if rule.decides else "; ".join(rule.misses) or "matches as well"
         yield f"  {rule.verdict:<5}  {rule.kind} {place} {rule.path}: {outcome}"
+    if found.HasField("kernel"):
+        yield f"  the kernel {_kernel(found.kernel)}"
     if found.suggestion:
         import yaml
 
         yield "  this policy would allow it:"
         text = yaml.safe_dump(json.loads(found.suggestion), sort_keys=False, width=100)
         yield from (f"    {line}" for line in text.splitlines())
+
+
+_KERNEL = {
+    "not-asked": "enforces nothing here",
+    "allowed": "allows it",
+    "denied": "drops it",
+    "redirected": "redirects it",
+    "audited": "lets it pass and reports it",
+}
+
+
+def _kernel(found: agent_pb2.KernelVerdict) -> str:
+    text = _KERNEL.get(found.outcome, found.outcome)
+    if found.drop_reason:
+        text += f" ({found.drop_reason})"
+    if found.proxy_port:
+        text += f" to port {found.proxy_port}"
+    if found.derived_from:
+        text += f" because of {', '.join(found.derived_from)}"
+    agrees = click.style("agrees", fg="green")
+    return (
+        f"{agrees}: it {text}"
+        if found.agrees
+        else f"{click.style('DISAGREES', fg='red')}: it {text}"
+    )

@@ -42,6 +42,7 @@ from cilium_agent.datapath.models import (
     RemoteNode,
 )
 from cilium_agent.datapath.probing import probe
+from cilium_agent.datapath.trials import Outcome, Packet, Trial
 
 __all__ = [
     "NO_PORT",
@@ -61,6 +62,8 @@ __all__ = [
     "NamespaceError",
     "NatEntry",
     "NodeConfig",
+    "Outcome",
+    "Packet",
     "PodInterface",
     "PolicyChange",
     "PolicyEntry",
@@ -69,6 +72,7 @@ __all__ = [
     "PrefilterState",
     "RemoteNode",
     "SourceError",
+    "Trial",
     "netns",
     "probe",
 ]

@@ -39,6 +39,7 @@ from cilium_agent.datapath.policies import Policies
 from cilium_agent.datapath.prefilter import Prefilter
 from cilium_agent.datapath.routes import Routes
 from cilium_agent.datapath.tracking import Nat, Tracking
+from cilium_agent.datapath.trials import Trials
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +59,7 @@ class Datapath:
     metrics: Counters
     prefilter: Prefilter
     routes: Routes
+    trials: Trials
     config: NodeConfig
 
     def __init__(
@@ -116,6 +118,7 @@ class Datapath:
         self.metrics = Counters(opened)
         self.prefilter = Prefilter(opened, self._configuration, held.node, generation.programs)
         self.routes = Routes(config, held)
+        self.trials = Trials(generation.programs, held)
 
         self.routes.ensure_local()
         redirecting.ensure(config.versions)

@@ -9,6 +9,7 @@ from cilium.agent.v1 import agent_pb2
 
 from cilium_agent.servicers.calls import Calls
 from cilium_agent.servicers.explaining import Explainer
+from cilium_agent.servicers.verifying import Verifier
 
 if TYPE_CHECKING:
     from cilium_core.policy import PolicyRef
@@ -50,7 +51,16 @@ class PolicyCalls(Calls):
         del context
         agent = self._agent
         node = agent.settings.node_name
-        return Explainer(agent.policies.engine, agent.ipcache, agent.pods, node).answer(request)
+        explainer = Explainer(agent.policies.engine, agent.ipcache, agent.pods, node)
+        question = explainer.ask(request)
+        answer = explainer.tell(request, question)
+        if request.verify:
+            await self._run(
+                lambda datapath: Verifier(datapath, agent.table, self._cookies()).verify(
+                    question, answer
+                )
+            )
+        return answer
 
     async def ListSelectors(  # noqa: N802
         self, request: agent_pb2.ListSelectorsRequest, context: Context

@@ -23,11 +23,12 @@ from cilium_core.labels import (
     LabelSet,
 )
 from cilium_core.policy.explaining import Party, PolicyState, Traffic, explain
+from cilium_core.policy.requests import DnsQuestion, HttpRequest
 from cilium_core.policy.suggesting import suggest
 
 from cilium_agent.errors import PodNotFoundError, RequestError
 from cilium_agent.policies import container_ports
-from cilium_agent.servicers.messages import policy_entry
+from cilium_agent.servicers.messages import policy_entry, redirect
 
 if TYPE_CHECKING:
     from cilium_core.policy import ContainerPort, PolicyEngine
@@ -40,9 +41,20 @@ _PROTOCOL_MAX = 255
 _PORT_MAX = 65535
 
 
-class _End(NamedTuple):
+class End(NamedTuple):
+    """One end of the traffic: who it is, where that is from, and its addresses if it has any."""
+
     party: Party
     origin: str
+    addresses: tuple[str, ...] = ()
+
+
+class Question(NamedTuple):
+    """Who is asked about, and the verdict that the rules give."""
+
+    source: End
+    destination: End
+    answer: Explanation
 
 
 class Explainer:
@@ -55,8 +67,8 @@ class Explainer:
         self._pods = pods
         self._node = node
 
-    def answer(self, request: agent_pb2.ExplainPolicyRequest) -> agent_pb2.ExplainPolicyResponse:
-        """Explain the verdict about one packet.
+    def ask(self, request: agent_pb2.ExplainPolicyRequest) -> Question:
+        """Find the verdict about one packet.
 
         Raises `RequestError` for what names no end, `PodNotFoundError` for an unknown pod.
         """
@@ -68,20 +80,28 @@ class Explainer:
         destination = self._end(request.destination, "destination")
         engine = self._engine
         state = PolicyState(engine.repository, engine.options, engine.named_ports)
-        traffic = Traffic(request.protocol, request.port)
-        found = explain(state, source.party, destination.party, traffic)
+        traffic = Traffic(request.protocol, request.port, _request(request))
+        return Question(
+            source, destination, explain(state, source.party, destination.party, traffic)
+        )
+
+    def tell(
+        self, request: agent_pb2.ExplainPolicyRequest, question: Question
+    ) -> agent_pb2.ExplainPolicyResponse:
+        """Put a verdict into words."""
+        found = question.answer
         return agent_pb2.ExplainPolicyResponse(
             allowed=found.allowed,
-            source=_party(request.source, source),
-            destination=_party(request.destination, destination),
+            source=_party(request.source, question.source),
+            destination=_party(request.destination, question.destination),
             egress=self._direction(found, found.egress),
             ingress=self._direction(found, found.ingress),
-            revision=engine.revision,
+            revision=self._engine.revision,
         )
 
     # ---- ends ----
 
-    def _end(self, text: str, field: str) -> _End:
+    def _end(self, text: str, field: str) -> End:
         text = text.strip()
         try:
             return self._address(ipaddress.ip_address(text))
@@ -99,19 +119,20 @@ class Explainer:
             )
         return self._pod(namespace, name)
 
-    def _pod(self, namespace: str, name: str) -> _End:
+    def _pod(self, namespace: str, name: str) -> End:
         pod = self._pods.get(namespace, name)
         if pod is None:
             raise PodNotFoundError(f"there is no pod {namespace}/{name}")
         if pod.host_network:
             local = pod.node == self._node
             node = ReservedIdentity.HOST if local else ReservedIdentity.REMOTE_NODE
-            return _End(Party(node, node.labels), "pod in the network of its node")
+            return End(Party(node, node.labels), "pod in the network of its node")
         labels = self._pods.identity_labels(pod)
         ports = frozenset(container_ports(pod.named_ports))
-        return _End(Party(self._number(labels), labels, "", ports), "labels of the pod")
+        party = Party(self._number(labels), labels, "", ports)
+        return End(party, "labels of the pod", self._addresses(namespace, name))
 
-    def _address(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> _End:
+    def _address(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> End:
         best: tuple[int, str, int, str, str] | None = None
         for text, _, entry in self._ipcache.entries():
             prefix = ipaddress.ip_network(text)
@@ -119,20 +140,40 @@ class Explainer:
                 best = prefix.prefixlen, text, entry.identity, entry.namespace, entry.pod_name
         if best is None:
             world = self._engine.options.families.world(address.version)
-            return _End(Party(world, world.labels, str(address)), "no prefix around the address")
+            party = Party(world, world.labels, str(address))
+            return End(party, "no prefix around the address", (str(address),))
         _, text, identity, namespace, pod_name = best
         labels = self._labels(identity)
         ports = frozenset(self._ports(namespace, pod_name))
         origin = f"address table: {text}"
         if pod_name:
             origin += f" is pod {namespace}/{pod_name}"
-        return _End(Party(identity, labels, str(address), ports), origin)
+        return End(Party(identity, labels, str(address), ports), origin, (str(address),))
+
+    def _addresses(self, namespace: str, name: str) -> tuple[str, ...]:
+        """The addresses of a pod, IPv4 first."""
+        found = [
+            text.partition("/")[0]
+            for text, _, entry in self._ipcache.entries()
+            if (entry.namespace, entry.pod_name) == (namespace, name)
+        ]
+        return tuple(sorted(found, key=lambda text: ":" in text))
+
+    def _examples(self, identity: int) -> tuple[str, ...]:
+        """An address of each family that an identity has, IPv4 first."""
+        found: dict[int, str] = {}
+        for text, _, entry in self._ipcache.entries():
+            if entry.identity == identity:
+                prefix = ipaddress.ip_network(text)
+                if prefix.num_addresses == 1:
+                    found.setdefault(prefix.version, str(prefix.network_address))
+        return tuple(found[version] for version in sorted(found))
 
     def _ports(self, namespace: str, pod_name: str) -> list[ContainerPort]:
         pod = self._pods.get(namespace, pod_name)
         return container_ports(pod.named_ports) if pod is not None else []
 
-    def _labelled(self, text: str, field: str) -> _End:
+    def _labelled(self, text: str, field: str) -> End:
         try:
             labels = LabelSet.parse((part.strip() for part in text.split(",")), SOURCE_K8S)
         except LabelError as error:
@@ -146,7 +187,7 @@ class Explainer:
         number = self._number(labels)
         known = number != IDENTITY_UNKNOWN
         origin = "identity with these labels" if known else "no identity has these labels yet"
-        return _End(Party(number, labels), origin)
+        return End(Party(number, labels), origin, self._examples(number) if known else ())
 
     def _number(self, labels: LabelSet) -> int:
         """The identity with exactly these labels, 0 if there is none."""
@@ -175,6 +216,8 @@ class Explainer:
             default_deny=found.default_deny,
             suggestion=json.dumps(suggestion) if suggestion else "",
         )
+        if found.redirect is not None:
+            message.redirect.CopyFrom(redirect(found.redirect))
         if found.entry is not None:
             number = NumericIdentity(found.entry[0].identity)
             labels = self._engine.selectors.identities.get(number)
@@ -186,7 +229,20 @@ class Explainer:
         return message
 
 
-def _party(name: str, end: _End) -> agent_pb2.PolicyParty:
+def _request(request: agent_pb2.ExplainPolicyRequest) -> HttpRequest | DnsQuestion | None:
+    """What is asked for above the transport layer."""
+    match request.WhichOneof("request"):
+        case "http":
+            asked = request.http
+            headers = tuple(sorted(asked.headers.items()))
+            return HttpRequest(asked.method or "GET", asked.path or "/", asked.host, headers)
+        case "dns_name":
+            return DnsQuestion(request.dns_name)
+        case _:
+            return None
+
+
+def _party(name: str, end: End) -> agent_pb2.PolicyParty:
     return agent_pb2.PolicyParty(
         name=name, identity=end.party.identity, labels=end.party.labels.texts(), origin=end.origin
     )
