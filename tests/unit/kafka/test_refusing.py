@@ -156,6 +156,12 @@ def test_a_broker_that_knows_no_such_version_is_understood_in_the_oldest() -> No
     assert told(4, (18, 0, 3), error=35) == [(18, 0, 3)]
 
 
+def test_a_broker_that_says_so_in_another_form_sends_clients_to_the_lowest_version() -> None:
+    said = bytes.fromhex("0000000100230100120000000200000000")
+    correlation_id, content = parse_response(API_VERSIONS, 0, limited(3, said))
+    assert (1, 35, []) == (correlation_id, content["error_code"], content["api_keys"])
+
+
 @pytest.mark.parametrize("cut", [3, 5, 7, 20])
 def test_versions_that_cannot_be_read_are_refused(cut: int) -> None:
     keys = [{"api_key": 3, "min_version": 0, "max_version": 9}]

@@ -16,7 +16,6 @@ from kafka_proxy.schemas import (
     API_VERSIONS,
     ENVELOPE,
     SASL_HANDSHAKE,
-    Struct,
     known_versions,
     response_struct,
 )
@@ -41,16 +40,18 @@ def limited(version: int, response: bytes) -> bytes:
     form = response_struct(API_VERSIONS, 0 if error == UNSUPPORTED_VERSION else version)
     if form is None:
         raise ProtocolError(f"versions in a response of version {version} cannot be read")
-    value = _read(form, response)
+    try:
+        # the header of this response never has tagged fields, whatever its version
+        value = read(form, memoryview(response), _WORD)
+    except ProtocolError:
+        if error != UNSUPPORTED_VERSION:
+            raise
+        # not all brokers say this in the form they should; clients then try the lowest version
+        value = {"error_code": error, "api_keys": []}
     value["api_keys"] = [
         one for told in value["api_keys"] or () if (one := _limited(told)) is not None
     ]
     return frame(correlation_id, form, value)
-
-
-def _read(form: Struct, response: bytes) -> Value:
-    # the header of this response never has tagged fields, whatever its version
-    return read(form, memoryview(response), _WORD)
 
 
 def _limited(told: Value) -> Value | None:

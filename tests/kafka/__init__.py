@@ -1,0 +1,1 @@
+"""The Kafka proxy as a program, between a real client and librdkafka's broker."""
