@@ -124,7 +124,7 @@ def rows() -> Iterator[report.Row]:
     yield report.told("policy entries on the node", "entries", entries)
     yield report.absolute("full resolution", "s", full_s, "<=", 20)
 
-    for name, change in (("identity", _one_more_identity), ("policy", _one_more_policy)):
+    for name, change in (("identity", one_more_identity), ("policy", one_more_policy)):
         taken = _changes(engine, change)
         yield report.absolute(f"one more {name}, p50", "ms", median(taken), "<=", 50)
         yield report.told(f"one more {name}, worst of {CHANGES}", "ms", max(taken))
@@ -140,11 +140,13 @@ def rows() -> Iterator[report.Row]:
     yield report.absolute("memory for each entry", "B", _memory(), "<=", 1536)
 
 
-def _one_more_identity(engine: PolicyEngine, number: int) -> None:
+def one_more_identity(engine: PolicyEngine, number: int) -> None:
+    """Have the engine know one more identity."""
     engine.upsert_identity(FIRST_IDENTITY + IDENTITIES + number, labels(number))
 
 
-def _one_more_policy(engine: PolicyEngine, number: int) -> None:
+def one_more_policy(engine: PolicyEngine, number: int) -> None:
+    """Have the engine know one more policy."""
     obj = policy(number)
     obj["metadata"]["name"] += "-more"
     engine.upsert_policy(obj)
