@@ -6,7 +6,7 @@ import time
 
 import pytest
 from cilium_core.labels import Label, LabelSet
-from cilium_core.policy import parse
+from cilium_core.policy import PolicyError, parse
 from cilium_core.policy.fqdn import compile_name, names_match, normal_name, selectors_of
 from cilium_core.policy.selectors import FqdnSelector
 from hypothesis import given
@@ -125,3 +125,12 @@ def test_the_selectors_of_policies_are_found():
         FqdnSelector(name="a.io"),
         FqdnSelector(pattern="*.a.io"),
     ]
+
+
+@pytest.mark.parametrize("word", ["matchName", "matchPattern"])
+@pytest.mark.parametrize("name", ["world-ipv4", "world", "host", "kube-apiserver"])
+def test_no_name_may_take_a_reserved_label_away_from_an_address(word, name):
+    with pytest.raises(PolicyError, match="reserved label"):
+        parse(cnp(endpointSelector={}, egress=[{"toFQDNs": [{word: name}]}]))
+
+    parse(cnp(endpointSelector={}, egress=[{"toFQDNs": [{word: f"{name}."}]}]))

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from cilium_core.identities import ReservedIdentity
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from cilium_core.policy.selectors import FqdnSelector
 
 MAX_NAME_LENGTH: Final = 255
+
+_RESERVED: Final = frozenset(identity.label_name for identity in ReservedIdentity)
 
 _NAME_CHARACTERS: Final = re.compile(r"[-a-zA-Z0-9_.]*", re.ASCII)
 _PATTERN_CHARACTERS: Final = re.compile(r"[-a-zA-Z0-9_.*]*", re.ASCII)
@@ -48,6 +52,17 @@ def check_pattern(text: str) -> str:
     """A `matchPattern` without blanks around it. Raises `ValueError` for what is no pattern."""
     expected = "a DNS pattern: letters, digits, stars and -_ between single dots"
     return _check(text, _PATTERN_CHARACTERS, expected)
+
+
+def check_selectable(text: str) -> str:
+    """A name or pattern that addresses can carry as a label. Raises `ValueError`.
+
+    A label set has one label for each key, whatever its source: a name that is also the name of a
+    reserved label would take that label away from an address, and with it from other policies.
+    """
+    if text in _RESERVED:
+        raise ValueError(f"{text!r} is the name of a reserved label; write {text}. instead")
+    return text
 
 
 def _check(text: str, characters: re.Pattern[str], expected: str) -> str:

@@ -123,6 +123,7 @@ class FqdnModel(DnsModel):
     def _check_one(self) -> Self:
         if self.match_name is not None and self.match_pattern is not None:
             raise ValueError("needs exactly one of matchName and matchPattern")
+        fqdn.check_selectable(self.match_name or self.match_pattern or "")
         return self
 
 

@@ -29,7 +29,7 @@ _DOMAIN_SCHEMA: Final = rf"^(\*\.)?({_DOMAIN_LABEL}\.)+{_DOMAIN_LABEL}\.?$"
 
 
 def _check_domain(text: str) -> str:
-    fqdn.check_pattern(text)
+    fqdn.check_selectable(fqdn.check_pattern(text))
     if "*" in text.removeprefix("*."):
         raise ValueError(f"{text[:80]!r} may have a star as its first label only")
     return text

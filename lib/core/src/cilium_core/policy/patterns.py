@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+_MAX_BYTES: Final = 1 << 20
+"""How large an expression may become; keeps compiling one within a few milliseconds."""
+
 _NO_LITERAL: Final = re.compile(r"[\]).][+*]|\]\{|\\[dwsDWS]")
 
 
@@ -18,6 +21,7 @@ def compile_expression(text: str) -> Any:
 
     options = re2.Options()
     options.log_errors = False
+    options.max_mem = _MAX_BYTES
     try:
         return re2.compile(text, options=options)
     except re2.error as error:
