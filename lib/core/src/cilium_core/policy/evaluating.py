@@ -130,7 +130,9 @@ def evaluate_column(
         there = rules_at(prefix, lengths, rules, any_peer)
         entry = evaluate(prefix, there, plan, numbering, level)
         around = found_at(prefix, lengths, column, base_column)
-        if (around is None and _is_default(entry)) or (around and around[1:] == entry[1:]):
+        if around is None and _is_default(entry):
+            continue
+        if around is not None and _says_the_same(around, entry):
             continue
         column[prefix] = entry
     return column
@@ -139,3 +141,8 @@ def evaluate_column(
 def _is_default(entry: PolicyEntry) -> bool:
     """Whether the entry says what the data plane does without one, and names nobody."""
     return entry.deny and not entry.audit and not entry.precedence & 0xFF and not entry.cookie
+
+
+def _says_the_same(one: PolicyEntry, other: PolicyEntry) -> bool:
+    """Whether two entries differ in nothing but whose column they are of."""
+    return one[1:] == other[1:] and one.precedence & 0xFF == other.precedence & 0xFF

@@ -29,7 +29,7 @@ from cilium_core.policy.redirects import RedirectTable
 from cilium_core.policy.requests import Request, refusals
 from cilium_core.policy.resolving import named_prefixes
 from cilium_core.policy.rules import Direction, PolicyRef, Rule, Tier, Verdict
-from cilium_core.policy.unions import unite
+from cilium_core.policy.unions import Conflict, find_conflicts, unite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,6 +117,8 @@ class DirectionExplanation:
     for a peer that no map knows yet. `rules` are those of the policies that select this end: those
     that decide first, then other matches, then near misses. `default_deny` is what closes the
     direction to all that no rule allows. `redirect` is what a proxy enforces on the connection.
+    `isolated` says whether some policy of the normal tier turns default deny on. Where rules have
+    `conflicts`, the end keeps the policy that it had before them, and this is not it.
     """
 
     direction: Direction
@@ -127,6 +129,8 @@ class DirectionExplanation:
     rules: tuple[RuleTrace, ...] = ()
     default_deny: tuple[str, ...] = ()
     redirect: Redirect | None = None
+    isolated: bool = False
+    conflicts: tuple[Conflict, ...] = ()
 
     @property
     def overrulable(self) -> bool:
@@ -217,6 +221,8 @@ def explain_direction(
         rules=tuple(sorted(written, key=_rank)),
         default_deny=closing,
         redirect=trial.redirect,
+        isolated=plan.closing.isolated,
+        conflicts=find_conflicts(rule for rule in selecting if rule.direction is direction),
     )
 
 
@@ -249,29 +255,31 @@ class _Trial:
         number = self.found[1].redirect if self.found is not None else 0
         self.redirect = self._redirects.get(number)
         self.refused = False
+        """Whether the rules behind the redirect refuse the request."""
 
     def traces(self) -> list[RuleTrace]:
-        """How each rule fared; `refused` says afterwards whether a proxy refuses the request."""
+        """How each rule fared."""
         deciding = self._deciding()
-        asked = self.redirect is not None and self._traffic.request is not None
-        allowing = set()
-        for rule in deciding if asked else ():
-            texts = self._refusals(rule)
-            if texts:
-                misses, notes = self._tried[rule]
-                self._tried[rule] = (
-                    (*misses, Miss.REQUEST),
-                    (*notes, " or ".join(texts)),
-                )
-            else:
-                allowing.add(rule)
-        if asked and self.redirect is not None:
-            free = self.redirect.allow_all or self.redirect.audit
-            self.refused = not (allowing or free)
-            deciding = allowing or (deciding if free else set())
+        if self.redirect is not None and self._traffic.request is not None:
+            deciding = self._hold_request_against(deciding, self.redirect)
         return [
             RuleTrace(rule, *tried, decides=rule in deciding) for rule, tried in self._tried.items()
         ]
+
+    def _hold_request_against(self, rules: set[Rule], redirect: Redirect) -> set[Rule]:
+        """The rules that allow the request, of those behind a redirect; the others miss it."""
+        allowing = set()
+        for rule in rules:
+            texts = self._refusals(rule)
+            if texts:
+                misses, notes = self._tried[rule]
+                self._tried[rule] = (*misses, Miss.REQUEST), (*notes, " or ".join(texts))
+            else:
+                allowing.add(rule)
+        if allowing or not redirect.restricts:
+            return allowing or rules
+        self.refused = True
+        return set()
 
     def _refusals(self, rule: Rule) -> tuple[str, ...]:
         request = self._traffic.request
@@ -371,9 +379,9 @@ def _reason(options: PolicyOptions, trial: _Trial, traces: Iterable[RuleTrace]) 
         return Reason.DEFAULT_DENY
     entry = trial.found[1]
     deciding = [trace.rule for trace in traces if trace.decides]
-    if trial.refused:
+    if trial.refused and trial.redirect is not None and not trial.redirect.audit:
         return Reason.REQUEST_REFUSED
-    if entry.audit:
+    if entry.audit or trial.refused:
         return Reason.AUDITED
     if entry.deny:
         denied = any(rule.verdict is Verdict.DENY for rule in deciding)

@@ -35,8 +35,9 @@ Request = HttpRequest | DnsQuestion
 
 def refusals(match: L7Match, request: Request) -> tuple[str, ...]:
     """Why a rule's demands do not allow a request, a text for each; empty when they allow it."""
-    if match.kind is L7Kind.TLS:
-        return _tls_refusals(match, request)
+    unnamed = _tls_refusals(match, request)
+    if unnamed or match.kind is L7Kind.TLS:
+        return unnamed
     if isinstance(request, DnsQuestion):
         if match.kind is not L7Kind.DNS:
             return (f"its requests are {match.kind.value}, not dns",)

@@ -1,7 +1,7 @@
 """The policy that would allow what is denied for want of a rule, as an object ready to apply.
 
 It says no more than the traffic at hand: this end, by its labels; that peer, by its labels, its
-entity or its address; this port. Pure.
+entity or its address; this port; and if a request is asked about, that request. Pure.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from cilium_core.labels import (
     KEY_NAMESPACE,
     OWN_KEYS_PREFIX,
     SOURCE_K8S,
+    SOURCE_NODE,
     SOURCE_RESERVED,
 )
-from cilium_core.policy.explaining import DirectionExplanation, Reason
 from cilium_core.policy.ports import Protocol
+from cilium_core.policy.requests import DnsQuestion, HttpRequest
 from cilium_core.policy.rules import Direction
 from cilium_core.policy.translating import KIND_CLUSTERWIDE, KIND_NAMESPACED
 
 if TYPE_CHECKING:
     from cilium_core.labels import LabelSet
-    from cilium_core.policy.explaining import Explanation, Party, Traffic
+    from cilium_core.policy.explaining import DirectionExplanation, Explanation, Party, Traffic
 
 _ENTITIES: Final = tuple(
     reserved.label_name
@@ -42,28 +43,32 @@ _ENTITIES: Final = tuple(
     )
 )
 _ICMP: Final = {Protocol.ICMP: "IPv4", Protocol.ICMPV6: "IPv6"}
+_WITH_DNS: Final = (Protocol.TCP, Protocol.UDP)
+_HOSTNAME: Final = "kubernetes.io/hostname"
 _WITH_PORTS: Final = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
 
 
 def suggest(explanation: Explanation, direction: DirectionExplanation) -> dict[str, Any] | None:
     """The smallest policy that allows the traffic at one end of it.
 
-    None where nothing is missing: the traffic is allowed there, or denied by a rule, which no other
-    rule can overrule.
+    None where nothing is missing: the traffic is allowed there, or denied by a rule that no other
+    rule can overrule, as one of the baseline can. A policy for an end that none isolates yet does
+    not isolate it either.
     """
-    if direction.reason is not Reason.DEFAULT_DENY:
+    if not direction.overrulable:
         return None
     inbound = direction.direction is Direction.INGRESS
     subject, peer = explanation.destination, explanation.source
     if not inbound:
         subject, peer = peer, subject
     namespace = subject.labels.value(KEY_NAMESPACE, SOURCE_K8S)
-    item = _peer(peer, subject, "from" if inbound else "to") | _ports(explanation.traffic)
-    spec = {
-        "endpointSelector": {"matchLabels": _own_labels(subject.labels)},
-        "ingress" if inbound else "egress": [item],
-    }
     word = "from" if inbound else "to"
+    name = "ingress" if inbound else "egress"
+    host = subject.identity == ReservedIdentity.HOST
+    item = _peer(peer, subject, word) | _ports(explanation.traffic, inbound=inbound, host=host)
+    spec: dict[str, Any] = _subject(subject) | {name: [item]}
+    if not direction.isolated:
+        spec["enableDefaultDeny"] = {name: False}
     metadata = {"name": _name(f"allow {_short(subject)} {word} {_short(peer)}", spec)}
     if namespace:
         metadata["namespace"] = namespace
@@ -73,6 +78,13 @@ def suggest(explanation: Explanation, direction: DirectionExplanation) -> dict[s
         "metadata": metadata,
         "spec": spec,
     }
+
+
+def _subject(subject: Party) -> dict[str, Any]:
+    if subject.identity != ReservedIdentity.HOST:
+        return {"endpointSelector": {"matchLabels": _own_labels(subject.labels)}}
+    hostname = subject.labels.get(_HOSTNAME, SOURCE_NODE)
+    return {"nodeSelector": {"matchLabels": {_HOSTNAME: hostname.value}} if hostname else {}}
 
 
 def _own_labels(labels: LabelSet) -> dict[str, str]:
@@ -103,13 +115,27 @@ def _peer(peer: Party, subject: Party, word: str) -> dict[str, Any]:
     return {f"{word}Endpoints": [{"matchLabels": labels}]}
 
 
-def _ports(traffic: Traffic) -> dict[str, Any]:
+def _ports(traffic: Traffic, *, inbound: bool, host: bool) -> dict[str, Any]:
     if traffic.protocol in _ICMP:
         family = _ICMP[Protocol(traffic.protocol)]
         return {"icmps": [{"fields": [{"family": family, "type": traffic.port}]}]}
     if traffic.protocol in _WITH_PORTS:
         name = Protocol(traffic.protocol).name
-        return {"toPorts": [{"ports": [{"port": str(traffic.port), "protocol": name}]}]}
+        rule: dict[str, Any] = {"ports": [{"port": str(traffic.port), "protocol": name}]}
+        return {"toPorts": [rule | _requests(traffic, inbound=inbound, host=host)]}
+    return {}
+
+
+def _requests(traffic: Traffic, *, inbound: bool, host: bool) -> dict[str, Any]:
+    """Rules for the one request that is asked about, where rules about requests may be."""
+    request = traffic.request
+    if isinstance(request, HttpRequest) and traffic.protocol == Protocol.TCP and not host:
+        http = {"method": re.escape(request.method), "path": re.escape(request.path)}
+        if request.host:
+            http["host"] = re.escape(request.host)
+        return {"rules": {"http": [http]}}
+    if isinstance(request, DnsQuestion) and not inbound and traffic.protocol in _WITH_DNS:
+        return {"rules": {"dns": [{"matchName": request.name.lower()}]}}
     return {}
 
 
