@@ -27,6 +27,12 @@ class ProxySettings:
     proxy_flow_limit: int = setting(
         5000, "Most L7 flows reported per second; 0 is any number.", group="L7", low=0
     )
+    proxy_http_flow_limit: int = setting(
+        500,
+        "Most HTTP requests reported per second, and most refused ones; 0 is any number.",
+        group="L7",
+        low=0,
+    )
     proxy_envoy_binary: str = setting(
         "", "Path of Envoy; empty takes the one that came with the agent.", group="L7"
     )

@@ -151,19 +151,23 @@ class Supervisor:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         self._task = self._log_task = None
+        if self._child is not None:
+            self._child.returncode = 0  # nobody waits for it any more, which is no mistake
+            self._child = None
         self._forget()
 
     async def terminate(self) -> None:
         """End the program, by force after three seconds."""
-        process = self._process or self._find()
-        self._process = None
+        process, child = self._process or self._find(), self._child
+        self._process = self._child = None
         await self.detach()
         if process is not None:
             try:
                 await _end(process)
             finally:
                 os.close(process.fd)
-        self._reap()
+        if child is not None:
+            child.wait()
         self.pid_file.unlink(missing_ok=True)
 
     # ---- the life of the process ----

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _Comparison: TypeAlias = accesslog_pb2.ComparisonFilter
 
+_HTTP_LOG = "envoy.access_loggers.http_grpc"
 _REQUESTS = "requests"
 _REFUSALS = "refusals"
 """Rates of log entries. Refusals are those answered with 403, by whomever."""
@@ -74,9 +75,11 @@ def http_logs(
     config = als_pb2.HttpGrpcAccessLogConfig(common_config=_common(name, options))
     config.additional_request_headers_to_log.extend(sorted(named.union(options.log_headers)))
     packed = pack(config)
+    if not options.log_rate_per_s:
+        return [accesslog_pb2.AccessLog(name=_HTTP_LOG, typed_config=packed)]
     logs = []
     for rate, operator in ((_REQUESTS, _Comparison.NE), (_REFUSALS, _Comparison.EQ)):
-        log = accesslog_pb2.AccessLog(name="envoy.access_loggers.http_grpc", typed_config=packed)
+        log = accesslog_pb2.AccessLog(name=_HTTP_LOG, typed_config=packed)
         status, limit = log.filter.and_filter.filters.add(), log.filter.and_filter.filters.add()
         status.status_code_filter.comparison.op = operator
         status.status_code_filter.comparison.value.default_value = 403

@@ -73,8 +73,11 @@ class EnvoyOptions:
     """Request headers that flows show, besides those that rules name and Envoy logs anyway."""
 
     log_rate_per_s: int = 500
-    """Requests of a node that flows show in a second; refusals have the same again
-    (`proxy-flow-rate`). An entry costs Envoy some 15 µs, and the agent more. All are counted."""
+    """Requests of a node that flows show in a second (`proxy-http-flow-limit`); 0 is no limit.
+
+    Refusals have the same again. An entry costs Envoy a quarter of what a request does, and the
+    agent more. All are counted.
+    """
 
     log_burst: int = 1000
     """Requests that flows show beyond that rate after a quiet time."""

@@ -17,6 +17,7 @@ from cilium_agent.proxies.backends import BackendStatus
 from cilium_agent.proxies.envoy import bootstrap
 from cilium_agent.proxies.envoy.counting import RequestCounter
 from cilium_agent.proxies.envoy.discovery import Offers
+from cilium_agent.proxies.envoy.listening import all_listened_on
 from cilium_agent.proxies.envoy.resources import Builder, uses_secrets
 from cilium_agent.proxies.envoy.serving import AccessLogServicer, DiscoveryServicer, make_server
 from cilium_agent.proxies.supervising import Program, Supervisor
@@ -39,6 +40,10 @@ NAME = "envoy"
 RETRY_S = 3.0
 """Between attempts with a listener that Envoy refused; a port may become free."""
 
+LISTEN_ATTEMPTS = 50
+LISTEN_PAUSE_S = 0.004
+"""How often and at what distance to look whether Envoy listens on what it acknowledged."""
+
 SECRETS_LIMIT_S = 60.0
 """How long a restarted agent waits for the Secrets that a running Envoy already has."""
 
@@ -57,6 +62,7 @@ class Engine:
         binary = bootstrap.find_binary(options)
         command = bootstrap.command(binary, self._config, self._content, options)
         self.supervisor = Supervisor(Program(NAME, command), directory, prepare=self._prepare)
+        self._options = options
         self._secrets = secrets
         self._sink = sink
         self._builder = Builder(secrets, options)
@@ -92,10 +98,16 @@ class Engine:
         self._offer()
 
     async def settled(self, redirects: Collection[Redirect]) -> None:
-        """Return once Envoy has said something about each of these."""
+        """Return once Envoy listens for each of these, or has refused it."""
         while not all(map(self._is_settled, redirects)):
             self._answered.clear()
             await self._answered.wait()
+        accepted = [self._ports[one] for one in redirects if self._is_accepted(one)]
+        pid, ipv6 = self.supervisor.status.pid, "::1" in self._options.listen_addresses
+        for _ in range(LISTEN_ATTEMPTS):  # one whose secrets are missing does not listen
+            if await asyncio.to_thread(all_listened_on, pid, accepted, ipv6=ipv6):
+                return
+            await asyncio.sleep(LISTEN_PAUSE_S)
 
     def port_taken(self, redirect: Redirect) -> bool:
         """Whether Envoy cannot bind the port."""
@@ -141,6 +153,9 @@ class Engine:
             or not any(map(uses_secrets, self._ports))
             or time.monotonic() - self._began > SECRETS_LIMIT_S
         )
+
+    def _is_accepted(self, redirect: Redirect) -> bool:
+        return redirect in self._ports and self._offers.has(self._resources.names[redirect])
 
     def _is_settled(self, redirect: Redirect) -> bool:
         name = self._resources.names.get(redirect)
