@@ -131,11 +131,13 @@ class Lab:
         return f":{ECHO_PORT:04X} " in done.stdout
 
     @contextlib.contextmanager
-    def spawned(self, place: str, *arguments: str) -> Iterator[Running]:
-        """Run traffic.py in a pod or place while the block runs."""
+    def spawned(
+        self, place: str, *arguments: str, program: str = str(TRAFFIC)
+    ) -> Iterator[Running]:
+        """Run a program (traffic.py) in a pod or place while the block runs."""
         command = [
             *(str(BIN / "cilium"), "lab", "exec", "--lab", self.name, place, "--"),
-            *(PYTHON, str(TRAFFIC), *arguments),
+            *(PYTHON, program, *arguments),
         ]
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
