@@ -29,12 +29,12 @@ def baseline(name="default", **rules):
     return admin(kind="BaselineAdminNetworkPolicy", name=name, **rules)
 
 
-def cluster(tier="Admin", priority=10, **rules):
+def cluster(tier="Admin", priority=10, subject=None, **rules):
     return {
         "apiVersion": "policy.networking.k8s.io/v1alpha2",
         "kind": "ClusterNetworkPolicy",
         "metadata": {"name": "guard"},
-        "spec": {"tier": tier, "priority": priority, "subject": EVERYONE, **rules},
+        "spec": {"tier": tier, "priority": priority, "subject": subject or EVERYONE, **rules},
     }
 
 
