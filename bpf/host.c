@@ -5,6 +5,7 @@
 #define SOURCE_FILE FILE_HOST
 
 #include "lib/delivery.h"
+#include "lib/host_firewall.h"
 #include "lib/policy.h"
 #include "lib/proxy.h"
 
@@ -50,11 +51,10 @@ static __always_inline int from_host(struct __sk_buff *skb, struct packet *p, co
 	if (!info || !(info->flags & IPCACHE_HAS_TUNNEL) || info->flags & IPCACHE_SKIP_TUNNEL)
 		return DROP(DROP_STALE_OR_UNROUTABLE_IP);
 	p->node = info->tunnel_ipv4;
-	if (sender && !(sender->flags & ENDPOINT_HOST)) {
-		p->endpoint = sender->id;
+	if (sender && (!(sender->flags & ENDPOINT_HOST) || node_endpoint())) {
 		bpf_tail_call_(map_of(CALLS), skb,
-			       family == FAMILY_IPV4 ? CALL_PROXY_TUNNEL_IPV4 :
-						       CALL_PROXY_TUNNEL_IPV6);
+			       family == FAMILY_IPV4 ? CALL_HOST_TUNNEL_IPV4 :
+						       CALL_HOST_TUNNEL_IPV6);
 		return DROP(DROP_MISSED_TAIL_CALL);
 	}
 	see_alone(skb, p);
@@ -90,35 +90,37 @@ int cil_from_host(struct __sk_buff *skb)
 	return refuse(skb, DROP(DROP_MISSED_TAIL_CALL), DIR_EGRESS);
 }
 
-/* With the address of a pod, out of the stack, to another node: a proxy's. */
-static __always_inline int proxy_to_tunnel(struct __sk_buff *skb, struct packet *p,
-					   const __u8 family)
+/* To a pod of another node: of a proxy, with the address of a pod, or of a node with a policy. */
+static __always_inline int host_to_tunnel(struct __sk_buff *skb, struct packet *p,
+					  const __u8 family)
 {
-	const struct endpoint_info *pod = endpoint_of_address(&p->tuple.saddr, family);
+	const struct endpoint_info *sender = endpoint_of_address(&p->tuple.saddr, family);
 	int verdict;
 
-	if (!pod)
+	if (sender && sender->flags & ENDPOINT_HOST)
+		sender = node_endpoint();
+	opaque(sender);
+	if (!sender)
 		return DROP(DROP_EP_NOT_READY);
-	verdict = admit(skb, p, pod, NULL, family);
+	p->endpoint = sender->id;
+	verdict = admit(skb, p, sender, NULL, family);
 	if (verdict)
 		return verdict < 0 ? verdict : bounce_to_proxy(skb, p, family);
 	return deliver_to_node(skb, p, p->node, p->src_identity, family);
 }
 
-int tail_proxy_tunnel_ipv4(struct __sk_buff *skb)
+int tail_host_tunnel_ipv4(struct __sk_buff *skb)
 {
 	struct packet *p = packet_at_hand();
 
-	return p ? conclude(skb, p, proxy_to_tunnel(skb, p, FAMILY_IPV4), FAMILY_IPV4) :
-		   TC_ACT_SHOT;
+	return p ? conclude(skb, p, host_to_tunnel(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
 }
 
-int tail_proxy_tunnel_ipv6(struct __sk_buff *skb)
+int tail_host_tunnel_ipv6(struct __sk_buff *skb)
 {
 	struct packet *p = packet_at_hand();
 
-	return p ? conclude(skb, p, proxy_to_tunnel(skb, p, FAMILY_IPV6), FAMILY_IPV6) :
-		   TC_ACT_SHOT;
+	return p ? conclude(skb, p, host_to_tunnel(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
 }
 
 /*

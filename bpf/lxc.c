@@ -8,6 +8,7 @@
 #define SOURCE_FILE FILE_LXC
 
 #include "lib/delivery.h"
+#include "lib/host_firewall.h"
 #include "lib/neighbours.h"
 #include "lib/policy.h"
 #include "lib/proxy.h"
@@ -50,7 +51,7 @@ static __always_inline const struct endpoint_info *find_way(struct packet *p, co
 static __always_inline int send(struct __sk_buff *skb, struct packet *p,
 				const struct endpoint_info *pod, const __u8 family)
 {
-	const struct endpoint_info *peer = find_way(p, family);
+	const struct endpoint_info *peer = find_way(p, family), *judge = peer;
 	int verdict;
 
 	if (peer && unlikely_(peer->flags & ENDPOINT_NOT_READY)) {
@@ -59,7 +60,10 @@ static __always_inline int send(struct __sk_buff *skb, struct packet *p,
 		return DROP(DROP_EP_NOT_READY);
 	}
 	barrier();
-	verdict = admit(skb, p, pod, peer, family);
+	if (p->way == WAY_STACK)
+		judge = node_endpoint();
+	opaque(judge);
+	verdict = admit(skb, p, pod, judge, family);
 	if (unlikely_(verdict))
 		return verdict < 0 ? verdict : to_proxy(skb, family);
 	if (peer)
@@ -219,7 +223,7 @@ static __always_inline bool answers_proxy(struct __sk_buff *skb, const struct pa
 
 static __always_inline int to_container(struct __sk_buff *skb, struct packet *p, const __u8 family)
 {
-	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
+	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex), *node = NULL;
 	const void *address;
 	int verdict;
 
@@ -250,7 +254,10 @@ static __always_inline int to_container(struct __sk_buff *skb, struct packet *p,
 		see_alone(skb, p);
 		return bounce_to_proxy(skb, p, family);
 	}
-	verdict = admit(skb, p, NULL, pod, family);
+	if (p->src_identity == ID_HOST && p->origin != ORIGIN_PROXY_INGRESS)
+		node = node_endpoint();
+	opaque(node);
+	verdict = admit(skb, p, node, pod, family);
 	if (unlikely_(verdict))
 		return verdict < 0 ? verdict : bounce_to_proxy(skb, p, family);
 	trace_to(skb, p, TRACE_TO_LXC, pod->id, family);

@@ -6,9 +6,20 @@
 #define SOURCE_FILE FILE_NETDEV
 
 #include "lib/delivery.h"
+#include "lib/host_firewall.h"
 #include "lib/nat.h"
 #include "lib/policy.h"
 #include "lib/proxy.h"
+
+/* Pods of other nodes come through the tunnel, those of this one from their own devices. */
+static __always_inline bool comes_otherwise(const struct packet *p, const struct ipcache_info *info,
+					    const __u8 family)
+{
+	if (info && config_of()->flags & CONFIG_TUNNEL && is_cluster_identity(info->identity) &&
+	    info->flags & IPCACHE_HAS_TUNNEL)
+		return true;
+	return endpoint_of_address(&p->tuple.saddr, family);
+}
 
 /*
  * From the network. Answers to translated packets get their address back; what is for a local pod
@@ -39,6 +50,13 @@ static __always_inline int from_netdev(struct __sk_buff *skb, struct packet *p, 
 	if (!local || local->flags & ENDPOINT_HOST) {
 		if (restored && !local)
 			return DROP(DROP_STALE_OR_UNROUTABLE_IP);
+		if (unlikely_(is_node_address(local, &p->tuple.daddr, family) && node_endpoint())) {
+			p->restored = restored;
+			bpf_tail_call_(map_of(CALLS), skb,
+				       family == FAMILY_IPV4 ? CALL_HOST_INGRESS_IPV4 :
+							       CALL_HOST_INGRESS_IPV6);
+			return DROP(DROP_MISSED_TAIL_CALL);
+		}
 		trace_from(skb, p, TRACE_FROM_NETWORK, family);
 		return TC_ACT_OK;
 	}
@@ -50,11 +68,7 @@ static __always_inline int from_netdev(struct __sk_buff *skb, struct packet *p, 
 	trace_from(skb, p, TRACE_FROM_NETWORK, family);
 	if (p->flags & PACKET_CONTROL)
 		return DROP(DROP_FORBIDDEN_ICMPV6_MESSAGE);
-	/* pods of other nodes come through the tunnel, those of this one from their own devices */
-	if (!restored &&
-	    ((info && config_of()->flags & CONFIG_TUNNEL && is_cluster_identity(info->identity) &&
-	      info->flags & IPCACHE_HAS_TUNNEL) ||
-	     endpoint_of_address(&p->tuple.saddr, family)))
+	if (!restored && comes_otherwise(p, info, family))
 		return DROP(DROP_INVALID_SOURCE_IP);
 	if (local->flags & ENDPOINT_NOT_READY)
 		return DROP(DROP_EP_NOT_READY);
@@ -76,6 +90,46 @@ int tail_from_netdev_ipv6(struct __sk_buff *skb)
 	struct packet *p = packet_begin(DIR_INGRESS);
 
 	return p ? conclude(skb, p, from_netdev(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
+}
+
+/* To the node itself, where it has a policy. */
+static __always_inline int host_ingress(struct __sk_buff *skb, struct packet *p, const __u8 family)
+{
+	const struct endpoint_info *node = node_endpoint();
+	const struct ipcache_info *info = ipcache_of(&p->tuple.saddr, family);
+	__s32 verdict = p->verdict;
+
+	if (!node)
+		return TC_ACT_OK;
+	p->endpoint = node->id;
+	p->src_identity = identity_or_world(info);
+	p->dst_identity = ID_HOST;
+	trace_from(skb, p, TRACE_FROM_NETWORK, family);
+	if (serves_the_link(p))
+		return TC_ACT_OK;
+	/* what cannot be judged passes only while nobody asks for judgement */
+	if (verdict < 0)
+		return node->flags & ENDPOINT_ENFORCE_INGRESS ? verdict : TC_ACT_OK;
+	if (!p->restored && comes_otherwise(p, info, family))
+		return HOST_DROP(DROP_INVALID_SOURCE_IP);
+	verdict = admit(skb, p, NULL, node, family);
+	if (verdict)
+		return verdict < 0 ? verdict : to_proxy(skb, family);
+	return deliver_to_stack(skb, p, TRACE_TO_STACK, skb->mark, family);
+}
+
+int tail_host_ingress_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, host_ingress(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
+}
+
+int tail_host_ingress_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, host_ingress(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
 }
 
 int cil_from_netdev(struct __sk_buff *skb)
@@ -127,6 +181,23 @@ static __always_inline bool node_collides(const struct packet *p, const __u8 fam
 	       (!same_address(&owner.address, &mine, family) || owner.port != p->tuple.sport);
 }
 
+/* The rest of the way to the network, with the node's address where that is wanted. */
+static __always_inline int leave(struct __sk_buff *skb, struct packet *p, bool translate,
+				 const __u8 family)
+{
+	union address original = p->tuple.saddr;
+	int verdict;
+
+	if (forget(p, translate)) {
+		verdict = masquerade(skb, p, family);
+		if (verdict)
+			return verdict;
+	}
+	if (traced(p))
+		trace(skb, p, TRACE_TO_NETWORK, 0, &original, family);
+	return TC_ACT_OK;
+}
+
 /* Did one of our programs send this packet of a pod, and judge it? */
 static __always_inline bool was_judged(const struct __sk_buff *skb)
 {
@@ -138,7 +209,6 @@ static __always_inline bool was_judged(const struct __sk_buff *skb)
 static __always_inline int to_netdev(struct __sk_buff *skb, struct packet *p, const __u8 family)
 {
 	const struct endpoint_info *local;
-	union address original;
 	bool translate;
 	int verdict;
 
@@ -147,8 +217,13 @@ static __always_inline int to_netdev(struct __sk_buff *skb, struct packet *p, co
 		return TC_ACT_OK;
 	local = endpoint_of_address(&p->tuple.saddr, family);
 	p->src_identity = local ? local->identity : ID_UNKNOWN;
-	original = p->tuple.saddr;
 	if (!local || local->flags & ENDPOINT_HOST) {
+		if (unlikely_(is_node_address(local, &p->tuple.saddr, family) && node_endpoint())) {
+			bpf_tail_call_(map_of(CALLS), skb,
+				       family == FAMILY_IPV4 ? CALL_HOST_EGRESS_IPV4 :
+							       CALL_HOST_EGRESS_IPV6);
+			return DROP(DROP_MISSED_TAIL_CALL);
+		}
 		/* what we do not understand but did not come from a pod is not ours to stop */
 		translate = !verdict && local && node_collides(p, family);
 	} else {
@@ -164,17 +239,11 @@ static __always_inline int to_netdev(struct __sk_buff *skb, struct packet *p, co
 		translate = (skb->mark & MARK_MASK) != MARK_SNAT_DONE &&
 			    wants_masquerade(p, family);
 	}
-	if (forget(p, translate)) {
-		verdict = masquerade(skb, p, family);
-		if (verdict)
-			return verdict;
-	}
 	if (tracing(config_of(), AGGREGATE_MEDIUM)) {
 		p->dst_identity = identity_or_world(ipcache_of(&p->tuple.daddr, family));
 		see_alone(skb, p);
-		trace(skb, p, TRACE_TO_NETWORK, 0, &original, family);
 	}
-	return TC_ACT_OK;
+	return leave(skb, p, translate, family);
 }
 
 /* With the address of a pod, out of the stack: a proxy's. An answer keeps the address asked. */
@@ -182,7 +251,6 @@ static __always_inline int proxy_to_netdev(struct __sk_buff *skb, struct packet 
 					   const __u8 family)
 {
 	const struct endpoint_info *pod = endpoint_of_address(&p->tuple.saddr, family);
-	union address original = p->tuple.saddr;
 	int verdict;
 
 	if (!pod)
@@ -192,15 +260,8 @@ static __always_inline int proxy_to_netdev(struct __sk_buff *skb, struct packet 
 	verdict = admit(skb, p, pod, NULL, family);
 	if (verdict)
 		return verdict < 0 ? verdict : bounce_to_proxy(skb, p, family);
-	if (p->seen.reason != REASON_REPLY && wants_masquerade(p, family)) {
-		verdict = masquerade(skb, p, family);
-		if (verdict)
-			return verdict;
-	}
-	if (traced(p))
-		trace(skb, p, TRACE_TO_NETWORK, 0, &original, family);
 	count_forward(skb, DIR_EGRESS);
-	return TC_ACT_OK;
+	return leave(skb, p, p->seen.reason != REASON_REPLY && wants_masquerade(p, family), family);
 }
 
 int tail_proxy_netdev_ipv4(struct __sk_buff *skb)
@@ -231,6 +292,43 @@ int tail_to_netdev_ipv6(struct __sk_buff *skb)
 	struct packet *p = packet_begin(DIR_EGRESS);
 
 	return p ? conclude(skb, p, to_netdev(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
+}
+
+/* From the node itself, where it has a policy. */
+static __always_inline int host_egress(struct __sk_buff *skb, struct packet *p, const __u8 family)
+{
+	const struct endpoint_info *node = node_endpoint();
+	__s32 verdict = p->verdict;
+
+	if (!node)
+		return TC_ACT_OK;
+	p->endpoint = node->id;
+	p->origin = origin_of(skb);
+	p->src_identity = ID_HOST;
+	p->dst_identity = identity_of_address(&p->tuple.daddr, family);
+	if (serves_the_link(p))
+		return TC_ACT_OK;
+	if (verdict < 0)
+		return node->flags & ENDPOINT_ENFORCE_EGRESS ? verdict : TC_ACT_OK;
+	verdict = admit(skb, p, node, NULL, family);
+	if (verdict)
+		return verdict < 0 ? verdict : bounce_to_proxy(skb, p, family);
+	count_forward(skb, DIR_EGRESS);
+	return leave(skb, p, node_collides(p, family), family);
+}
+
+int tail_host_egress_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, host_egress(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
+}
+
+int tail_host_egress_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, host_egress(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
 }
 
 int cil_to_netdev(struct __sk_buff *skb)

@@ -6,13 +6,15 @@
 #define SOURCE_FILE FILE_OVERLAY
 
 #include "lib/delivery.h"
+#include "lib/host_firewall.h"
 #include "lib/policy.h"
 #include "lib/proxy.h"
 
 static __always_inline int from_overlay(struct __sk_buff *skb, struct packet *p, const __u8 family)
 {
-	const struct endpoint_info *local;
+	const struct endpoint_info *local, *judge;
 	const struct ipcache_info *info;
+	bool host;
 	int verdict;
 
 	p->flags = PACKET_TUNNEL;
@@ -38,19 +40,25 @@ static __always_inline int from_overlay(struct __sk_buff *skb, struct packet *p,
 	if (!local)
 		return DROP(DROP_STALE_OR_UNROUTABLE_IP);
 	p->dst_identity = local->identity;
-	if (local->flags & ENDPOINT_HOST) {
-		see(skb, p, REASON_UNKNOWN, p->tcp_flags & config_of()->aggregation_flags);
+	host = local->flags & ENDPOINT_HOST;
+	judge = host ? node_endpoint() : local;
+	opaque(judge);
+	if (judge) {
+		p->endpoint = judge->id;
+		if (judge->flags & ENDPOINT_NOT_READY)
+			return DROP(DROP_EP_NOT_READY);
+		verdict = admit(skb, p, NULL, judge, family);
+		if (unlikely_(verdict))
+			return verdict < 0 ? verdict : to_proxy(skb, family);
+	} else {
+		see_alone(skb, p);
+	}
+	if (host) {
 		/* the frame was addressed to the pod's gateway on its own node */
 		bpf_skb_change_type(skb, PACKET_HOST);
 		return deliver_to_stack(skb, p, TRACE_TO_STACK, mark_of_identity(p->src_identity),
 					family);
 	}
-	p->endpoint = local->id;
-	if (local->flags & ENDPOINT_NOT_READY)
-		return DROP(DROP_EP_NOT_READY);
-	verdict = admit(skb, p, NULL, local, family);
-	if (unlikely_(verdict))
-		return verdict < 0 ? verdict : to_proxy(skb, family);
 	return deliver_to_pod(skb, p, local, family);
 }
 

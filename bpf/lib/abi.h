@@ -129,7 +129,9 @@ struct config {
 	__u32 cluster_id;
 	__u32 rate_limit_pps; /* XDP, packets per second and source; 0 is off */
 	__u32 rate_limit_burst;
-	__u32 reserved[4];
+	__u16 tunnel_port; /* be; UDP port of the tunnel's outer packets */
+	__u16 pad;
+	__u32 reserved[3];
 };
 
 /* ---- endpoints ---- */
@@ -225,6 +227,17 @@ struct policy_entry {
 	__u16 proxy_port; /* be; of a redirect, 0 while there is no proxy for it */
 	__u8 flags;       /* enum policy_flag */
 	__u8 prefixlen;   /* protocol and port bits of the key, 0 to 24 */
+};
+
+/*
+ * What the node's own policy never stops, so that no policy cuts the node off from what it needs to
+ * learn of the next one: cilium_host_exempt, a set.
+ */
+struct exempt_key {
+	__u8 peer[16]; /* IPv4 in the first four bytes, the rest zero; all zero is any peer */
+	__u16 port;    /* be; destination port */
+	__u8 proto;
+	__u8 direction; /* enum direction, as the node sees it */
 };
 
 enum policy_match {

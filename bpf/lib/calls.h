@@ -26,10 +26,14 @@ enum call {
 	CALL_TO_PROXY_IPV6 = 15,      /* tail_to_proxy_ipv6 */
 	CALL_TO_HOST_IPV4 = 16,       /* tail_to_host_ipv4 */
 	CALL_TO_HOST_IPV6 = 17,       /* tail_to_host_ipv6 */
-	CALL_PROXY_TUNNEL_IPV4 = 18,  /* tail_proxy_tunnel_ipv4 */
-	CALL_PROXY_TUNNEL_IPV6 = 19,  /* tail_proxy_tunnel_ipv6 */
+	CALL_HOST_TUNNEL_IPV4 = 18,   /* tail_host_tunnel_ipv4 */
+	CALL_HOST_TUNNEL_IPV6 = 19,   /* tail_host_tunnel_ipv6 */
 	CALL_PROXY_NETDEV_IPV4 = 20,  /* tail_proxy_netdev_ipv4 */
 	CALL_PROXY_NETDEV_IPV6 = 21,  /* tail_proxy_netdev_ipv6 */
+	CALL_HOST_INGRESS_IPV4 = 22,  /* tail_host_ingress_ipv4 */
+	CALL_HOST_INGRESS_IPV6 = 23,  /* tail_host_ingress_ipv6 */
+	CALL_HOST_EGRESS_IPV4 = 24,   /* tail_host_egress_ipv4 */
+	CALL_HOST_EGRESS_IPV6 = 25,   /* tail_host_egress_ipv6 */
 };
 
 #endif

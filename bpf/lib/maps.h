@@ -60,6 +60,8 @@ MAP(18, CALLS, "cilium_calls", PROG_ARRAY, __u32, __u32, 32, 0)
 MAP(19, SCRATCH, "cilium_scratch", PERCPU_ARRAY, __u32, struct scratch, 1, 0)
 /* how many events each processor has written */
 MAP(20, EVENT_HEADS, "cilium_event_heads", ARRAY, __u32, struct event_head, CPUS, BPF_F_MMAPABLE)
+/* what the policy of the node itself never stops; written by the agent, read when such a connection is new */
+MAP(21, HOST_EXEMPT, "cilium_host_exempt", HASH, struct exempt_key, __u32, 1024, BPF_F_NO_PREALLOC)
 };
 /* clang-format on */
 

@@ -100,12 +100,12 @@ struct packet {
 	__u16 proxy_port; /* be; of PACKET_PROXIED, 0 for an answer to the proxy */
 	__u32 src_identity;
 	__u32 dst_identity;
-	__u32 peer;  /* be; node at the other end of the tunnel */
-	__u32 node;  /* be; where the way leads to */
-	__u8 way;    /* enum way */
-	__u8 origin; /* enum origin */
-	__u8 zone;   /* enum ct_zone of the key */
-	__u8 pad3;
+	__u32 peer;    /* be; node at the other end of the tunnel */
+	__u32 node;    /* be; where the way leads to */
+	__u8 way;      /* enum way */
+	__u8 origin;   /* enum origin */
+	__u8 zone;     /* enum ct_zone of the key */
+	__u8 restored; /* had the node's address in place of a pod's */
 	__s32 verdict; /* see forget() */
 	struct sighting seen;
 	struct judgement judged;       /* by the last policy that was asked */

@@ -11,6 +11,7 @@
 
 #include "conntrack.h"
 #include "endpoints.h"
+#include "host_firewall.h"
 #include "proxy.h"
 #include "quoted.h"
 
@@ -121,9 +122,13 @@ static __always_inline int policy_check(struct __sk_buff *skb, struct packet *p,
 	p->judged.proxy_port = 0;
 	if (!(endpoint->flags & enforced) || p->flags & PACKET_PATH_MTU)
 		return 0;
+	if (unlikely_(endpoint->flags & ENDPOINT_HOST) &&
+	    exempt(p, p->seen.reason == REASON_REPLY, port, direction, family))
+		return 0;
 	rules = map_lookup(map_of(POLICY), &id);
 	if (!rules)
-		return POLICY_DROP(DROP_EP_NOT_READY);
+		return POLICY_DROP(endpoint->flags & ENDPOINT_HOST ? DROP_HOST_NOT_READY :
+								     DROP_EP_NOT_READY);
 	exact = bpf_map_lookup_elem(rules, &key);
 	key.identity = 0;
 	any = bpf_map_lookup_elem(rules, &key);
@@ -222,7 +227,11 @@ static __always_inline int judge(struct __sk_buff *skb, struct packet *p,
 
 	opaque(initiator);
 	opaque(responder);
-	if (initiator && !egress_decided(p)) {
+	if (initiator && !egress_decided(p, entry)) {
+		if (!reply) {
+			p->endpoint = initiator->id;
+			p->direction = DIR_EGRESS;
+		}
 		verdict = policy_check(skb, p, initiator, responder_id, port, DIR_EGRESS, family);
 		if (p->judged.proxy_port != redirect_of(entry, false))
 			p->flags |= PACKET_CHANGED;

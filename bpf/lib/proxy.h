@@ -101,10 +101,15 @@ static __always_inline void follow_redirect(struct packet *p, const struct ct_en
 	}
 }
 
-/* Was the initiator's egress policy asked when the client spoke to the proxy? */
-static __always_inline bool egress_decided(const struct packet *p)
+/*
+ * Was the initiator's egress policy asked when the client spoke to the proxy? The node, with whose
+ * address a proxy for ingress speaks, has no say in it.
+ */
+static __always_inline bool egress_decided(const struct packet *p, const struct ct_entry *entry)
 {
-	return p->zone == CT_ZONE_PROXIES;
+	if (!entry)
+		return p->origin == ORIGIN_PROXY_INGRESS || p->origin == ORIGIN_PROXY_EGRESS;
+	return entry->flags & CT_PROXY;
 }
 
 /* Was the responder's ingress policy asked when the client spoke to the proxy? */

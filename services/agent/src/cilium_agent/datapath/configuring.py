@@ -6,6 +6,7 @@ belong to the prefilter and pass through every other write.
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 from cilium_core import abi
@@ -28,6 +29,7 @@ LIVE_FIELDS = frozenset(
         "ct_timeout_tcp_s",
         "ct_timeout_tcp_syn_s",
         "drop_events",
+        "host_firewall",
         "hubble",
         "masquerade_ipv4",
         "masquerade_ipv6",
@@ -79,6 +81,7 @@ def fields(config: NodeConfig) -> dict[str, Any]:
         abi.CONFIG_AUDIT: config.audit,
         abi.CONFIG_DROPS: config.drop_events,
         abi.CONFIG_PROXY: config.proxy,
+        abi.CONFIG_HOST_FIREWALL: config.host_firewall,
     }
     return {
         "flags": sum(flag for flag, on in flags.items() if on),
@@ -98,6 +101,7 @@ def fields(config: NodeConfig) -> dict[str, Any]:
         "ct_timeout_tcp_fin": config.ct_timeout_tcp_fin_s,
         "ct_timeout_any": config.ct_timeout_any_s,
         "cluster_id": config.cluster_id,
+        "tunnel_port": socket.htons(config.tunnel_port),
     }
 
 

@@ -92,7 +92,8 @@ class Endpoints:
     def __init__(self, maps: Maps) -> None:
         self._by_address = maps["LXC"]
         self._by_device = maps["DEVICES"]
-        self._known = {info.id: info for info in self._read() if info.id}
+        rows = (*self._read(), *self._read_node())
+        self._known = {info.id: info for info in rows if info.id}
 
     def upsert(self, info: EndpointInfo) -> EndpointInfo:
         """Write an endpoint's rows, and remove those of addresses and devices it no longer has.
@@ -123,6 +124,26 @@ class Endpoints:
     def _upsert_host(self, info: EndpointInfo) -> EndpointInfo:
         """Write an address of the host, which has no device row."""
         self._by_address.set_many(dict.fromkeys(_address_keys(info), encode(info)))
+        return info
+
+    def upsert_node(self, endpoint_id: int, ifindex: int, flags: int = 0) -> EndpointInfo:
+        """Make the node itself an endpoint: it has a policy and a revision as pods have.
+
+        `ifindex` is that of cilium_host; the node's addresses keep rows of their own, with id 0.
+        The policy is enforced in the directions of `flags` while NodeConfig.host_firewall is set.
+        """
+        before = self._known.get(endpoint_id)
+        revision = _first_revision() if before is None else before.policy_rev
+        info = EndpointInfo(
+            id=endpoint_id,
+            identity=abi.ID_HOST,
+            ifindex=ifindex,
+            flags=flags | abi.ENDPOINT_HOST,
+            policy_rev=revision,
+        )
+        if before is not None and before.flags != info.flags:
+            info = dataclasses.replace(info, policy_rev=_next(revision))
+        self._write([info])
         return info
 
     def delete(self, endpoint: int | EndpointInfo) -> bool:
@@ -160,7 +181,8 @@ class Endpoints:
         by_device: dict[bytes, bytes] = {}
         for info in infos:
             row = encode(info)
-            by_address.update(dict.fromkeys(_address_keys(info), row))
+            if not info.flags & abi.ENDPOINT_HOST:
+                by_address.update(dict.fromkeys(_address_keys(info), row))
             by_device[_device_key(info.ifindex)] = row
             self._known[info.id] = info
         self._by_address.set_many(by_address)
@@ -169,6 +191,12 @@ class Endpoints:
     def _read(self) -> Iterator[EndpointInfo]:
         """Endpoints of the kernel, each once."""
         yield from {decode(row) for _, row in self._by_address.items()}
+
+    def _read_node(self) -> Iterator[EndpointInfo]:
+        """The node's own row, if it is an endpoint."""
+        for info in (decode(row) for _, row in self._by_device.items()):
+            if info.flags & abi.ENDPOINT_HOST:
+                yield info
 
 
 def _address_keys(info: EndpointInfo) -> list[bytes]:

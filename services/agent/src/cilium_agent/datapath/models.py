@@ -57,6 +57,8 @@ class NodeConfig:
     policy_verdicts: bool = True
     drop_events: bool = True
     audit: bool = False
+    host_firewall: bool = False
+    """Judge the node's own traffic by the policy of the endpoint that `upsert_node` has written."""
     proxy: bool = True
     """Follow redirects to proxies; without it, policy entries that want one drop."""
     aggregation: int = 3
