@@ -594,3 +594,21 @@ async def test_names_that_did_not_reach_the_kernel_are_made_up_for(bench):
     await bench.policies.apply_names({address: labels})
     number = bench.ipcache.get("192.0.2.8/32").identity
     assert number in {key.identity for key in bench.maps[1]}
+
+
+async def test_a_new_status_of_a_policy_is_no_new_policy(tmp_path):
+    bench = Bench(tmp_path)
+    bench.policies.upsert_object(REF, FROM_ALL)
+    await bench.policies.reconcile()
+    noted = []
+    bench.policies._objects._change_policy = lambda ref, policy: noted.append(ref)
+
+    metadata = {**FROM_ALL["metadata"], "resourceVersion": "7"}
+    judged = {**FROM_ALL, "metadata": metadata, "status": {"conditions": [{"type": "Valid"}]}}
+    bench.policies.upsert_object(REF, judged)
+    await bench.policies.reconcile()
+    assert noted == []
+
+    bench.policies.upsert_object(REF, {**FROM_CIDR, "status": judged["status"]})
+    await bench.policies.reconcile()
+    assert noted == [REF]

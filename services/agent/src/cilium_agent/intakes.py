@@ -27,6 +27,8 @@ log = get_logger()
 T = TypeVar("T")
 Document = Mapping[str, Any]
 
+_OF_THE_STORE = ("resourceVersion", "managedFields")
+
 CHANGES = counter("cilium_policy_change_total", "Policy objects taken up or refused.", "outcome")
 
 
@@ -61,9 +63,10 @@ class PolicyObjects:
         return bool(self._noted)
 
     def upsert(self, ref: PolicyRef, document: Document) -> None:
-        """Note an object as it is now."""
+        """Note an object as it is now; one of which only the status is new is as it was."""
         self._unreadable.pop(ref, None)
-        self._noted[ref] = document
+        if ref in self._noted or _meaning(document) != _meaning(self._last(ref)):
+            self._noted[ref] = document
 
     def delete(self, ref: PolicyRef) -> None:
         """Note that an object is gone."""
@@ -123,6 +126,13 @@ class PolicyObjects:
             self._change_policy(ref, policy)
         await self._prefixes.settle()
         await self._keep(noted)
+
+    def _last(self, ref: PolicyRef) -> Document | None:
+        """The object as it was when it was last taken up or refused."""
+        if ref in self.refused:
+            return self.refused[ref].object
+        policy = self._engine.repository.get(ref)
+        return None if policy is None else policy.source
 
     def _read(self, ref: PolicyRef, document: Document, parse: Callable[[Document], T]) -> T | None:
         """Parse an object; in place of one that is refused, what an earlier run accepted."""
@@ -196,3 +206,14 @@ class PolicyObjects:
         CHANGES.add(1, "fail")
         self.refused[ref] = RefusedPolicy(document, str(error))
         log.error("policy refused; an earlier version stays in force", error=str(error))
+
+
+def _meaning(document: Document | None) -> Document | None:
+    """The part of an object that a policy is read from."""
+    if document is None:
+        return None
+    meaning = {key: value for key, value in document.items() if key != "status"}
+    if isinstance(metadata := meaning.get("metadata"), Mapping):
+        fields = {key: value for key, value in metadata.items() if key not in _OF_THE_STORE}
+        meaning["metadata"] = fields
+    return meaning
