@@ -19,7 +19,14 @@ from flow import flow_pb2
 from hubble_server.encoding import pieces
 from hubble_server.facts import NodeFacts
 from hubble_server.filters.columns import Columns, Mask, RowTest
-from hubble_server.filters.fields import FIELDS, RECORD_FIELDS, Test, constant, is_record
+from hubble_server.filters.fields import (
+    FIELDS,
+    RECORD_FIELDS,
+    Test,
+    constant,
+    is_record,
+    is_record_of,
+)
 from hubble_server.metadata.directory import Directory
 
 if TYPE_CHECKING:
@@ -88,8 +95,8 @@ def compile_filters(
     asked = any(_asks_records(entry) for entry in (*whitelist, *blacklist))
     return Filters(
         # what the columns do not decide lets records through, and keeps none out
-        tuple(_compile(context, entry, undecided=is_record) for entry in whitelist),
-        tuple(_compile(context, entry, undecided=Columns.none) for entry in blacklist),
+        tuple(_compile(context, entry, undecided=True) for entry in whitelist),
+        tuple(_compile(context, entry, undecided=False) for entry in blacklist),
         matches if asked else None,
     )
 
@@ -99,7 +106,7 @@ def _asks_records(entry: flow_pb2.FlowFilter) -> bool:
 
 
 def _compile(
-    context: FilterContext, entry: flow_pb2.FlowFilter, *, undecided: Test
+    context: FilterContext, entry: flow_pb2.FlowFilter, *, undecided: bool
 ) -> tuple[Test, ...]:
     tests = [build(values) for field, build in FIELDS.items() if (values := getattr(entry, field))]
     if _asks_records(entry):
@@ -109,12 +116,14 @@ def _compile(
     return tuple(tests)
 
 
-def _records_test(entry: flow_pb2.FlowFilter, undecided: Test) -> Test:
-    """Test for the fields of records: `undecided` for these, and what holds of other flows."""
+def _records_test(entry: flow_pb2.FlowFilter, undecided: bool) -> Test:
+    """Test for the fields of records: what holds of other flows, and `undecided` for records."""
+    kinds = [kind for field, kind in RECORD_FIELDS.items() if getattr(entry, field)]
+    records = is_record_of(kinds) if undecided else Columns.none
     part = _part(entry, RECORD_FIELDS)
     if part is None or not flow_filters.compile_filter(part)(flow_pb2.Flow()):
-        return undecided
-    return lambda block: undecided(block) | ~is_record(block)
+        return records
+    return lambda block: records(block) | ~is_record(block)
 
 
 def _part(entry: flow_pb2.FlowFilter, fields: Iterable[str]) -> flow_pb2.FlowFilter | None:

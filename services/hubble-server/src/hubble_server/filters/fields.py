@@ -17,7 +17,15 @@ from hubble_server.encoding.pieces import known_reason
 from hubble_server.encoding.texts import ICMPV4, ICMPV6, SCTP, TCP, TCP_FLAG_BITS, UDP
 from hubble_server.filters.addresses import address_mask
 from hubble_server.filters.columns import Columns, Mask, table
-from hubble_server.flows.columns import L7_KINDS, L7_NONE, REPLY_NO, REPLY_UNKNOWN, REPLY_YES
+from hubble_server.flows.columns import (
+    L7_DNS,
+    L7_HTTP,
+    L7_KINDS,
+    L7_NONE,
+    REPLY_NO,
+    REPLY_UNKNOWN,
+    REPLY_YES,
+)
 
 Test = Callable[[Columns], Mask]
 
@@ -37,6 +45,17 @@ def is_record(block: Columns) -> Mask:
     """Flows with a record."""
     found: Mask = block["l7"] != L7_NONE
     return found
+
+
+def is_record_of(kinds: Iterable[int]) -> Test:
+    """Flows with a record that may be of all these kinds at once; `L7_NONE` is any kind."""
+    wanted = set(kinds) - {L7_NONE}
+    if not wanted:
+        return is_record
+    if len(wanted) > 1:
+        return Columns.none
+    (kind,) = wanted
+    return lambda block: block["l7"] == kind
 
 
 def constant(holds: bool) -> Test:
@@ -186,15 +205,13 @@ FIELDS: dict[str, Callable[[Any], Test]] = {
 }
 """Fields tested on columns alone."""
 
-RECORD_FIELDS = frozenset(
-    {
-        "dns_query",
-        "http_header",
-        "http_method",
-        "http_path",
-        "http_status_code",
-        "http_url",
-        "trace_id",
-    }
-)
-"""Fields that only records have; what they say is in their messages alone."""
+RECORD_FIELDS = {
+    "dns_query": L7_DNS,
+    "http_header": L7_HTTP,
+    "http_method": L7_HTTP,
+    "http_path": L7_HTTP,
+    "http_status_code": L7_HTTP,
+    "http_url": L7_HTTP,
+    "trace_id": L7_NONE,
+}
+"""Fields that only records have, in their messages alone; with the one kind of record that does."""
