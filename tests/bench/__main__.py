@@ -1,6 +1,6 @@
 """`make bench`: measure, print a table, write build/bench.json.
 
-    python -m tests.bench [datapath] [flows] [cluster] [policies] [resolution] [maps] [network]
+    python -m tests.bench [SUITE]...     see SUITES
 
     All by default.
 
@@ -14,7 +14,7 @@ from importlib import import_module
 
 from tests.bench import report
 
-SUITES = ("datapath", "flows", "cluster", "policies", "resolution", "maps", "network")
+SUITES = ("datapath", "flows", "cluster", "policies", "resolution", "maps", "http", "network")
 
 
 def main() -> int:
