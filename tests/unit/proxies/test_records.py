@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 from cilium.proxy.v1 import proxy_pb2
 from cilium_agent.proxies import records
-from cilium_agent.proxies.envoy import accesslogs
+from cilium_agent.proxies.envoy import accesslogs, mismatches
 from cilium_agent.proxies.envoy.logging import LogName
+from cilium_agent.proxies.envoy.rules import read
 from cilium_agent.proxies.records import RecordSink, l7_record
-from cilium_core.policy.l7 import HttpRule, L7Kind, Redirect
+from cilium_agent.proxies.secrets import Secrets
+from cilium_core.policy.l7 import HeaderMatch, HttpRule, L7Kind, Mismatch, Redirect
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
 from flow import flow_pb2
@@ -202,3 +204,14 @@ def test_the_name_of_a_log_can_be_read_back() -> None:
 )
 def test_a_log_of_another_name_is_not_read(text: str) -> None:
     assert LogName.parse(text) is None
+
+
+def test_a_header_that_is_only_watched_is_reported_where_its_rule_allows() -> None:
+    match = HeaderMatch("accept", "text/html", mismatch=Mismatch.LOG)
+    conditions = read([HttpRule(path="/a.*", headers=(match,))], Secrets()).conditions
+    before = mismatches.MISMATCHES.value("accept")
+    seen = accesslogs.records(NAME, message(entry()))
+    mismatches.report(mismatches.with_log_action(conditions), seen)
+    other = read([HttpRule(path="/b", headers=(match,))], Secrets()).conditions
+    mismatches.report(other, seen)
+    assert mismatches.MISMATCHES.value("accept") - before == 1

@@ -41,6 +41,10 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def open_files(pid: int) -> set[str]:
+    return {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+
+
 async def test_a_program_runs_in_a_session_of_its_own_with_its_output_in_a_file(
     supervisor: Supervisor,
 ) -> None:
@@ -59,7 +63,7 @@ async def test_a_program_inherits_no_descriptor(supervisor: Supervisor, tmp_path
         await supervisor.up()
         pid = supervisor.status.pid
         await eventually(lambda: supervisor.log_file.read_text() == "hello\n")
-        targets = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+        targets = open_files(pid)
     assert targets == {"/dev/null", str(supervisor.log_file)}
 
 

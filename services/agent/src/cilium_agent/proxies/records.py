@@ -8,13 +8,12 @@ pay for: above `limit_per_s`, records are counted as lost instead.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import time
 from typing import TYPE_CHECKING, Protocol
 
 from cilium.metadata.v1 import metadata_pb2
-from cilium_core.telemetry import counter
+from cilium_core.telemetry import counter, get_logger
 from flow import flow_pb2
 
 if TYPE_CHECKING:
@@ -23,10 +22,13 @@ if TYPE_CHECKING:
     from cilium.proxy.v1 import proxy_pb2
     from cilium_core.policy.l7 import L7Kind
 
+log = get_logger()
+
 L7 = counter("cilium_policy_l7_total", "Requests seen by proxies.", "rule", "proxy_type")
 LOST = counter("cilium_proxy_flows_lost_total", "Records that did not become flows.", "proxy_type")
 
 EVENT_TYPE_L7 = 129
+_IPV6_LENGTH = 16
 _VERDICT_RULES = {
     flow_pb2.FORWARDED: "forwarded",
     flow_pb2.AUDIT: "forwarded",
@@ -75,7 +77,11 @@ class RecordSink:
         if missing:
             LOST.add(missing, kind.value)
         for record in records[:room]:
-            self._publish(l7_record(record, self._resolver))
+            try:
+                self._publish(l7_record(record, self._resolver))
+            except ValueError as error:
+                LOST.add(1, kind.value)
+                log.warning("a record makes no sense", kind=kind.value, error=str(error))
 
     async def report(self, kind: L7Kind, records: Sequence[proxy_pb2.Record], lost: int) -> None:
         """Take over a batch of one of our own proxies, and count it."""
@@ -110,29 +116,37 @@ def count(kind: L7Kind, records: Iterable[proxy_pb2.Record]) -> None:
 
 
 def l7_record(record: proxy_pb2.Record, resolver: Resolver) -> metadata_pb2.L7Record:
-    """A record with its ends resolved; a response goes from server to client."""
-    client = str(ipaddress.ip_address(record.client))
-    server = str(ipaddress.ip_address(record.server))
-    reply = record.l7.type == flow_pb2.RESPONSE
-    ends = [(client, record.client_port), (server, record.server_port)]
+    """A record with its ends resolved; a response goes from server to client.
+
+    Raises ValueError for addresses that are none.
+    """
+    ipv6 = len(record.client) == _IPV6_LENGTH
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
+    source, source_port = socket.inet_ntop(family, record.client), record.client_port
+    destination, destination_port = socket.inet_ntop(family, record.server), record.server_port
+    layer7 = record.l7
+    reply = layer7.type == flow_pb2.RESPONSE
     if reply:
-        ends.reverse()
-    (source, source_port), (destination, destination_port) = ends
+        source, destination = destination, source
+        source_port, destination_port = destination_port, source_port
+    seconds, nanos = divmod(record.time_ns, 1_000_000_000)
     result = metadata_pb2.L7Record()
-    result.time.FromNanoseconds(record.time_ns)
     flow = result.flow
-    flow.time.CopyFrom(result.time)
+    for stamp in (result.time, flow.time):
+        stamp.seconds, stamp.nanos = seconds, nanos
     flow.Type = flow_pb2.L7
     flow.event_type.type = EVENT_TYPE_L7
     flow.verdict = record.verdict
     flow.traffic_direction = flow_pb2.INGRESS if record.ingress else flow_pb2.EGRESS
     flow.is_reply.value = reply
-    flow.IP.source, flow.IP.destination = source, destination
-    flow.IP.ipVersion = flow_pb2.IPv6 if len(record.client) == 16 else flow_pb2.IPv4
+    ip = flow.IP
+    ip.source, ip.destination = source, destination
+    ip.ipVersion = flow_pb2.IPv6 if ipv6 else flow_pb2.IPv4
     layer4 = flow.l4.UDP if record.protocol == socket.IPPROTO_UDP else flow.l4.TCP
     layer4.source_port, layer4.destination_port = source_port, destination_port
     flow.source.CopyFrom(resolver.endpoint(source))
     flow.destination.CopyFrom(resolver.endpoint(destination))
-    flow.l7.CopyFrom(record.l7)
-    flow.Summary = record.summary
+    flow.l7.CopyFrom(layer7)
+    if record.summary:
+        flow.Summary = record.summary
     return result

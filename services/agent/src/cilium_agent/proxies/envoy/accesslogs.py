@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from cilium.proxy.v1 import proxy_pb2
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from envoy.service.accesslog.v3 import als_pb2
+    from google.protobuf.duration_pb2 import Duration
+    from google.protobuf.timestamp_pb2 import Timestamp
 
     from cilium_agent.proxies.envoy.logging import LogName
 
@@ -48,6 +51,7 @@ _PROTOCOLS = {
     _Entry.HTTP2: "HTTP/2",
     _Entry.HTTP3: "HTTP/3",
 }
+_METHODS = {number: name for name, number in base_pb2.RequestMethod.items()}
 _NAMED = {
     "user-agent": "user_agent",
     "referer": "referer",
@@ -78,14 +82,14 @@ def _http(name: LogName, entry: _Entry) -> Iterator[proxy_pb2.Record]:
     common, request = entry.common_properties, entry.request
     record = _record(name, common)
     http = record.l7.http
-    http.method = base_pb2.RequestMethod.Name(request.request_method)
+    headers = dict(request.request_headers)
+    http.method = headers.pop(":method", "") or _METHODS.get(request.request_method, "")
     http.url = f"{request.scheme or 'http'}://{request.authority}{request.path}"
     http.protocol = _PROTOCOLS.get(entry.protocol_version, "HTTP/1.1")
     response = proxy_pb2.Record()
     response.CopyFrom(record)
     record.l7.type = flow_pb2.REQUEST
     record.verdict = _verdict(entry)
-    headers = dict(request.request_headers)
     for header, field in _NAMED.items():
         if value := getattr(request, field):
             headers[header] = value
@@ -97,11 +101,11 @@ def _http(name: LogName, entry: _Entry) -> Iterator[proxy_pb2.Record]:
     if not code:
         return
     if common.HasField("time_to_first_upstream_rx_byte"):
-        latency_ns = common.time_to_first_upstream_rx_byte.ToNanoseconds()
+        latency_ns = _nanoseconds(common.time_to_first_upstream_rx_byte)
         error = "5xx" if code >= 500 else ""
         REPLY.observe(latency_ns / 1e9, error, "http", "upstreamTime")
     else:
-        latency_ns = common.time_to_first_downstream_tx_byte.ToNanoseconds()
+        latency_ns = _nanoseconds(common.time_to_first_downstream_tx_byte)
     response.time_ns = record.time_ns + latency_ns
     response.verdict = flow_pb2.FORWARDED
     response.l7.type = flow_pb2.RESPONSE
@@ -148,7 +152,7 @@ def _record(name: LogName, common: accesslog_pb2.AccessLogCommon) -> proxy_pb2.R
     client = common.downstream_direct_remote_address.socket_address
     server = common.downstream_local_address.socket_address
     return proxy_pb2.Record(
-        time_ns=common.start_time.ToNanoseconds() or time.time_ns(),
+        time_ns=_nanoseconds(common.start_time) or time.time_ns(),
         ingress=name.ingress,
         proxy_port=name.port,
         protocol=socket.IPPROTO_TCP,
@@ -159,6 +163,11 @@ def _record(name: LogName, common: accesslog_pb2.AccessLogCommon) -> proxy_pb2.R
     )
 
 
+def _nanoseconds(message: Duration | Timestamp) -> int:
+    return int(message.seconds * 1_000_000_000 + message.nanos)
+
+
+@lru_cache(maxsize=4096)
 def _packed(text: str) -> bytes:
     address = ipaddress.ip_address(text)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None

@@ -73,7 +73,9 @@ def http_logs(
     """One entry per request, within the rate that there is for refusals and for all else."""
     named = {match.name for rule in redirect.http for match in rule.headers}
     config = als_pb2.HttpGrpcAccessLogConfig(common_config=_common(name, options))
-    config.additional_request_headers_to_log.extend(sorted(named.union(options.log_headers)))
+    config.additional_request_headers_to_log.extend(
+        [":method", *sorted(named.union(options.log_headers))]
+    )
     packed = pack(config)
     if not options.log_rate_per_s:
         return [accesslog_pb2.AccessLog(name=_HTTP_LOG, typed_config=packed)]

@@ -16,6 +16,7 @@ from google.protobuf.any_pb2 import Any
 from cilium_agent.proxies.envoy import clusters, rules, tls
 from cilium_agent.proxies.envoy.listeners import listener, speeches
 from cilium_agent.proxies.envoy.logging import rates
+from cilium_agent.proxies.envoy.mismatches import with_log_action
 from cilium_agent.proxies.envoy.packing import pack
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Resources:
     by_type: Mapping[str, Mapping[str, Any]]
     names: Mapping[Redirect, str] = field(default_factory=dict)
     problems: Mapping[Redirect, tuple[str, ...]] = field(default_factory=dict)
+    reported: Mapping[str, tuple[rules.Condition, ...]] = field(default_factory=dict)
+    """Of listeners by name: rules whose mismatches are to be reported."""
 
 
 NOTHING = Resources({CLUSTER: {}, LISTENER: {}, SECRET: {}, RATE: {}})
@@ -73,6 +76,7 @@ class Builder:
             by_type,
             {redirect: part.name for redirect, part in parts.items()},
             {redirect: part.problems for redirect, part in parts.items() if part.problems},
+            {part.name: part.reported for part in parts.values() if part.reported},
         )
 
     def secrets_changed(self) -> None:
@@ -95,6 +99,7 @@ class Builder:
             listener=pack(made),
             clusters=used,
             items=tuple(needs.items.values()),
+            reported=with_log_action(reading.conditions),
             problems=tuple(dict.fromkeys((*reading.problems, *needs.problems))),
         )
 
@@ -105,6 +110,7 @@ class _Part:
     listener: Any
     clusters: Mapping[str, Any]
     items: tuple[tls.SecretItem, ...]
+    reported: tuple[rules.Condition, ...]
     problems: tuple[str, ...]
 
 

@@ -14,7 +14,7 @@ from cilium_core.files import write_atomic
 from cilium_core.telemetry import get_logger
 
 from cilium_agent.proxies.backends import BackendStatus
-from cilium_agent.proxies.envoy import bootstrap
+from cilium_agent.proxies.envoy import bootstrap, mismatches
 from cilium_agent.proxies.envoy.counting import RequestCounter
 from cilium_agent.proxies.envoy.discovery import Offers
 from cilium_agent.proxies.envoy.listening import all_listened_on
@@ -165,6 +165,9 @@ class Engine:
         self._answered.set()
 
     def _take(self, name: LogName, records: list[proxy_pb2.Record]) -> None:
+        conditions = self._resources.reported.get(str(name))
+        if conditions:
+            mismatches.report(conditions, records)
         self._sink.take(name.kind, records)
 
     async def _retry(self) -> None:
