@@ -31,6 +31,7 @@ from cilium_agent.errors import NotStartedError
 from cilium_agent.feeds import Feed
 from cilium_agent.findings import Findings
 from cilium_agent.fqdn import NameManager
+from cilium_agent.hostendpoint import HostEndpoint
 from cilium_agent.ipcaches import IPCache
 from cilium_agent.keptoptions import KeptOptions
 from cilium_agent.metadata import MetadataHub
@@ -150,6 +151,7 @@ class Agent:
             labels=settings.node_labels,
             identities=self.node_identities if settings.enable_node_selector_labels else None,
         )
+        self.host = HostEndpoint(self.table, self.policies, settings.endpoint_dir / "host.json")
         self.publisher = Publisher()
         self.store = EtcdStore.from_settings(settings)
         self.pod_cidrs = PodCIDRs(
@@ -190,6 +192,9 @@ class Agent:
 
     async def store_endpoint(self, endpoint: Endpoint) -> None:
         """Have the disk know an endpoint as it is now."""
+        if endpoint.is_host:
+            await self.host.save()
+            return
         await asyncio.to_thread(self.directory.save, endpoint)
 
     async def keep_options(self, changed: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from typing import TYPE_CHECKING
 
 from cilium_core.policy import EnforcementMode, PolicyOptions
@@ -10,6 +11,8 @@ from cilium_core.policy.options import HeaderRegex
 from cilium_core.proxying.redirects import DnsOptions
 
 from cilium_agent.datapath import NodeConfig
+from cilium_agent.datapath.exemptions import Exemption
+from cilium_agent.datapath.models import Direction
 from cilium_agent.fqdn import NameOptions
 from cilium_agent.proxies.envoy.options import EnvoyOptions
 from cilium_agent.settings import AGGREGATION_LEVELS, AgentSettings, tcp_flag_mask
@@ -71,6 +74,7 @@ def envoy_options(settings: AgentSettings) -> EnvoyOptions:
         max_connections=settings.proxy_max_active_downstream_connections,
         cluster_max_connections=settings.proxy_cluster_max_connections,
         cluster_max_requests=settings.proxy_cluster_max_requests,
+        log_rate_per_s=settings.proxy_http_flow_limit,
     )
 
 
@@ -114,8 +118,23 @@ def node_config(settings: AgentSettings, host: Host, addresses: PodAddresses) ->
         hubble=settings.enable_hubble,
         audit=settings.policy_audit_mode,
         proxy=settings.enable_l7_proxy,
+        host_firewall=settings.enable_host_firewall,
         aggregation=AGGREGATION_LEVELS[settings.monitor_aggregation],
         aggregation_flags=tcp_flag_mask(settings.monitor_aggregation_flags),
         aggregation_interval_s=round(settings.monitor_aggregation_interval),
         cluster_id=settings.cluster_id,
     )
+
+
+def exemptions(settings: AgentSettings) -> list[Exemption]:
+    """What the node's own policy never stops: the way to the key-value store."""
+    found = []
+    for address in settings.etcd_addresses():
+        host, _, port = address.rpartition(":")
+        try:
+            peer = ipaddress.ip_address(host.strip("[]"))
+        except ValueError:
+            peer = None  # a name: its addresses may change
+        if port.isdecimal() and 0 < int(port) < 65536:
+            found.append(Exemption(int(Direction.DIR_EGRESS), socket.IPPROTO_TCP, int(port), peer))
+    return found

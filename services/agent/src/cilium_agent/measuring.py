@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 log = get_logger()
 
 ENDPOINTS = gauge("cilium_endpoint_state", "Endpoints by state.", "endpoint_state")
+ALL_ENDPOINTS = gauge("cilium_endpoint", "Endpoints of the node.")
+PRESSURE = gauge("cilium_bpf_map_pressure", "Fill of the fullest map of its kind.", "map_name")
+CAPACITY_OF_MAPS = gauge("cilium_bpf_map_capacity", "Entries that maps can hold.", "map_group")
 POLICIES = gauge("cilium_policy", "Policies in force.")
 REVISION = gauge("cilium_policy_max_revision", "Highest policy revision of the repository.")
 ENFORCED = gauge(
@@ -49,6 +52,9 @@ def _control_plane(agent: Agent) -> None:
     engine, pool = agent.policies.engine, agent.addresses.pool
     endpoints = [e for e in agent.table if e.alive]
     states = Counter(e.state.value for e in endpoints)
+    ALL_ENDPOINTS.set(len(endpoints))
+    agent.proxies.refresh_metrics()
+    agent.names.refresh_metrics()
     ENDPOINTS.replace({(state,): count for state, count in states.items()})
     enforced = Counter(
         {(True, True): "both", (True, False): "ingress", (False, True): "egress"}.get(
@@ -72,6 +78,12 @@ def _control_plane(agent: Agent) -> None:
 
 
 def _data_plane(agent: Agent) -> None:
+    settings = agent.settings
+    PRESSURE.set(agent.upkeep.policy_pressure, "cilium_policy")
+    CAPACITY_OF_MAPS.set(settings.bpf_policy_map_max, "policy")
+    CAPACITY_OF_MAPS.set(settings.bpf_ct_global_tcp_max, "ct_tcp")
+    CAPACITY_OF_MAPS.set(settings.bpf_ct_global_any_max, "ct_any")
+    CAPACITY_OF_MAPS.set(settings.bpf_nat_global_max, "nat")
     packets: Counter[tuple[int, str]] = Counter()
     volume: Counter[tuple[int, str]] = Counter()
     for item in agent.upkeep.counters:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from cilium_agent.datapath import PodInterface, netns
 from cilium_agent.datapath.errors import NamespaceError
-from cilium_agent.datapath.models import IpcacheEntry
+from cilium_agent.datapath.models import EndpointFlag, IpcacheEntry
 from cilium_agent.endpoints.records import Link
 from cilium_agent.errors import PodLinkError
 
@@ -195,7 +195,10 @@ def _write_policies(
 ) -> list[PolicyOverflow]:
     overflows = datapath.policy.apply(changes)
     for row in changed_rows:
-        datapath.endpoints.upsert(row)
+        if row.flags & EndpointFlag.ENDPOINT_HOST:
+            datapath.endpoints.upsert_node(row.id, row.ifindex, row.flags)
+        else:
+            datapath.endpoints.upsert(row)
     return overflows
 
 

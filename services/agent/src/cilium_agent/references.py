@@ -53,6 +53,8 @@ class References:
         self._slices: dict[Name, Document | None] = {}
         self._audited: set[str] = set()
         self._addresses_changed = True
+        self._networks = False
+        self._networks_at = -1
         ipcache.listen(self._note_addresses)
 
     # ---- what arrives ----
@@ -138,6 +140,13 @@ class References:
         return services
 
     def _uses_networks(self) -> bool:
+        """Whether some policy in force has networks; looked up once per revision."""
+        if self._networks_at != self._engine.revision:
+            self._networks_at = self._engine.revision
+            self._networks = self._any_networks()
+        return self._networks
+
+    def _any_networks(self) -> bool:
         return any(
             isinstance(peer, NetworkSelector)
             for policy in self._engine.repository

@@ -66,7 +66,7 @@ class Relabeller:
     async def reconcile(self) -> None:
         """Compare all endpoints with their pods."""
         for endpoint in self._table:
-            if not endpoint.created or endpoint.state is not State.READY:
+            if not endpoint.created or endpoint.is_host or endpoint.state is not State.READY:
                 continue
             pod = self._pods.get(endpoint.namespace, endpoint.pod_name)
             doubtful = self._pods.is_doubtful(endpoint.namespace, endpoint.pod_name)

@@ -18,7 +18,7 @@ from cilium_core.telemetry import gauge, get_logger
 
 from cilium_agent.datapath import EndpointInfo
 from cilium_agent.endpoints import rows
-from cilium_agent.endpoints.records import Attachment, Endpoint, EndpointID
+from cilium_agent.endpoints.records import HOST_ID, Attachment, Endpoint, EndpointID
 from cilium_agent.endpoints.states import State
 from cilium_agent.errors import EndpointFileError
 from cilium_agent.ipcaches import Entry
@@ -100,7 +100,8 @@ class Restorer:
             self._claim(endpoint)
         for endpoint in remains.kept:
             self._table.add(endpoint)
-        await self._close_unclear({e.id for e in [*remains.kept, *remains.gone]}, found.broken)
+        known = {HOST_ID, *(e.id for e in [*remains.kept, *remains.gone])}
+        await self._close_unclear(known, found.broken)
         RESTORED.set(len(remains.kept), "load", "success")
         RESTORED.set(len(self.broken), "load", "fail")
         return remains

@@ -137,6 +137,7 @@ class StartUp:
         record = self._record()
         self._agent.nodes.set_own(record)
         self._agent.publisher.want(record.key, record.to_json())
+        self._agent.upkeep.relabel_host()
 
     def _record(self) -> NodeRecord:
         addresses = self._agent.addresses
@@ -159,6 +160,8 @@ class StartUp:
         config = configurations.node_config(self._settings, self._host, agent.addresses)
         config = dataclasses.replace(config, **agent.kept_options.restore(config))
         await plane.run(plane.datapath.start_sync, config)
+        exemptions = configurations.exemptions(self._settings)
+        await plane.run(plane.datapath.exemptions.sync, exemptions)
         dump = await plane.run(plane.datapath.ipcache.dump)
         agent.ipcache.restore(restored_entries(dump))
         kept = {
@@ -258,7 +261,11 @@ class StartUp:
             self._announcer.note(endpoint)
         await agent.policies.reconcile()
         await agent.names.settle()
-        await agent.policies.build_many(remains.kept)
+        built = list(remains.kept)
+        if self._settings.enable_host_firewall:
+            ifindex, mac = await agent.plane.run(agent.plane.datapath.host_link)
+            built.append(agent.host.make(ifindex, mac, agent.nodes.labels))
+        await agent.policies.build_many(built)
         await agent.policies.finish_restoring()
         agent.node_identities.finish_restoring()
         agent.proxies.restored()

@@ -167,7 +167,8 @@ def _proxies(agent: Agent) -> Component:
     if not agent.settings.enable_l7_proxy:
         return Component(name, Health.DISABLED, "enable-l7-proxy is false")
     status = agent.proxies.status()
-    return Component(name, Health.WARNING if status.problems else Health.OK, status.line)
+    health = Health.WARNING if status.problems else Health.OK
+    return Component(name, health, status.line.removeprefix("OK, "))
 
 
 def _controllers(agent: Agent) -> Component:

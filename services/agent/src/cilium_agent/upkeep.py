@@ -11,6 +11,8 @@ from cilium_agent.conntracks import FIRST_INTERVAL_S, MAX_INTERVAL_S, next_inter
 from cilium_agent.controllers import Controller
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cilium_core.kvstore import Lease
 
     from cilium_agent.app import Agent
@@ -28,10 +30,16 @@ RESYNC_S = 60.0
 
 
 class Upkeep:
-    """What keeps a started agent right. `counters` are the data plane's as read last."""
+    """What keeps a started agent right.
+
+    `counters` are the data plane's as read last, `policy_pressure` the share of the fullest policy
+    map that is in use.
+    """
 
     def __init__(self, agent: Agent) -> None:
         self.counters: list[Counter] = []
+        self.policy_pressure = 0.0
+        self.relabel_host: Callable[[], None] = lambda: None
         self._agent = agent
         self._gc_interval_s = agent.settings.conntrack_gc_interval or FIRST_INTERVAL_S
         self._tasks: list[asyncio.Task[None]] = []
@@ -51,6 +59,9 @@ class Upkeep:
         relabeller.trigger = add(
             Controller("labels", relabeller.reconcile, interval_s=RESYNC_S)
         ).trigger
+        if agent.host.endpoint is not None:
+            self.relabel_host = add(Controller("host-labels", self._relabel_host)).trigger
+            self.relabel_host()
         agent.pods.listen(lambda _keys: relabeller.trigger())
         add(Controller("interfaces", agent.provisioner().sweep, interval_s=INTERFACE_SWEEP_S))
         add(Controller("address-table", agent.ipcache.refresh, interval_s=IPCACHE_REFRESH_S))
@@ -76,6 +87,9 @@ class Upkeep:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._agent.controllers.stop()
 
+    async def _relabel_host(self) -> None:
+        await self._agent.host.relabel(self._agent.nodes.labels)
+
     async def _collect_connections(self) -> None:
         agent = self._agent
         result = await agent.plane.run(agent.plane.datapath.conntrack.gc)
@@ -90,3 +104,4 @@ class Upkeep:
     async def _read_counters(self) -> None:
         plane = self._agent.plane
         self.counters = await plane.run(plane.datapath.metrics.dump)
+        self.policy_pressure = await plane.run(plane.datapath.policy.pressure)

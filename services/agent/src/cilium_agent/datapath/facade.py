@@ -33,6 +33,7 @@ from cilium_agent.datapath.configuring import LIVE_FIELDS, Configuration, fields
 from cilium_agent.datapath.counters import Counters
 from cilium_agent.datapath.endpoints import Endpoints
 from cilium_agent.datapath.errors import DatapathError
+from cilium_agent.datapath.exemptions import Exemptions
 from cilium_agent.datapath.ipcache import Ipcache
 from cilium_agent.datapath.models import DatapathPaths, NodeConfig
 from cilium_agent.datapath.policies import Policies
@@ -59,6 +60,7 @@ class Datapath:
     metrics: Counters
     prefilter: Prefilter
     routes: Routes
+    exemptions: Exemptions
     trials: Trials
     config: NodeConfig
 
@@ -118,6 +120,7 @@ class Datapath:
         self.metrics = Counters(opened)
         self.prefilter = Prefilter(opened, self._configuration, held.node, generation.programs)
         self.routes = Routes(config, held)
+        self.exemptions = Exemptions(opened)
         self.trials = Trials(generation.programs, held)
 
         self.routes.ensure_local()
@@ -143,6 +146,12 @@ class Datapath:
         config = dataclasses.replace(self.config, **changed)
         configuration.patch(**fields(config))
         self.config = config
+
+    def host_link(self) -> tuple[int, str]:
+        """Index and MAC address of cilium_host."""
+        self._running()
+        held = self._devices
+        return (held.host, held.host_mac) if held is not None else (0, "")
 
     def live_config(self) -> dict[str, Any]:
         """Return the fields of struct config as the programs read them now."""

@@ -229,6 +229,10 @@ class Policies:
         """Ids of the endpoints that have a policy map."""
         return sorted(int.from_bytes(key, "little") for key, _ in self._outer.items())
 
+    def pressure(self) -> float:
+        """The share of the fullest map that is in use, as far as contents are known."""
+        return max(map(len, self._rows.values()), default=0) / max(self.capacity, 1)
+
     def dump(self, endpoint_id: int) -> dict[PolicyKey, PolicyEntry]:
         """What the kernel has for an endpoint, empty when it has no map."""
         inner = self._open(endpoint_id)

@@ -194,7 +194,8 @@ class Provisioner:
 
         A pod's namespace can end without the runtime ever saying so.
         """
-        missing = {e.id for e in self._table if e.created and not self._plane.has_link(e)}
+        pods = (e for e in self._table if e.created and not e.is_host)
+        missing = {e.id for e in pods if not self._plane.has_link(e)}
         for endpoint in self._table:
             if endpoint.id in missing & self._missing:
                 attachment = endpoint.attachment

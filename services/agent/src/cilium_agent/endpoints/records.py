@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 EndpointID = NewType("EndpointID", int)
 
 MIN_ID = 1
-MAX_ID = 65535
+MAX_ID = 65534
+HOST_ID = EndpointID(65535)
+"""The node itself; see `hostendpoint`."""
+
 LOG_ENTRIES = 64
 
 
@@ -68,7 +71,7 @@ class Link:
 
 @dataclass
 class Endpoint:
-    """A pod of this node.
+    """A pod of this node, or the node itself.
 
     `identity` is 0 until one is allocated. `policy_revision` is the repository revision the kernel
     enforces, 0 before the first build. `ipv4` and `ipv6` are empty when the family is off.
@@ -104,12 +107,19 @@ class Endpoint:
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG_ENTRIES))
 
     def __post_init__(self) -> None:
-        if not MIN_ID <= self.id <= MAX_ID:
+        if not MIN_ID <= self.id <= MAX_ID and self.id != HOST_ID:
             raise ValueError(f"endpoint id {self.id} is not in {MIN_ID} to {MAX_ID}")
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it is the node itself rather than a pod."""
+        return self.id == HOST_ID
 
     @property
     def pod(self) -> str:
         """`namespace/name` of the pod."""
+        if self.is_host:
+            return "the node"
         return f"{self.namespace}/{self.pod_name}"
 
     @property

@@ -30,6 +30,8 @@ def row(endpoint: Endpoint, flags: int) -> EndpointInfo:
     link = endpoint.link
     if link is None:
         raise ValueError(f"endpoint {endpoint.id} has no interface yet")
+    if endpoint.is_host:
+        flags |= int(EndpointFlag.ENDPOINT_HOST)
     return EndpointInfo(
         id=endpoint.id,
         identity=endpoint.identity,
