@@ -478,3 +478,14 @@ def test_an_answer_is_judged_by_the_identities_of_the_moment(scene: Scene) -> No
     # when blue speaks first, then it is heard
     run = scene.send(BLUE, scene.tcp(BLUE, WORLD, 80, 40000, flags="A"))
     assert (run.verdict, drops(run)) == (TC_OK, [])
+
+
+@pytest.mark.parametrize("kind", [abi.MARK_PROXY_EGRESS, abi.MARK_PROXY_INGRESS])
+def test_what_a_proxy_sends_is_traced_as_such(scene: Scene, kind: int) -> None:
+    scene.configure(aggregation=0)
+    source = RED if kind == abi.MARK_PROXY_EGRESS else ROUTER
+    run = scene.stack_sends(BLUE, scene.tcp(source, BLUE), mark=marked(kind, source))
+    assert traces(run) == [abi.TRACE_FROM_PROXY, abi.TRACE_TO_LXC]
+    assert all(event.flags & abi.EVENT_PROXIED for event in run.events)
+    sent = scene.plane.run("cil_from_host", scene.tcp(source, BLUE), device="hostside", mark=kind)
+    assert traces(sent) == [abi.TRACE_FROM_PROXY]
