@@ -9,6 +9,7 @@ import urllib.request
 
 import dns.exception
 import dns.message
+from cilium_agent.proxies import serving
 from cilium_core.policy.l7 import DnsRule, L7Kind, Redirect
 
 from tests.dns.network import SERVER, addresses, framed, inside, lab, udp
@@ -101,6 +102,8 @@ async def test_mutated_queries_reach_the_server_only_with_names_that_are_allowed
             text, "cilium_dns_proxy_failures_total"
         )
         await eventually(lambda: len(dns_lab.agent.records) >= seen)
+        told = serving.EVENTS.value("dns", "refused", "policy")
+        assert told == counted(text, 'cilium_dns_proxy_refused_total{reason="policy"}')
         assert dns_lab.process is not None
         assert dns_lab.process.poll() is None
         assert "Traceback" not in dns_lab.log()

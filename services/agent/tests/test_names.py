@@ -243,6 +243,20 @@ async def test_a_restart_knows_what_was_known(world, tmp_path):
     assert restored_labels(tmp_path / "fqdn.json") == {0x01000005: LabelSet([EXACT.label])}
 
 
+async def test_a_later_expiry_is_on_disk_with_the_next_collection_and_at_the_end(world, tmp_path):
+    task = asyncio.create_task(world.names.run())
+    await world.learn(ttl=600)
+    await eventually((tmp_path / "fqdn.json").exists)
+    world.now += 300
+    await world.learn(ttl=600)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    after = World(tmp_path / "fqdn.json")
+    await after.names.restore()
+    assert [row.expires_s for row in after.names.rows()] == [NOW + 900]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 1}'])
 async def test_a_file_that_cannot_be_read_is_as_good_as_none(tmp_path, content):
     (tmp_path / "fqdn.json").write_bytes(content)

@@ -57,7 +57,7 @@ class DnsProxy:
     def __init__(self, settings: DnsProxySettings) -> None:
         self._settings = settings
         loop = asyncio.get_running_loop()
-        self.reporter = Reporter(L7Kind.DNS)
+        self.reporter = Reporter(L7Kind.DNS, counters=lambda: measuring.totals(self))
         self.announcer = Announcer(loop)
         self.service = Service(self.announcer, self.reporter)
         self.datagrams = Datagrams(loop, self.service)

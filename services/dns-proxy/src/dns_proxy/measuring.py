@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from cilium_core.telemetry import REGISTRY, counter, gauge
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dns_proxy.app import DnsProxy
 
 QUERIES = counter("cilium_dns_proxy_queries_total", "Messages from clients.")
@@ -27,6 +29,23 @@ REJECTED = counter(
 IN_FLIGHT = gauge("cilium_dns_proxy_in_flight", "Queries that wait for an answer.")
 PORTS = gauge("cilium_dns_proxy_ports", "Ports that are served.")
 CONNECTIONS = gauge("cilium_dns_proxy_connections", "TCP connections of clients.")
+
+
+def totals(proxy: DnsProxy) -> Iterator[tuple[str, str, int]]:
+    """What the agent is told, for its own metrics: event, reason, total."""
+    service = proxy.service
+    yield "queries", "", service.queries
+    for event, reasons in (
+        ("refused", service.refused),
+        ("failed", service.failures),
+        ("disbelieved", service.disbelieved),
+    ):
+        for reason, number in reasons.items():
+            yield event, reason, number
+    yield "lost", "queries", proxy.datagrams.lost
+    yield "lost", "connections", proxy.streams.turned_away
+    yield "lost", "names", proxy.announcer.forgotten
+    yield "late", "", proxy.announcer.late
 
 
 def register(proxy: DnsProxy) -> None:

@@ -20,11 +20,13 @@ from cilium_core.proxying.redirects import KINDS
 from cilium_core.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     import grpc.aio
 
     from cilium_core.policy.l7 import L7Kind
+
+    Counters = Callable[[], Iterable[tuple[str, str, int]]]
 
 log = get_logger()
 
@@ -43,8 +45,12 @@ _RECORDS_FIELD = b"\x12"  # field 2, length-delimited
 class Reporter:
     """The records of one proxy."""
 
-    def __init__(self, kind: L7Kind, *, buffer: int = BUFFER) -> None:
+    def __init__(
+        self, kind: L7Kind, *, buffer: int = BUFFER, counters: Counters = lambda: ()
+    ) -> None:
+        """`counters` gives what the proxy counts, to go with the records: event, reason, total."""
         self._kind = kind
+        self._counters = counters
         self._buffer = buffer
         self._waiting: deque[bytes] = deque()
         self._wake = asyncio.Event()
@@ -88,7 +94,9 @@ class Reporter:
             while self._waiting:
                 batch = [self._waiting[i] for i in range(min(BATCH, len(self._waiting)))]
                 lost = self.lost
-                request = encode_request(self._kind, batch, lost - self._told_lost)
+                request = encode_request(
+                    self._kind, batch, lost - self._told_lost, self._counters()
+                )
                 try:
                     await call(request, timeout=TIMEOUT_S)
                 except grpc.aio.AioRpcError as error:
@@ -101,9 +109,22 @@ class Reporter:
                     self._waiting.popleft()
 
 
-def encode_request(kind: L7Kind, records: list[bytes], lost: int) -> bytes:
+def encode_request(
+    kind: L7Kind,
+    records: list[bytes],
+    lost: int,
+    counters: Iterable[tuple[str, str, int]] = (),
+) -> bytes:
     """A `ReportRecordsRequest` with records that are encoded already."""
-    parts = [proxy_pb2.ReportRecordsRequest(kind=KINDS[kind], lost=lost).SerializeToString()]
+    rest = proxy_pb2.ReportRecordsRequest(
+        kind=KINDS[kind],
+        lost=lost,
+        counters=[
+            proxy_pb2.Counter(event=event, reason=reason, total=total)
+            for event, reason, total in counters
+        ],
+    )
+    parts = [rest.SerializeToString()]
     for record in records:
         parts += (_RECORDS_FIELD, varint(len(record)), record)
     return b"".join(parts)

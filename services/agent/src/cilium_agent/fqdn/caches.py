@@ -62,6 +62,8 @@ class EndpointNames:
     zombies: dict[Address, Zombie] = field(default_factory=dict)
     names: dict[Address, set[str]] = field(default_factory=dict)
     """The names of every address, those of zombies included."""
+    prolonged: bool = False
+    """Whether some expiry moved since this was set to False."""
 
     def learn(self, lookup: Lookup, max_addresses: int, max_zombies: int) -> set[Address]:
         """Take up what was looked up."""
@@ -70,6 +72,7 @@ class EndpointNames:
         if known is not None:
             if lookup.expires_s > known.expires_s:
                 addresses[lookup.address] = lookup
+                self.prolonged = True
             return set()
         addresses[lookup.address] = lookup
         self._revive(lookup)

@@ -16,7 +16,7 @@ import ipaddress
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cilium.metadata.v1 import metadata_pb2
 from cilium_core.errors import UnavailableError
@@ -204,8 +204,11 @@ class NameManager:
         )
 
     async def run(self) -> None:
-        """Carry out what is left to do, collect and save, until cancelled."""
-        await asyncio.gather(self._run_settling(), self._run_collecting(), self._run_saving())
+        """Carry out what is left to do, collect and save, until cancelled; then save once more."""
+        try:
+            await asyncio.gather(self._run_settling(), self._run_collecting(), self._run_saving())
+        finally:
+            self._save(storing.encode(self._endpoints, self._identities()))
 
     async def settle(self) -> None:
         """Return once the kernel has all labels as they are now; raises what `apply` raises."""
@@ -218,7 +221,8 @@ class NameManager:
         for number, names in self._endpoints.items():
             expired, changed = names.expire(now, most)
             GC_DELETIONS.add(expired)
-            self._changed(number, changed, saved=bool(expired))
+            self._changed(number, changed, saved=bool(expired) or names.prolonged)
+            names.prolonged = False
         if any(names.zombies for names in self._endpoints.values()):
             seen_s = self._clock()
             await self.collected(await self._connections(), seen_s)
@@ -414,17 +418,20 @@ class NameManager:
             self._unsaved.clear()
             began = time.monotonic()
             await self.save()
-            # However much there is to write, most of the time is for other things.
+            # A write that fails is repeated with the next change. However much there is to write,
+            # most of the time is for other things.
             await asyncio.sleep(max(SAVE_INTERVAL_S, 20 * (time.monotonic() - began)))
 
     async def save(self) -> None:
         """Have the disk know what is known now."""
         document = storing.encode(self._endpoints, self._identities())
+        await asyncio.to_thread(self._save, document)
+
+    def _save(self, document: Mapping[str, Any]) -> None:
         try:
-            await asyncio.to_thread(storing.save, self._path, document)
+            storing.save(self._path, document)
         except OSError as error:
             log.error("names not saved", file=str(self._path), error=str(error))
-            self._unsaved.set()
 
 
 def _lookup_row(endpoint: int, name: str, found: Mapping[Address, Lookup]) -> NameRow:

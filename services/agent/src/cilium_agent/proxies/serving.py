@@ -37,6 +37,13 @@ log = get_logger()
 SERVICE = "cilium.proxy.v1.ProxyService"
 RECORDS = counter("cilium_proxy_records_total", "Records taken over from proxies.", "kind")
 LOST = counter("cilium_proxy_records_lost_total", "Records that proxies lost.", "kind")
+EVENTS = counter(
+    "cilium_proxy_events_total",
+    "What proxies of our own count, since the last start of each.",
+    "kind",
+    "event",
+    "reason",
+)
 
 _KIND_OF: dict[int, L7Kind] = {int(number): kind for kind, number in KINDS.items()}
 
@@ -203,6 +210,8 @@ class ProxyServicer(proxy_pb2_grpc.ProxyServiceServicer):
         if request.lost:
             LOST.add(request.lost, kind.value)
             log.warning("a proxy lost records", kind=kind.value, lost=request.lost)
+        for item in request.counters:
+            EVENTS.set(item.total, kind.value, item.event, item.reason)
         await self._records(kind, request.records, request.lost)
         return proxy_pb2.ReportRecordsResponse()
 
