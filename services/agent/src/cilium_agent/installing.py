@@ -2,7 +2,8 @@
 
 One `flush` writes what changed for all endpoints in one step. What fails is remembered and written
 in full by the next one. An endpoint whose policy does not fit gets the part that allows no more
-than the whole, says so, and holds up no other. Used by `policies` within its passes.
+than the whole and says so; it holds up no other, and is written in full when its policy changes.
+Used by `policies` within its passes.
 """
 
 from __future__ import annotations
@@ -82,11 +83,12 @@ class Installer:
         self._lockdown = lockdown
         self._redirections = Redirections(engine, proxies)
         self._stale: set[EndpointID] = set()
+        self._partial: set[EndpointID] = set()
         self._rows: set[EndpointID] = set()
 
     @property
     def stale(self) -> frozenset[EndpointID]:
-        """Endpoints whose policy is not in the kernel, or not all of it."""
+        """Endpoints whose policy is to be written again, as that failed."""
         return frozenset(self._stale)
 
     def want_row(self, endpoint_id: EndpointID) -> None:
@@ -106,6 +108,7 @@ class Installer:
         self._engine.remove_endpoint(endpoint_id)
         self._redirections.note(endpoint_id, frozenset())
         self._stale.discard(endpoint_id)
+        self._partial.discard(endpoint_id)
         self._rows.discard(endpoint_id)
 
     async def flush(self) -> None:
@@ -118,6 +121,7 @@ class Installer:
         for endpoint_id, update in updates.items():
             self._redirections.note(endpoint_id, update.redirects)
         self._stale |= {EndpointID(number) for number in self._redirections.take_moved()}
+        self._stale |= self._partial & (updates.keys() | self._rows)
         full: dict[EndpointID, EndpointPolicy] = {}
         for endpoint_id in self._stale | (self._rows - states.keys()):
             if (policy := self._engine.policy(endpoint_id)) is not None:
@@ -147,7 +151,7 @@ class Installer:
 
     def sweep_redirects(self) -> None:
         """Let go of redirects that no entry in the kernel names any more."""
-        if not self._stale:
+        if not self._stale and not self._partial:
             self._redirections.sweep()
 
     async def _changes(
@@ -245,6 +249,7 @@ class Installer:
         endpoint.overflown = frozenset()
         endpoint.error = ""
         self._stale.discard(endpoint.id)
+        self._partial.discard(endpoint.id)
         self._rows.discard(endpoint.id)
         if endpoint.alive:
             endpoint.enter(State.READY, "policy enforced", builder=True)
@@ -273,6 +278,9 @@ class Installer:
             for origin in self._engine.cookies.origins(cookie)
             if origin.kind
         )
+        self._stale.discard(endpoint.id)
+        self._rows.discard(endpoint.id)
+        self._partial.add(endpoint.id)
         names = ", ".join(sorted(map(str, endpoint.overflown)))
         self._fail(endpoint, f"{overflow}; left out is some of {names}")
 
@@ -291,7 +299,7 @@ class Installer:
         """Endpoints that a revision does not touch enforce it as well."""
         revision = self._engine.revision
         for endpoint in self._table:
-            if endpoint.policy_revision and endpoint.id not in self._stale:
+            if endpoint.policy_revision and endpoint.id not in self._stale | self._partial:
                 endpoint.policy_revision = revision
 
 
