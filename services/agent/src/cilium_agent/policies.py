@@ -4,8 +4,8 @@ Everything that bears on policy arrives here on the event loop and is only noted
 then carries it out, whole batches at once. A pass goes
 
     identities, ports, endpoints → maps        (still under the old rules)
+    services and the like, and addresses inside networks, which policies refer to → maps
     addresses that waited for an identity → address table
-    services and the like, which policies refer to → maps
     new prefixes: identity → maps → address table
     policies → maps                            (every endpoint its old policy or its new one)
     prefixes out of use: address table → maps
@@ -45,7 +45,7 @@ from cilium_agent.redirections import NoProxies
 from cilium_agent.references import References
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from cilium_core.identities import LocalIdentityAllocator
     from cilium_core.labels import LabelSet
@@ -121,8 +121,10 @@ class Policies:
             flush=self._flush,
         )
         self._objects = PolicyObjects(self.engine, self._prefixes, accepted, feed)
-        self.references = References(self.engine, self._prefixes, ipcache, self._note)
         self._addresses: dict[str, PendingAddress] = {}
+        self.references = References(
+            self.engine, self._prefixes, ipcache, self._note, self._pending_addresses
+        )
         self._noted_at = 0.0
         self._pass = asyncio.Lock()
         self._advanced = asyncio.Condition()
@@ -189,6 +191,7 @@ class Policies:
     def upsert_address(self, prefix: str, source: Source, entry: Entry) -> None:
         """Note whose an address is; it takes effect once the maps know the identity."""
         self._addresses[prefix] = PendingAddress(source, entry)
+        self.references.note_addresses()
         self.trigger()
 
     def delete_address(self, prefix: str, source: Source) -> None:
@@ -279,9 +282,9 @@ class Policies:
         async with self._pass:
             noted_at, self._noted_at = self._noted_at, 0.0
             await self._flush()
+            await self.references.take_up()
             self._admit_addresses()
             await self._ipcache.flush()
-            await self.references.take_up()
             await self._objects.take_up()
             self.names_changed(self.engine.fqdn_selectors())
             if noted_at:
@@ -312,6 +315,10 @@ class Policies:
         if not self._noted_at:
             self._noted_at = time.monotonic()
         self.trigger()
+
+    def _pending_addresses(self) -> Iterator[tuple[str, Entry]]:
+        for prefix, pending in self._addresses.items():
+            yield prefix, pending.entry
 
     def _admit_addresses(self) -> None:
         """Move addresses whose identity is known into the address table."""

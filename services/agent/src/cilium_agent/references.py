@@ -18,14 +18,14 @@ from cilium_core.policy.services import read_service, read_slice
 from cilium_core.telemetry import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from cilium_core.identities import Prefix
     from cilium_core.labels import LabelSet
     from cilium_core.policy import PolicyEngine
     from cilium_core.policy.services import Services
 
-    from cilium_agent.ipcaches import IPCache
+    from cilium_agent.ipcaches import Entry, IPCache
     from cilium_agent.prefixing import Prefixes
 
 log = get_logger()
@@ -43,19 +43,24 @@ class References:
         prefixes: Prefixes,
         ipcache: IPCache,
         trigger: Callable[[], None],
+        pending: Callable[[], Iterable[tuple[str, Entry]]] = tuple,
     ) -> None:
-        """Take the parts."""
+        """Take the parts; `pending` gives addresses that are about to get into the address table.
+
+        Policies must know them before any packet does.
+        """
         self._engine = engine
         self._prefixes = prefixes
         self._ipcache = ipcache
         self._trigger = trigger
+        self._pending = pending
         self._services: dict[Name, Document | None] = {}
         self._slices: dict[Name, Document | None] = {}
         self._audited: set[str] = set()
         self._addresses_changed = True
         self._networks = False
         self._networks_at = -1
-        ipcache.listen(self._note_addresses)
+        ipcache.listen(lambda _changes: self.note_addresses())
 
     # ---- what arrives ----
 
@@ -95,7 +100,8 @@ class References:
         self._audited.discard(_name(document)[1])
         self._trigger()
 
-    def _note_addresses(self, _changes: object) -> None:
+    def note_addresses(self) -> None:
+        """Note that addresses come, go or change hands."""
         self._addresses_changed = True
 
     # ---- within a pass ----
@@ -157,7 +163,9 @@ class References:
     def _cluster(self) -> Iterator[tuple[Prefix, LabelSet]]:
         """The addresses of pods and nodes with their labels."""
         identities = self._engine.selectors.identities
-        for prefix, _source, entry in self._ipcache.entries():
+        entries = {prefix: entry for prefix, _source, entry in self._ipcache.entries()}
+        entries.update(self._pending())
+        for prefix, entry in entries.items():
             labels = identities.get(NumericIdentity(entry.identity))
             parsed = ipaddress.ip_network(prefix)
             if labels is not None and entry.host_ip and parsed.prefixlen == parsed.max_prefixlen:
