@@ -194,7 +194,7 @@ int cil_from_container(struct __sk_buff *skb)
 static __always_inline __u32 stack_identity(struct __sk_buff *skb, const struct packet *p,
 					    const __u8 family)
 {
-	__u32 mark = skb->mark;
+	__u32 mark = skb->mark, identity = ID_UNKNOWN;
 
 	switch (mark & MARK_MASK) {
 	case MARK_HOST:
@@ -202,8 +202,10 @@ static __always_inline __u32 stack_identity(struct __sk_buff *skb, const struct 
 	case MARK_IDENTITY:
 	case MARK_PROXY_INGRESS:
 	case MARK_PROXY_EGRESS:
-		return identity_of_mark(mark);
+		identity = identity_of_mark(mark);
 	}
+	if (identity)
+		return identity;
 	return identity_of_address(&p->tuple.saddr, family);
 }
 

@@ -84,6 +84,9 @@ static __always_inline struct scratch *scratch(void)
 /* A mark that carries an identity: low 16 bits on top, bits 16 to 23 in the low byte. */
 static __always_inline __u32 mark_with(__u32 kind, __u32 identity)
 {
+	/* an identity of this node alone, such as that of a CIDR, is found by the address again */
+	if (identity >> 24)
+		return kind;
 	return kind | (identity & 0xffff) << 16 | (identity >> 16 & 0xff);
 }
 

@@ -489,3 +489,16 @@ def test_what_a_proxy_sends_is_traced_as_such(scene: Scene, kind: int) -> None:
     assert all(event.flags & abi.EVENT_PROXIED for event in run.events)
     sent = scene.plane.run("cil_from_host", scene.tcp(source, BLUE), device="hostside", mark=kind)
     assert traces(sent) == [abi.TRACE_FROM_PROXY]
+
+
+@pytest.mark.parametrize("kind", [abi.MARK_PROXY_EGRESS, 0], ids=["proxy", "node"])
+def test_an_identity_of_this_node_alone_gets_through_the_stack(scene: Scene, kind: int) -> None:
+    # given a server of the world whose prefix a policy names
+    scene.plane.ipcache.upsert(ipaddress.ip_network(scene.address(WORLD)), 0x01000005)
+    redirect(scene, RED, EGRESS)
+    scene.send(RED, scene.tcp(RED, WORLD))
+    # when it answers, as the proxy does in its place
+    answer = scene.tcp(WORLD, RED, 80, 40000, flags="SA")
+    sent = scene.plane.run("cil_from_host", answer, device="hostside", mark=kind)
+    (event,) = scene.stack_sends(RED, answer, mark=sent.mark).events
+    assert (event.src_identity, event.reason) == (0x01000005, abi.REASON_REPLY)
