@@ -83,7 +83,7 @@ def upstream(
     random. None speaks from the node's own address. Raises `OSError`.
     """
     if source is None:
-        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        sock = _socket(family, kind)
     else:
         sock = _transparent(family, kind)
     try:
@@ -142,8 +142,14 @@ def packed(host: str) -> bytes:
     return (mapped or address).packed
 
 
+def _socket(family: int, kind: socket.SocketKind) -> socket.socket:
+    """A socket that says its protocol, without which asyncio does not turn Nagle's delay off."""
+    protocol = socket.IPPROTO_TCP if kind is socket.SOCK_STREAM else socket.IPPROTO_UDP
+    return socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+
+
 def _transparent(family: int, kind: socket.SocketKind) -> socket.socket:
-    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    sock = _socket(family, kind)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
