@@ -14,7 +14,17 @@ from importlib import import_module
 
 from tests.bench import report
 
-SUITES = ("datapath", "flows", "cluster", "policies", "resolution", "maps", "http", "network")
+SUITES = (
+    "datapath",
+    "flows",
+    "cluster",
+    "policies",
+    "resolution",
+    "maps",
+    "http",
+    "dns",
+    "network",
+)
 
 
 def main() -> int:

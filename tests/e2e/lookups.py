@@ -2,7 +2,8 @@
 
 lookups.py serve ZONES                   a name server, until killed; the zones are JSON
 lookups.py ask SERVER NAME [TYPE] [tcp]  JSON: what the server says
-lookups.py load SERVER NAME SECONDS      one lookup after the other; JSON: failures, longest wait
+lookups.py load SERVER NAME SECONDS [PATIENCE]   one lookup after the other, each given up after
+                                         PATIENCE seconds; JSON: failures, longest wait
 lookups.py visit SERVER PORT NAME...     resolve each, connect at once; JSON: how each went
 """
 
@@ -39,17 +40,17 @@ def ask(server: str, name: str, kind: str = "A", tcp: str = "", limit_s: float =
         return "silence"
 
 
-def load(server: str, name: str, seconds: float) -> dict[str, Any]:
+def load(server: str, name: str, seconds: float, patience: float = RETRY_S) -> dict[str, Any]:
     """Look a name up again and again, as a resolver does that asks again soon."""
     end, last, longest, answered, failed = time.monotonic() + seconds, time.monotonic(), 0.0, 0, 0
     while (now := time.monotonic()) < end:
-        said = ask(server, name, limit_s=RETRY_S)
+        said = ask(server, name, limit_s=patience)
         if said.startswith("NOERROR "):
             answered += 1
             longest, last = max(longest, time.monotonic() - last), time.monotonic()
         else:
             failed += 1
-            time.sleep(max(0.0, now + RETRY_S - time.monotonic()))
+            time.sleep(max(0.0, now + patience - time.monotonic()))
     return {"answered": answered, "failed": failed, "longest_s": longest}
 
 
@@ -84,8 +85,8 @@ def main() -> None:
             asyncio.run(serve())
         case ["ask", server, name, *rest]:
             print(json.dumps(ask(server, name, *rest)))
-        case ["load", server, name, seconds]:
-            print(json.dumps(load(server, name, float(seconds))))
+        case ["load", server, name, *numbers]:
+            print(json.dumps(load(server, name, *map(float, numbers))))
         case ["visit", server, port, *wanted]:
             print(json.dumps(visit(server, int(port), *wanted)))
         case _:
