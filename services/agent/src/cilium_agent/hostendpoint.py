@@ -33,7 +33,7 @@ DEVICE = "cilium_host"
 def host_labels(labels: Mapping[str, str]) -> LabelSet:
     """The labels of the host endpoint, by those of the node."""
     node = (Label(SOURCE_K8S, key, value) for key, value in labels.items())
-    return LabelSet((ReservedIdentity.HOST.label, *node))
+    return LabelSet((*node, ReservedIdentity.HOST.label))
 
 
 class HostEndpoint:

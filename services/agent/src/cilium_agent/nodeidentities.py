@@ -41,11 +41,11 @@ _LAST = SCOPE_REMOTE_NODE + 0xFFFFFF
 
 def labels_of(node: NodeRecord) -> LabelSet:
     """The labels of a remote node's identity."""
-    return LabelSet(
+    return LabelSet(  # the last label of a key stays: no node label replaces what marks a node
         (
+            *(Label(SOURCE_NODE, key, value) for key, value in node.labels.items()),
             ReservedIdentity.REMOTE_NODE.label,
             Label(SOURCE_K8S, KEY_CLUSTER, node.cluster),
-            *(Label(SOURCE_NODE, key, value) for key, value in node.labels.items()),
         )
     )
 

@@ -1,0 +1,82 @@
+"""Identities of other nodes, the node's own labels, and the node as an endpoint."""
+
+import ipaddress
+
+import pytest
+from cilium_agent.endpoints.records import HOST_ID
+from cilium_agent.endpoints.tables import EndpointTable
+from cilium_agent.hostendpoint import HostEndpoint, host_labels
+from cilium_agent.nodeidentities import NodeIdentities, labels_of
+from cilium_core.records import INTERNAL_IP, NodeAddress, NodeRecord
+
+
+def node(name="node2", **labels):
+    address = NodeAddress(INTERNAL_IP, ipaddress.ip_address("172.30.0.12"))
+    return NodeRecord(name, addresses=(address,), labels=labels)
+
+
+def test_a_remote_node_has_its_labels_beside_those_that_mark_it():
+    assert set(labels_of(node(zone="z1")).texts()) == {
+        "k8s:io.cilium.k8s.policy.cluster=default",
+        "node:zone=z1",
+        "reserved:remote-node",
+    }
+
+
+def test_no_label_of_a_node_replaces_what_marks_it():
+    forged = {"remote-node": "x", "io.cilium.k8s.policy.cluster": "other"}
+    assert "reserved:remote-node" in labels_of(node(**forged)).texts()
+    assert "k8s:io.cilium.k8s.policy.cluster=default" in labels_of(node(**forged)).texts()
+    assert "reserved:host" in host_labels({"host": "x"}).texts()
+
+
+def test_nodes_with_equal_labels_share_a_number_of_the_remote_scope(tmp_path):
+    identities = NodeIdentities(tmp_path / "numbers.json")
+    first, second = identities.acquire(node("a", zone="z")), identities.acquire(node("b", zone="z"))
+    assert first == second
+    assert first.id >> 24 == 2
+    assert not identities.release(first)
+    assert identities.release(second)
+
+
+def test_numbers_survive_a_restart_until_no_node_has_them(tmp_path):
+    number = NodeIdentities(tmp_path / "numbers.json").acquire(node(zone="z")).id
+    again = NodeIdentities(tmp_path / "numbers.json")
+    assert set(again.restore()) == {number}
+    assert again.acquire(node(zone="other")).id != number
+    assert again.acquire(node(zone="z")).id == number
+    assert again.finish_restoring() == []
+    third = NodeIdentities(tmp_path / "numbers.json")
+    third.restore()
+    third.acquire(node(zone="z"))
+    assert len(third.finish_restoring()) == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"x": []}', '{"1": 1}'])
+def test_a_broken_file_of_numbers_is_passed_over(tmp_path, content):
+    (tmp_path / "numbers.json").write_text(content)
+    assert NodeIdentities(tmp_path / "numbers.json").restore() == {}
+
+
+class NoPolicies:
+    async def build(self, endpoint):
+        endpoint.note("built")
+
+
+async def test_the_node_is_an_endpoint_with_its_labels_and_options(tmp_path):
+    table = EndpointTable()
+    host = HostEndpoint(table, NoPolicies(), tmp_path / "host.json")
+    endpoint = host.make(7, "02:00:00:00:00:07", {"role": "db"})
+    assert (table.get(HOST_ID), endpoint.identity, endpoint.is_host) == (endpoint, 1, True)
+    assert set(endpoint.labels.texts()) == {"k8s:role=db", "reserved:host"}
+    await host.relabel({"role": "web"})
+    assert [entry.message for entry in endpoint.log][-1] == "built"
+    endpoint.audit = True
+    await host.save()
+    again = HostEndpoint(EndpointTable(), NoPolicies(), tmp_path / "host.json")
+    assert again.make(7, "02:00:00:00:00:07", {}).audit
+
+
+def test_pods_never_get_the_nodes_id():
+    table = EndpointTable()
+    assert HOST_ID not in {table.new_id() for _ in range(65534)}
