@@ -171,7 +171,7 @@ _ENTITIES: Final = (
 )
 _KEYS: Final = ("app", "k8s:app", "any:app", "tier", "k8s:tier", "other:app", "absent")
 _VALUES: Final = ("a", "b", "front", "none")
-_PORTS: Final = ("80", "53", "0", "8080", "79", "web", "dns", "1", "443", "9092")
+_PORTS: Final = ("80", "80", "80", "53", "53", "0", "8080", "79", "web", "dns", "1", "443", "9092")
 _ICMPS: Final[tuple[dict[str, Any], ...]] = (
     {"type": 0},
     {"type": 8},
@@ -276,8 +276,8 @@ def _item(chance: Random, place: str) -> dict[str, Any]:
 
 
 def _peers(chance: Random, word: str, *, deny: bool) -> dict[str, Any]:
-    match chance.randrange(14):
-        case 0 | 1:
+    match chance.randrange(16):
+        case 0 | 1 | 14 | 15:
             return {}
         case 2 | 3 | 4 | 5:
             count = chance.choice((0, 1, 1, 1, 2))
@@ -353,7 +353,7 @@ def _port_list(chance: Random) -> list[dict[str, Any]]:
 def _port(chance: Random) -> dict[str, Any]:
     port = chance.choice(_PORTS)
     made: dict[str, Any] = {"port": port}
-    protocol = chance.choice(("TCP", "UDP", "SCTP", "ANY", None))
+    protocol = chance.choice(("TCP", "TCP", "UDP", "SCTP", "ANY", None))
     if protocol is not None:
         made["protocol"] = protocol
     if port.isdigit() and port != "0" and chance.random() < 0.4:

@@ -21,6 +21,8 @@ from tests.unit.policy.random_policies import PACKETS, SUBJECTS
 from tests.unit.policy.worlds import World, pod
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cilium_core.policy.l7 import HttpRule, Redirect
 
 KINDS = ("http", "kafka", "tls", "dns")
@@ -84,6 +86,31 @@ def http_allows(rule: HttpRule, request: dict[str, Any]) -> bool:
     )
 
 
+def packets(
+    world: World, subjects: list[str], chance: random.Random, number: int
+) -> Iterator[tuple[str, str, str, int, int]]:
+    """Packets to judge: anything at random, and as much again at what a proxy has to read."""
+    for _ in range(number):
+        subject = chance.choice(subjects)
+        direction = chance.choice(["ingress", "egress"])
+        peer = chance.choice([name for name in world.parties if name != subject])
+        yield subject, direction, peer, *chance.choice(PACKETS)
+    places = [
+        (subject, key)
+        for subject in subjects
+        for key, entry in world.maps[subject].items()
+        if entry.redirect
+    ]
+    for subject, key in chance.sample(places, min(number, len(places))):
+        peers = [name for name in world.parties if name != subject]
+        alike = [n for n in peers if world.identity(world.parties[n]) == key.identity]
+        last = key.port | ((1 << (24 - key.prefixlen)) - 1)
+        known = [port for protocol, port in PACKETS if protocol == key.proto]
+        inside = [port for port in known if key.port <= port <= last] or [key.port]
+        direction = Direction(key.direction).name.lower()
+        yield subject, direction, chance.choice(alike or peers), key.proto, chance.choice(inside)
+
+
 def disagreements(world: World, chance: random.Random, number: int) -> list[str]:
     """Packets and requests on which the engine and the oracle differ."""
     objects = list(world.objects.values())
@@ -94,11 +121,7 @@ def disagreements(world: World, chance: random.Random, number: int) -> list[str]
         (obj["metadata"].get("annotations") or {}).get(oracle.AUDIT) == "true" for obj in objects
     )
     found = []
-    for _ in range(number):
-        subject = chance.choice(subjects)
-        direction = chance.choice(["ingress", "egress"])
-        peer = chance.choice([name for name in world.parties if name != subject])
-        protocol, port = chance.choice(PACKETS)
+    for subject, direction, peer, protocol, port in packets(world, subjects, chance, number):
         packet = oracle.Packet(direction, world.parties[peer], protocol, port)
         opinion = oracle.judge(objects, world.parties[subject], packet, setting)
         where = f"{subject} {direction} {peer} {protocol}/{port}"

@@ -165,6 +165,21 @@ def test_a_port_in_two_ranges_has_the_rules_of_both():
     assert held(made, "web", "client", 101) is None
 
 
+def test_a_port_that_anyone_may_use_is_free_inside_a_range_with_rules_for_one_peer():
+    ports = [{"port": "79", "endPort": 90, "protocol": "TCP"}]
+    http = {"ports": ports, "rules": {"http": [GET]}}
+    made = world(
+        ingress({**FROM_CLIENT, "toPorts": [http]}, name="range"),
+        ingress({"toPorts": [port()]}, name="free"),
+    )
+
+    assert [redirect(made, "web", "client", number).allow_all for number in (79, 80, 81)] == [
+        False,
+        True,
+        False,
+    ]
+
+
 def test_13_20_a_rule_that_only_shows_requests_still_turns_default_deny_on():
     made = world(ingress({**FROM_CLIENT, "toPorts": [port({})]}))
 

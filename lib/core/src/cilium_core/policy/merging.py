@@ -67,10 +67,15 @@ def unite_column(
     cover it, so it ranks at least as high as what is around it.
     """
     lengths = lengths_of(rules, base.rules)
+    asking = {prefix for prefix, there in rules.items() if any(rule.l7 for rule in there)}
+    # Of the prefixes of any peer, those where what is asked there and what is allowed here meet.
     places = rules.keys() | {
         prefix
-        for prefix, entry in base.column.items()
-        if entry.redirect and any(other in rules for other in covering(prefix, lengths))
+        for prefix in base.rules
+        if any(
+            other in asking or (other in rules and _is_redirect(base.column.get(prefix)))
+            for other in covering(prefix, lengths)
+        )
     }
     column: Column = {}
     for prefix in sorted(places, key=lambda prefix: prefix.length):
@@ -83,6 +88,10 @@ def unite_column(
             continue
         column[prefix] = entry
     return column
+
+
+def _is_redirect(entry: PolicyEntry | None) -> bool:
+    return entry is not None and entry.redirect != 0
 
 
 def _united_entry(

@@ -75,7 +75,7 @@ def find_conflicts(rules: Iterable[Rule]) -> tuple[Conflict, ...]:
                     meeting.setdefault(place, []).append(rule)
     found: dict[tuple[Rule, Rule], str] = {}
     for group in meeting.values():
-        for pair in combinations(sorted(group, key=_order), 2):
+        for pair in combinations(sorted(group, key=_order) if len(group) > 1 else group, 2):
             if pair[0] is not pair[1] and pair not in found and (reason := _clash(*pair)):
                 found[pair] = reason
     pairs = sorted(found, key=lambda pair: (_order(pair[0]), _order(pair[1])))
