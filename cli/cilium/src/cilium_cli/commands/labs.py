@@ -28,8 +28,15 @@ def lab() -> None:
 @lab.command("up")
 @click.option("--name", default=DEFAULT_NAME, show_default=True, envvar="CILIUM_LAB")
 @click.option("--nodes", "count", type=int, default=3, show_default=True, help="How many nodes.")
+@click.option(
+    "--config",
+    "settings",
+    multiple=True,
+    metavar="[NODE/]KEY=VALUE",
+    help="Setting of the agents, or of one node's; such as enable-host-firewall=true.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing unless it fails.")
-def up(name: str, count: int, *, quiet: bool) -> None:
+def up(name: str, count: int, settings: tuple[str, ...], *, quiet: bool) -> None:
     """Create a lab and wait until all of it is ready."""
     from cilium_cli.lab import clusters
 
@@ -39,7 +46,7 @@ def up(name: str, count: int, *, quiet: bool) -> None:
         if not quiet:
             click.echo(line, err=True)
 
-    clusters.up(layout, count, progress)
+    clusters.up(layout, count, progress, _settings(settings, count))
     if not quiet:
         click.echo(f"lab {name} is ready. Relay: {layout.relay_address}")
 
@@ -56,6 +63,23 @@ def down(name: str | None, *, everything: bool) -> None:
     for each in names:
         found = clusters.down(Layout(each))
         click.echo(f"lab {each} is gone" if found else f"there is no lab {each}")
+
+
+def _settings(texts: tuple[str, ...], count: int) -> dict[str, dict[str, str]]:
+    """Settings of agents, by node; "" is every node."""
+    from cilium_cli.errors import InputError
+
+    nodes = {f"node{number}" for number in range(1, count + 1)}
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        node, slash, key = name.rpartition("/")
+        if not equals or not key or (slash and node not in nodes):
+            raise InputError(
+                f"config: {text!r} is no setting", "write KEY=VALUE, or NODE/KEY=VALUE for one node"
+            )
+        found.setdefault(node, {})[key] = value
+    return found
 
 
 def _only_name() -> str:

@@ -26,7 +26,7 @@ from cilium_cli.lab.etcd import Gateway
 from cilium_cli.lab.layouts import BPF_ROOT, MAX_NODES, RUN_ROOT, Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from cilium_cli.lab.components import Component
     from cilium_cli.lab.layouts import NodeLayout
@@ -98,8 +98,16 @@ def parts(lab: Layout) -> list[Component]:
     return components.all_components(lab, nodes(lab))
 
 
-def up(lab: Layout, count: int, progress: Callable[[str], None]) -> None:
-    """Create a lab of `count` nodes and return when all of it is ready."""
+def up(
+    lab: Layout,
+    count: int,
+    progress: Callable[[str], None],
+    settings: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Create a lab of `count` nodes and return when all of it is ready.
+
+    `settings` are those of the agents that differ from a lab's own, by node; "" is every node.
+    """
     if not 1 <= count <= MAX_NODES:
         raise InputError(f"nodes: {count} is out of range", f"1 to {MAX_NODES}")
     if os.geteuid() != 0:
@@ -112,7 +120,7 @@ def up(lab: Layout, count: int, progress: Callable[[str], None]) -> None:
             )
         _sweep(lab)  # what a crash may have left under this name
         try:
-            _create(lab, count, progress)
+            _create(lab, count, progress, settings or {})
         except BaseException:
             keep = _save_logs(lab)
             _sweep(lab)
@@ -121,7 +129,12 @@ def up(lab: Layout, count: int, progress: Callable[[str], None]) -> None:
             raise
 
 
-def _create(lab: Layout, count: int, progress: Callable[[str], None]) -> None:
+def _create(
+    lab: Layout,
+    count: int,
+    progress: Callable[[str], None],
+    settings: Mapping[str, Mapping[str, str]],
+) -> None:
     began = time.monotonic()
 
     def report(what: str) -> None:
@@ -134,7 +147,7 @@ def _create(lab: Layout, count: int, progress: Callable[[str], None]) -> None:
     for node in layouts:
         for folder in (node.run, node.cni_config, node.bpf):
             folder.mkdir(parents=True, exist_ok=True)
-    components.write_configs(lab, layouts)
+    components.write_configs(lab, layouts, settings)
     _install_plugin(lab)
     lab.record.write_text(json.dumps({"name": lab.name, "nodes": count}))
     all_parts = components.all_components(lab, layouts)

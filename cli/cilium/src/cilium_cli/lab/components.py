@@ -178,8 +178,13 @@ def relay(lab: Layout) -> Component:
     )
 
 
-def write_configs(lab: Layout, nodes: list[NodeLayout]) -> None:
-    """Write the configuration folders of all services."""
+def write_configs(
+    lab: Layout, nodes: list[NodeLayout], settings: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Write the configuration folders of all services.
+
+    `settings` are further ones of the agents, by the name of the node; "" stands for every node.
+    """
     store = {"kvstore": "etcd", "etcd-endpoints": lab.etcd_endpoint}
     logs = {"log-format": "json", "log-level": "info"}
     for number in range(1, OPERATORS + 1):
@@ -218,7 +223,10 @@ def write_configs(lab: Layout, nodes: list[NodeLayout]) -> None:
                 "enable-ipv6": True,
                 "cni-conf-dir": node.cni_config,
                 "enable-hubble": True,
-            },
+                "node-labels": f"kubernetes.io/hostname={node.name}",
+            }
+            | dict(settings.get("", {}))
+            | dict(settings.get(node.name, {})),
         )
         write_config(
             node.hubble_config,
