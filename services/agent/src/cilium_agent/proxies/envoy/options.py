@@ -79,7 +79,7 @@ class EnvoyOptions:
     agent more. All are counted.
     """
 
-    log_burst: int = 1000
+    log_burst: int = 500
     """Requests that flows show beyond that rate after a quiet time."""
 
     log_flush_s: float = 0.5
