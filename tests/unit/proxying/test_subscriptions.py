@@ -238,7 +238,7 @@ async def test_records_above_the_buffer_are_lost_and_the_agent_is_told_how_many(
     for number in range(130):
         proxy.reporter.add_message(proxy_pb2.Record(time_ns=number))
     async with proxy.running(state_dir):
-        await eventually(lambda: agent.lost == 30)
+        await eventually(lambda: agent.lost == 30 and proxy.reporter.waiting == 0)
         proxy.reporter.add_message(proxy_pb2.Record(time_ns=999))
         await eventually(lambda: agent.records[-1].time_ns == 999)
 
