@@ -164,7 +164,7 @@ def differ(redirect: Redirect | None, opinion: oracle.Opinion, *, audited: bool)
 seeds = st.integers(0, 2**40)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seeds, st.integers(1, 5), st.booleans(), st.booleans())
 def test_verdicts_and_requests_are_those_of_a_brute_force_reading(seed, count, tiers, audit):
     chance = random.Random(seed)
@@ -178,7 +178,7 @@ def test_verdicts_and_requests_are_those_of_a_brute_force_reading(seed, count, t
     assert disagreements(world, chance, 60) == []
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seeds, st.integers(2, 12))
 def test_however_policies_came_about_the_maps_are_those_of_starting_over(seed, count):
     chance = random.Random(seed)

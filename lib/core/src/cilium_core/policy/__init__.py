@@ -1,7 +1,7 @@
 """The policy engine: from policy objects and identities to the entries of policy maps.
 
     parse(obj) ──▶ Policy (rules in normal form) ──▶ Repository ─┐
-    CIDR groups ─▶ (bound into the rules that refer to them) ────┤
+    groups, services, addresses ─▶ (bound into rules about them) ┤
     identities ──▶ SelectorCache ────────────────────────────────┼─▶ resolved ──▶ map changes
     pods' ports ─▶ NamedPorts ───────────────────────────────────┘
 
