@@ -98,6 +98,13 @@ class RedirectBoard:
                 await self._changed.wait_for(lambda: all(self.serves(port) for port in ports))
         return frozenset(port for port in ports if self.serves(port))
 
+    async def settled(self, ports: Collection[int]) -> None:
+        """Wait until each of the ports is served, or is known not to be."""
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: all(self.serves(port) or port in self.errors for port in ports)
+            )
+
     async def changes(
         self, sent: dict[int, Assignment]
     ) -> AsyncIterator[proxy_pb2.WatchRedirectsResponse]:

@@ -5,7 +5,6 @@ The program keeps a copy of what it was told, so that it serves its ports when t
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 from cilium_agent.proxies.backends import BackendStatus
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from cilium_core.policy.l7 import L7Kind, Redirect
 
     from cilium_agent.proxies.serving import RedirectBoard
-
-SETTLE_LIMIT_S = 60.0
 
 
 class Subscriber:
@@ -58,8 +55,7 @@ class Subscriber:
     async def settled(self, redirects: Collection[Redirect]) -> None:
         """Return once each of these is served or was refused."""
         ports = [self._ports[one] for one in redirects if one in self._ports]
-        with contextlib.suppress(TimeoutError):
-            await self._board.served(ports, SETTLE_LIMIT_S)
+        await self._board.settled(ports)
 
     def port_taken(self, redirect: Redirect) -> bool:
         """Whether the program cannot listen on the redirect's port."""

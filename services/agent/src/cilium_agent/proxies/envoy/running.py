@@ -112,7 +112,7 @@ class Engine:
     def port_taken(self, redirect: Redirect) -> bool:
         """Whether Envoy cannot bind the port."""
         error = self._offers.rejected.get(self._resources.names.get(redirect, ""), "")
-        return "Address already in use" in error or "cannot bind" in error
+        return "Address already in use" in error
 
     def status(self) -> BackendStatus:
         """How Envoy fares."""

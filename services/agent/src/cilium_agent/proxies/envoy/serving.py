@@ -60,8 +60,10 @@ class DiscoveryServicer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # typ
         try:
             while (response := await queue.get()) is not None:
                 yield response
+            await reader  # raises what was wrong with a request that cannot be read
         finally:
             reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
             del self._streams[conversation]
             if not self._streams:
                 self._offers.forget_answers()
