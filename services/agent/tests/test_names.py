@@ -13,7 +13,7 @@ from cilium_agent.fqdn.caches import EndpointNames, Lookup
 from cilium_core.errors import InvalidError, UnavailableError
 from cilium_core.labels import Label, LabelSet
 from cilium_core.policy.selectors import FqdnSelector
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.waiting import eventually
@@ -351,6 +351,7 @@ steps = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(steps, max_size=40))
 def test_the_index_of_an_endpoint_says_what_its_entries_say(steps):
     cache, now = EndpointNames(), NOW

@@ -12,7 +12,7 @@ import dns.rrset
 import pytest
 from dns_proxy.answers import NO_TTL, Answer, parse_answer, same_question
 from dns_proxy.messages import Fault, MessageError, parse_query
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 NAME = "api.example.com."
@@ -154,6 +154,7 @@ record = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(record, max_size=8))
 def test_addresses_are_those_that_the_name_reaches_over_aliases(records):
     reached, grown = {NAME}, True
@@ -168,6 +169,7 @@ def test_addresses_are_those_that_the_name_reaches_over_aliases(records):
     assert set(texts(answer(*records))) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(record, max_size=4), st.data())
 def test_no_mutation_of_an_answer_is_more_than_refused(records, data):
     response = dns.message.make_response(query())
@@ -187,6 +189,7 @@ def test_no_mutation_of_an_answer_is_more_than_refused(records, data):
         ipaddress.ip_address(address)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_after_a_question_are_an_answer_or_refused(data):
     asked = query()

@@ -19,7 +19,7 @@ from dns_proxy.messages import (
     parse_query,
     refusal,
 )
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 ALLOWED = DnsRule(name="api.example.com"), DnsRule(pattern="*.allowed.test")
@@ -153,6 +153,7 @@ def hostile(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
+@settings(deadline=None)
 @given(st.one_of(st.binary(max_size=80), hostile()))
 @example(wire("api.example.com.")[:12] + b"\x03api\x07example\x03com\xc0\x0c\x00\x01\x00\x01")
 def test_what_is_understood_is_what_another_reader_understands(data):
@@ -172,6 +173,7 @@ def test_what_is_understood_is_what_another_reader_understands(data):
     assert not other.additional
 
 
+@settings(deadline=None)
 @given(hostile())
 def test_no_message_that_passes_asks_for_a_name_that_may_not_be_asked_for(data):
     judgement = GATE.judge(data)
@@ -181,6 +183,7 @@ def test_no_message_that_passes_asks_for_a_name_that_may_not_be_asked_for(data):
         assert name == "api.example.com." or (stem != name and "." not in stem)
 
 
+@settings(deadline=None)
 @given(labels)
 def test_names_of_any_bytes_read_back_as_the_same_name(parts):
     data = bytes(12) + b"".join(bytes([len(p)]) + p for p in parts) + b"\x00\x00\x01\x00\x01"
@@ -189,6 +192,7 @@ def test_names_of_any_bytes_read_back_as_the_same_name(parts):
     assert dns.name.from_text(query.name) == dns.name.Name([*parts, b""])
 
 
+@settings(deadline=None)
 @given(labels)
 def test_only_plain_names_match_a_pattern(parts):
     name = name_text(parts)

@@ -7,7 +7,7 @@ import ipaddress
 from cilium_core.identities import Families, LocalIdentityAllocator, NumericIdentity
 from cilium_core.labels import Label, LabelSet
 from cilium_core.policy import PrefixIdentities
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ADDRESS = ipaddress.ip_address("192.0.2.7")
@@ -108,6 +108,7 @@ name_sets = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(prefix_sets, prefix_sets, name_sets), max_size=6))
 def test_any_order_of_changes_leads_to_what_a_fresh_start_has(changes):
     allocator = LocalIdentityAllocator()

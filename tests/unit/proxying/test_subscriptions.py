@@ -21,7 +21,7 @@ from cilium_core.proxying.redirects import Assignment, DnsOptions
 from cilium_core.proxying.reporting import Reporter, encode_request, varint
 from cilium_core.proxying.subscribing import Subscription, dial
 from cilium_core.serving.grpc_server import GrpcServer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.waiting import eventually
@@ -259,12 +259,14 @@ async def test_a_batch_that_is_not_taken_over_is_sent_again(state_dir, agent):
     assert [record.time_ns for record in agent.records] == [1]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1))
 def test_numbers_are_written_as_protobuf_writes_them(number):
     request = proxy_pb2.ReportRecordsRequest(lost=number).SerializeToString()
     assert request == (b"\x18" + varint(number) if number else b"")
 
 
+@settings(deadline=None)
 @given(st.lists(st.builds(proxy_pb2.Record, time_ns=st.integers(0, 2**62), client=st.binary())))
 def test_a_request_of_encoded_records_reads_like_a_whole_one(records):
     encoded = encode_request(L7Kind.DNS, [one.SerializeToString() for one in records], 5)
