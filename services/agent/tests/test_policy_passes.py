@@ -654,3 +654,15 @@ async def test_a_network_denies_a_pod_before_its_address_is_known_to_the_kernel(
 
     denied = bench.log.index(("map", {5000}))
     assert denied < bench.log.index(("address", "10.9.0.7/32"))
+
+
+async def test_a_network_of_pods_does_not_mean_the_nodes_addresses_among_them(tmp_path):
+    bench = Bench(tmp_path)
+    await bench.policies.build(bench.endpoint())
+    node, other = 6, "172.30.1.2"
+    bench.policies.upsert_address("10.9.0.1/32", Source.KVSTORE, Entry(node, other, other))
+    bench.policies.upsert_address(f"{other}/32", Source.KVSTORE, Entry(node, None, other))
+    bench.policies.upsert_object(PolicyRef("AdminNetworkPolicy", "", "guard"), GUARD)
+    await bench.policies.reconcile()
+
+    assert not any(key.identity == node for key in bench.maps[1])

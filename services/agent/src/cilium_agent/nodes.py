@@ -166,9 +166,13 @@ class Nodes:
     def set_own(self, record: NodeRecord) -> None:
         """Note what this node is."""
         self.own = record
-        for address in record.addresses:
-            self._ipcache.upsert(str(address.ip), Source.LOCAL, Entry(int(ReservedIdentity.HOST)))
         addresses = [str(a.ip) for a in record.addresses if a.kind == INTERNAL_IP]
+        host = next(iter(addresses), "")
+        for address in record.addresses:
+            # An address among the pods does not say which node people mean.
+            known = host if address.kind == INTERNAL_IP else ""
+            entry = Entry(int(ReservedIdentity.HOST), host_ip=known)
+            self._ipcache.upsert(str(address.ip), Source.LOCAL, entry)
         self._feed.local_node(record.name, record.cluster, addresses)
         self._feed.node(record.name, record.cluster, addresses)
 

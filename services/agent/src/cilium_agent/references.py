@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cilium_core.identities import NumericIdentity
+from cilium_core.identities import NumericIdentity, ReservedIdentity
 from cilium_core.policy.auditing import is_audited
 from cilium_core.policy.networks import Networks, NetworkSelector, addresses_of
 from cilium_core.policy.services import read_service, read_slice
@@ -161,14 +161,19 @@ class References:
         )
 
     def _cluster(self) -> Iterator[tuple[Prefix, LabelSet]]:
-        """The addresses of pods and nodes with their labels."""
+        """The addresses of pods and nodes with their labels.
+
+        Those that nodes have among their pods are left out: a network of pods does not mean nodes.
+        """
         identities = self._engine.selectors.identities
         entries = {prefix: entry for prefix, _source, entry in self._ipcache.entries()}
         entries.update(self._pending())
         for prefix, entry in entries.items():
             labels = identities.get(NumericIdentity(entry.identity))
             parsed = ipaddress.ip_network(prefix)
-            if labels is not None and entry.host_ip and parsed.prefixlen == parsed.max_prefixlen:
+            if labels is None or not entry.host_ip or parsed.prefixlen != parsed.max_prefixlen:
+                continue
+            if entry.tunnel_ipv4 is None or ReservedIdentity.REMOTE_NODE.label not in labels:
                 yield parsed, labels
 
 
