@@ -22,11 +22,12 @@ BIN = Path(sys.executable).parent
 CLIENT = [sys.executable, "client.py"]
 BLOCKED = ("203.0.113.10", "2001:db8:113::a")
 EXCEPTED = ("203.0.113.20", "2001:db8:113::14")
-SETTLE_S = 5.0
-"""How long policies and flows may take to be seen everywhere; milliseconds, as a rule."""
+SETTLE_S = 15.0
+"""How long policies and flows may take to be seen everywhere. Milliseconds, as a rule; the first
+rule about requests starts the proxies, which takes a second or two."""
 
 SERVERS = {"frontend": ("http", 80), "api-server": ("http", 8080), "database": ("tcp", 5432)}
-PODS = {
+SOURCES = {
     "frontend": "shop",
     "api-server": "shop",
     "database": "shop",
@@ -98,14 +99,14 @@ def try_all(addresses: dict[str, list[str]]) -> Matrix:
     started = {
         source: subprocess.Popen(
             [
-                *(str(BIN / "cilium"), "lab", "exec", "--lab", LAB, f"{PODS[source]}/{source}"),
+                *(str(BIN / "cilium"), "lab", "exec", "--lab", LAB, f"{SOURCES[source]}/{source}"),
                 *("--", *CLIENT, *targets(addresses, source)),
             ],
             stdout=subprocess.PIPE,
             text=True,
             cwd=FOLDER,
         )
-        for source in PODS
+        for source in SOURCES
     }
     seen: Matrix = {}
     for source, process in started.items():
@@ -122,7 +123,7 @@ def print_matrix(seen: Matrix) -> None:
     """Print who reached whom, IPv4 and IPv6 side by side."""
     columns = [*SERVERS, "blocked outside", "allowed outside"]
     print(f"  {'from / to':<12}" + "".join(f"{name:<17}" for name in columns))
-    for source in PODS:
+    for source in SOURCES:
         cells = []
         for destination in columns:
             if (source, destination, "4") not in seen:
@@ -159,27 +160,75 @@ def expect(addresses: dict[str, list[str]], allowed: set[tuple[str, str]] | None
         raise DemoError("not what the policies say: " + "; ".join(wrong))
 
 
-def observe(relay: str, *arguments: str) -> list[str]:
-    """Show flows through the relay, and return the lines."""
-    shown = ["--last", "3", "--use-default-field-masks=false"]
-    lines = run("hubble", "observe", "--server", relay, *shown, *arguments).splitlines()
-    print("\n".join(lines) or "(none)", flush=True)
-    return lines
+def requests(addresses: dict[str, list[str]]) -> list[tuple[str, list[str], str]]:
+    """Return who asks what, as a pod and a command, and how the answer must begin."""
+    public = f"http://{addresses['api-server'][0]}:8080/api/v1/public/prices"
+    users = f"http://[{addresses['api-server'][1]}]:8080/api/v1/users"
+    dns, orders = addresses["dns"][0], f"{addresses['orders'][0]}:9092"
+    return [
+        ("shop/frontend", ["request.py", "GET", public], "200"),
+        ("shop/frontend", ["request.py", "POST", public], "403"),
+        ("shop/frontend", ["request.py", "GET", users], "403"),
+        ("shop/frontend", ["request.py", "GET", users, "Authorization: Bearer abc"], "200"),
+        ("shop/mailer", ["names.py", "ask", dns, "smtp.mail.test"], "NOERROR 203.0.113.20"),
+        ("shop/mailer", ["names.py", "ask", dns, "www.elsewhere.test"], "REFUSED"),
+        ("shop/api-server", ["produce.py", orders, "orders"], "delivered"),
+        ("shop/api-server", ["produce.py", orders, "salaries"], "TOPIC_AUTHORIZATION_FAILED"),
+    ]
+
+
+def ask_all(addresses: dict[str, list[str]]) -> None:
+    """Ask everything at once until all answers are as expected; raises DemoError otherwise."""
+    wanted = requests(addresses)
+    place = [str(BIN / "cilium"), "lab", "exec", "--lab", LAB]
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        started = [
+            subprocess.Popen(
+                [*place, pod, "--", sys.executable, *words],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                cwd=FOLDER,
+            )
+            for pod, words, _ in wanted
+        ]
+        answers = [process.communicate(timeout=30)[0].strip() for process in started]
+        wrong = [
+            f"{pod}: {shlex.join(words)} gave {answer or 'nothing'}"
+            for (pod, words, expected), answer in zip(wanted, answers, strict=True)
+            if not answer.startswith(expected)
+        ]
+        if not wrong or time.monotonic() > deadline:
+            break
+    for (pod, words, _), answer in zip(wanted, answers, strict=True):
+        print(f"  {pod.removeprefix('shop/'):<11}{shlex.join(words):<84} {answer}", flush=True)
+    if wrong:
+        raise DemoError("not what the policies say: " + "; ".join(wrong))
+
+
+def observe(relay: str, words: tuple[str, ...], *arguments: str) -> None:
+    """Show flows through the relay; one of them has to have these words."""
+    shown = ["--last", "2", "--use-default-field-masks=false"]
+    deadline = time.monotonic() + SETTLE_S
+    command = ["hubble", "observe", "--server", relay, *shown, *arguments]
+    lines = run(*command).splitlines()
+    while not any(all(word in line for word in words) for line in lines):
+        if time.monotonic() > deadline:
+            raise DemoError(f"no flow shows {' '.join(words)}")
+        lines = run(*command, show=False).splitlines()
+    print("\n".join(lines), flush=True)
 
 
 def check_flows(relay: str) -> None:
     """Show and check a few flows of each kind."""
-    api = ("--to-pod", "shop/api-server", "--to-port", "8080")
-    refused = observe(relay, "--verdict", "DROPPED", "--from-pod", "outskirts/intruder", *api)
-    forwarded = observe(relay, "--verdict", "FORWARDED", "--from-pod", "shop/frontend", *api)
-    blocked = observe(relay, "--verdict", "DROPPED", "--to-ip", BLOCKED[0])
-    for lines, words in (
-        (refused, ("outskirts/intruder", "shop/api-server:8080", "DROPPED")),
-        (forwarded, ("shop/frontend", "shop/api-server:8080", "FORWARDED")),
-        (blocked, (BLOCKED[0], "DROPPED")),
-    ):
-        if not any(all(word in line for word in words) for line in lines):
-            raise DemoError(f"no flow shows {' '.join(words)}")
+    api, dropped = ("--to-pod", "shop/api-server", "--to-port", "8080"), ("--verdict", "DROPPED")
+    intruder = ("--from-pod", "outskirts/intruder")
+    observe(relay, ("outskirts/intruder", "shop/api-server:8080"), *dropped, *intruder, *api)
+    observe(relay, (BLOCKED[0], "DROPPED"), *dropped, "--to-ip", BLOCKED[0])
+    observe(relay, ("DROPPED", "POST"), "--protocol", "http", *dropped, "--http-method", "POST")
+    observe(relay, ("DROPPED", "www.elsewhere.test"), "--protocol", "dns", *dropped)
+    observe(relay, ("DROPPED", "salaries"), "--protocol", "kafka", *dropped)
 
 
 def show() -> str:
@@ -189,7 +238,7 @@ def show() -> str:
     relay = json.loads(run("cilium", "lab", "list", "-o", "json", show=False))
     address: str = next(lab["relay"] for lab in relay if lab["name"] == LAB)
 
-    say("2. A shop, and an intruder; their network comes from the CNI plugin")
+    say("2. A shop, a name server and an intruder; their network comes from the CNI plugin")
     listed: list[dict[str, Any]] = json.loads(
         run("cilium", "lab", "pod", "add", "-f", "pods.yaml", "-o", "json")
     )
@@ -204,7 +253,9 @@ def show() -> str:
     ) as outside:
         try:
             show_policies(addresses)
-            say("5. What the kernel did, seen through the relay")
+            say("5. Proxies refuse requests, names and topics that are not allowed")
+            ask_all(addresses)
+            say("6. What the kernel and the proxies did, seen through the relay")
             check_flows(address)
         finally:
             outside.kill()

@@ -25,6 +25,23 @@ reaches() {
 	[[ $(cilium lab exec "$1" -- python3 "$CLIENT" "it=$2") == *"says hello"* ]]
 }
 
+# answers EXPECTED POD PROGRAM ARGUMENT...: what a program of the folder prints in a pod's network
+# begins like that; tried for up to ten seconds.
+answers() {
+	local expected=$1 pod=$2 answer
+	shift 2
+	for _ in 1 2 3 4 5 6 7 8 9 10; do
+		answer=$(cilium lab exec "$pod" -- "$ROOT/.venv/bin/python" "$@" 2>/dev/null) || true
+		if [[ $answer == "$expected"* ]]; then
+			printf '  %-90s %s\n' "$pod: $*" "$answer"
+			return
+		fi
+		sleep 1
+	done
+	printf '  %-90s %s, but should be %s\n' "$pod: $*" "$answer" "$expected"
+	exit 1
+}
+
 # expect yes|no NAMESPACE/POD KIND:PORT:ADDRESS WHAT: try for up to five seconds until it is so.
 expect() {
 	local wanted=$1 pod=$2 target=$3 what=$4 answer

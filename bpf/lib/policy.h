@@ -211,7 +211,8 @@ static __always_inline bool ct_current(const struct packet *p, const struct ct_e
 /*
  * Ask the policy of both local ends. For an answer, that is the question of the one who started: what
  * is asked is always whether the initiator may speak to the responder. Where egress goes through a
- * proxy, ingress is asked when the proxy speaks to the responder.
+ * proxy, ingress is asked when the proxy speaks to the responder; of the node itself it is asked now,
+ * as what a proxy sends to it never leaves the stack.
  */
 static __always_inline int judge(struct __sk_buff *skb, struct packet *p,
 				 const struct ct_entry *entry, const struct endpoint_info *src,
@@ -222,7 +223,7 @@ static __always_inline int judge(struct __sk_buff *skb, struct packet *p,
 	/* as they are now: an end may have got another identity since it began */
 	__u32 initiator_id = reply ? p->dst_identity : p->src_identity;
 	__u32 responder_id = reply ? p->src_identity : p->dst_identity;
-	__u16 port = policy_port(p, reply);
+	__u16 port = policy_port(p, reply), proxy_port = 0;
 	int verdict = 0;
 
 	opaque(initiator);
@@ -233,17 +234,26 @@ static __always_inline int judge(struct __sk_buff *skb, struct packet *p,
 			p->direction = DIR_EGRESS;
 		}
 		verdict = policy_check(skb, p, initiator, responder_id, port, DIR_EGRESS, family);
-		if (p->judged.proxy_port != redirect_of(entry, false))
+		proxy_port = p->judged.proxy_port;
+		if (proxy_port != redirect_of(entry, false))
 			p->flags |= PACKET_CHANGED;
 	}
-	if (!verdict && !p->judged.proxy_port && responder && !ingress_decided(p, entry)) {
-		if (!reply) {
-			p->endpoint = responder->id;
-			p->direction = DIR_INGRESS;
+	if (verdict || !responder || ingress_decided(p, entry) ||
+	    (proxy_port && !(responder->flags & ENDPOINT_HOST)))
+		return forget(p, verdict);
+	if (!reply) {
+		p->endpoint = responder->id;
+		p->direction = DIR_INGRESS;
+	}
+	verdict = policy_check(skb, p, responder, initiator_id, port, DIR_INGRESS, family);
+	if (!verdict && proxy_port) {
+		p->judged.proxy_port = proxy_port;
+		if (!reply && initiator) {
+			p->endpoint = initiator->id;
+			p->direction = DIR_EGRESS;
 		}
-		verdict = policy_check(skb, p, responder, initiator_id, port, DIR_INGRESS, family);
-		if (p->judged.proxy_port != redirect_of(entry, true))
-			p->flags |= PACKET_CHANGED;
+	} else if (p->judged.proxy_port != redirect_of(entry, true)) {
+		p->flags |= PACKET_CHANGED;
 	}
 	return forget(p, verdict);
 }

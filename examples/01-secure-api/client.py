@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tries to reach addresses from a pod: `client.py LABEL=KIND:PORT:ADDRESS...`.
 
-KIND is http or tcp. All are tried at once, for at most a second and a half each. Prints one JSON
-object: by label, the line the server said, or null when it could not be reached.
+KIND is http, which asks for /api/v1/public, or tcp. All are tried at once, for at most a second and
+a half each. Prints one JSON object: by label, the line the server said, or null when it could not
+be reached.
 """
 
 import json
@@ -20,7 +21,8 @@ def ask(target: str) -> str | None:
     try:
         if kind == "http":
             host = f"[{address}]" if ":" in address else address
-            with urllib.request.urlopen(f"http://{host}:{port}/", timeout=LIMIT_S) as answer:
+            url = f"http://{host}:{port}/api/v1/public"
+            with urllib.request.urlopen(url, timeout=LIMIT_S) as answer:
                 line: bytes = answer.readline()
         else:
             with socket.create_connection((address, int(port)), timeout=LIMIT_S) as connection:

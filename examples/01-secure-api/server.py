@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small server for a pod: `server.py http NAME PORT` or `server.py tcp NAME PORT`.
 
-Listens on IPv4 and IPv6. The http kind answers every GET, the tcp kind greets and hangs up; both
-say who they are.
+Listens on IPv4 and IPv6. The http kind answers every request, the tcp kind greets and hangs up;
+both say who they are.
 """
 
 import socket
@@ -26,9 +26,11 @@ class DualStackServer(socketserver.ThreadingTCPServer):
 
 
 def http_handler(name: str) -> type[BaseHTTPRequestHandler]:
-    """Return a handler that answers every GET with the name."""
+    """Return a handler that answers every request with the name."""
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self) -> None:
             body = f"{name} says hello\n".encode()
             self.send_response(200)
@@ -36,6 +38,8 @@ def http_handler(name: str) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - named as the base class wants it
 
         def log_message(self, *_: object) -> None:
             """Say nothing: flows tell who asked."""

@@ -239,6 +239,26 @@ def test_ingress_proxies_are_not_stopped_by_the_nodes_policy(scene: Scene) -> No
     assert scene.send(BLUE, scene.tcp(BLUE, ROUTER, 80, 40000, flags="SA")).verdict == TC_OK
 
 
+def test_a_proxy_is_no_way_around_the_policy_of_its_own_node(scene: Scene) -> None:
+    # given a pod that reaches the node through a proxy, which speaks to the node past all devices
+    through = ALLOW._replace(redirect=10500)
+    scene.rules(RED, {port_rule(EGRESS, ANY, bits=8): through})
+    firewall(scene, {port_rule(INGRESS, RED, port=80): ALLOW})
+    run = scene.send(RED, scene.tcp(RED, ROUTER))
+    assert verdicts(run) == [(RED.endpoint, 10500), (ID, 0)]
+    connection = scene.connection()
+    assert connection.flags & (abi.CT_PROXY_REDIRECT | abi.CT_PROXY_INGRESS) == (
+        abi.CT_PROXY_REDIRECT
+    )
+    segment = scene.send(RED, scene.tcp(RED, ROUTER, flags="A"))
+    assert segment.mark & abi.MARK_MASK == abi.MARK_TO_PROXY
+    refused = scene.send(RED, scene.tcp(RED, ROUTER, dport=81))
+    assert (drops(refused), verdicts(refused)[1:]) == ([DENIED], [(ID, -DENIED)])
+    # and when the node's policy changes, the connection ends
+    firewall(scene, {port_rule(INGRESS, RED, port=81): ALLOW})
+    assert drops(scene.send(RED, scene.tcp(RED, ROUTER, flags="A"))) == [DENIED]
+
+
 # ---- what is spared ----
 
 

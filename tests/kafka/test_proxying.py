@@ -51,8 +51,8 @@ async def test_a_producer_of_one_topic_writes_it_and_no_other(lab: Lab) -> None:
     await lab.enforce(enforcing(KafkaRule(PRODUCE, topic="orders")))
     found = await lab.ask(produce("orders", "a", "b"), produce("secret"), produce("orders", "c"))
     assert found == [["ok", "ok"], [DENIED], ["ok"]], lab.log()
-    await eventually(lambda: ("produce", "orders", "FORWARDED") in told(lab))
-    assert ("metadata", "secret", "DROPPED") in told(lab)
+    expected = {("produce", "orders", "FORWARDED"), ("metadata", "secret", "DROPPED")}
+    await eventually(lambda: expected <= told(lab))
     assert ("produce", "secret", "FORWARDED") not in told(lab)
 
 

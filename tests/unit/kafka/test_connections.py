@@ -224,6 +224,51 @@ def test_any_pipeline_in_any_pieces_is_answered_in_order(
     asyncio.run(run())
 
 
+async def test_a_refused_question_about_topics_still_tells_of_the_brokers() -> None:
+    async with between(gate(*ORDERS)) as scene:
+        scene.send(metadata("secret", "orders", correlation_id=4), metadata("orders"))
+        assert metadata(correlation_id=4) == await scene.broker.request()
+        assert metadata("orders") == await scene.broker.request()
+        broker = {"node_id": 7, "host": "b", "port": 9092, "rack": None}
+        scene.broker.writer.write(response(METADATA, 9, 4, brokers=[broker], cluster_id="c"))
+        correlation_id, content = parse_response(METADATA, 9, await scene.receive())
+        assert (4, "c", [broker]) == (correlation_id, content["cluster_id"], content["brokers"])
+        assert [(one["name"], one["error_code"]) for one in content["topics"]] == [
+            ("secret", 29),
+            ("orders", 29),
+        ]
+        scene.broker.writer.write(response(METADATA, 9))
+        assert await scene.correlation_ids(1) == [1]
+        assert [one[:4] for one in scene.told] == [
+            ("REQUEST", "metadata", "secret", "DROPPED"),
+            ("REQUEST", "metadata", "orders", "DROPPED"),
+            ("REQUEST", "metadata", "orders", "FORWARDED"),
+            ("RESPONSE", "metadata", "orders", "FORWARDED"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("rules", "version"),
+    [((KafkaRule(frozenset({PRODUCE})),), 9), ((KafkaRule(client_id="x"),), 9), (ORDERS, 0)],
+)
+async def test_brokers_are_not_asked_what_no_rule_allows(
+    rules: tuple[KafkaRule, ...], version: int
+) -> None:
+    async with between(gate(*rules)) as scene:
+        scene.send(metadata("secret", version=version))
+        _, content = parse_response(METADATA, version, await scene.receive())
+        assert (content["brokers"], [t["error_code"] for t in content["topics"]]) == ([], [29])
+
+
+async def test_a_refusal_stands_though_the_broker_talks_nonsense() -> None:
+    async with between(gate(*ORDERS)) as scene:
+        scene.send(metadata("secret"))
+        await scene.broker.request()
+        scene.broker.writer.write(framed(b"\0\0\0\1\0\xff"))
+        _, content = parse_response(METADATA, 9, await scene.receive())
+        assert [one["error_code"] for one in content["topics"]] == [29]
+
+
 async def test_a_write_without_acknowledgement_is_refused_in_silence() -> None:
     async with between(gate(*ORDERS)) as scene:
         scene.send(produce("secret", acks=0), produce("orders", acks=0), metadata("orders"))
@@ -411,6 +456,6 @@ async def test_a_broker_that_is_not_there_resets_the_client() -> None:
 
 async def test_each_topic_has_a_record_of_its_own_but_not_without_end() -> None:
     async with between(gate(*ORDERS)) as scene:
-        scene.send(metadata(*(f"t{n}" for n in range(40))))
+        scene.send(produce(*(f"t{n}" for n in range(40))))
         await scene.receive()
         assert [f"t{n}" for n in range(16)] == [one[2] for one in scene.told]

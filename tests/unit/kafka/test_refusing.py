@@ -159,7 +159,7 @@ def test_a_broker_that_knows_no_such_version_is_understood_in_the_oldest() -> No
 def test_a_broker_that_says_so_in_another_form_sends_clients_to_the_lowest_version() -> None:
     said = bytes.fromhex("0000000100230100120000000200000000")
     correlation_id, content = parse_response(API_VERSIONS, 0, limited(3, said))
-    assert (1, 35, []) == (correlation_id, content["error_code"], content["api_keys"])
+    assert (correlation_id, content["error_code"], content["api_keys"]) == (1, 35, [])
 
 
 @pytest.mark.parametrize("cut", [3, 5, 7, 20])

@@ -39,7 +39,7 @@ class KafkaProxy:
 
     def __init__(self, settings: KafkaProxySettings) -> None:
         self._settings = settings
-        self.reporter = Reporter(L7Kind.KAFKA)
+        self.reporter = Reporter(L7Kind.KAFKA, counters=lambda: measuring.totals(self))
         self.ports = Ports(self.reporter)
         self.subscription = Subscription(L7Kind.KAFKA, settings.copy, self._take_up)
         self._unserved: dict[int, str] = {}
@@ -48,11 +48,18 @@ class KafkaProxy:
         self._metrics: HttpServer | None = None
 
     async def run(self) -> None:
-        """Serve until the process is asked to stop."""
+        """Serve until the process is asked to stop, or a part of it fails.
+
+        Raises what made the part fail; the agent's restart of this process is the remedy.
+        """
         stop = stop_signal()
         await self.start()
-        await stop.wait()
+        asked = asyncio.create_task(stop.wait())
+        ended, _ = await asyncio.wait([asked, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
         await self.stop()
+        for task in ended:
+            task.result()
 
     async def start(self) -> None:
         """Begin to serve."""

@@ -24,6 +24,7 @@ from cilium_core.proxying import transparent
 from cilium_core.telemetry import get_logger
 from flow import flow_pb2
 
+from kafka_proxy.describing import encode, with_refusals
 from kafka_proxy.errors import ProtocolError
 from kafka_proxy.negotiating import limited
 from kafka_proxy.records import ConnectionRecords
@@ -49,8 +50,8 @@ MAX_RESPONSE: Final = 1 << 30
 READ_RESPONSE: Final = 64 << 10
 """Largest response that is read for its error; larger ones are passed on piece by piece."""
 
-MAX_VERSIONS: Final = 1 << 20
-"""Largest response to a request for versions."""
+MAX_CHANGED: Final = 4 << 20
+"""Largest response that is changed on its way: one about versions or brokers."""
 
 MAX_PENDING: Final = 1024
 """Requests in flight on one connection; a client that sends more waits."""
@@ -87,16 +88,24 @@ class Counters:
 
 @dataclass(slots=True)
 class Exchange:
-    """A request in flight, or an answer of ours in its place."""
+    """A request in flight. Its body is not kept."""
 
     header: Header
     topics: tuple[str, ...]
     certain: bool
-    """Whether the broker answers it for sure."""
+    """Whether it is answered for sure."""
 
     started_ns: int
     answer: bytes | None = None
-    """Our own answer; None for a request that the broker answers."""
+    """Our own answer to a request that was refused."""
+
+    refused: Request | None = None
+    """That request, if its answer still lacks what the broker says to another in its place."""
+
+    @property
+    def ready(self) -> bytes | None:
+        """An answer that only waits for its turn."""
+        return self.answer if self.refused is None else None
 
 
 class Connection:
@@ -128,7 +137,7 @@ class Connection:
             client=self.client,
             server=self.server,
         )
-        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        _tune(self._writer.get_extra_info("socket"))
         self._pending: deque[Exchange] = deque()
         self._room = asyncio.Event()
         self._raw = False
@@ -212,32 +221,38 @@ class Connection:
         """Pass a request on, or answer it."""
         verdict = self._gate.verdict(request)
         self._counters.requests[flow_pb2.Verdict.Name(verdict).lower()] += 1
-        refused = verdict == flow_pb2.DROPPED
-        error = TOPIC_AUTHORIZATION_FAILED if refused else 0
-        self._records.request(request.header, request.topics, verdict, error)
-        answered = request.answered
-        if refused and answered is False:
+        if verdict == flow_pb2.DROPPED:
+            error = TOPIC_AUTHORIZATION_FAILED
+            self._records.request(request.header, request.topics, verdict, error)
+            self._refuse(request, frame)
             return
-        answer = refusal(request) if refused else None
-        if refused and answer is None:
+        self._records.request(request.header, request.topics, verdict)
+        answered = request.answered
+        if answered is not False and not self._raw:
+            self._pending.append(
+                Exchange(request.header, request.topics, bool(answered), time.monotonic_ns())
+            )
+        self._broker.write(head)
+        self._broker.write(frame)
+
+    def _refuse(self, request: Request, frame: bytes) -> None:
+        """Answer a request that may not pass, or have the broker answer another in its place."""
+        if request.answered is False:
+            return
+        answer = refusal(request)
+        if answer is None:
             raise ProtocolError(
                 f"a refused request cannot be answered: {request.unreadable or 'no form for it'}"
             )
-        if answered is not False and not self._raw:
-            self._pending.append(
-                Exchange(
-                    request.header,
-                    request.topics,
-                    bool(answered),
-                    time.monotonic_ns(),
-                    answer,
-                )
-            )
-        if refused:
+        other = self._gate.substitute(request)
+        exchange = Exchange(request.header, request.topics, True, time.monotonic_ns(), answer)
+        self._pending.append(exchange)
+        if other is None:
             self._answer()
-        else:
-            self._broker.write(head)
-            self._broker.write(frame)
+            return
+        exchange.refused = request
+        content = encode(other, frame)
+        self._broker.write(len(content).to_bytes(_WORD, "big") + content)
 
     async def _garbage(self, start: bytes, reason: str) -> None:
         """Refuse bytes that are no request; where nothing is enforced, pass them and the rest on.
@@ -268,8 +283,9 @@ class Connection:
             error = await self._pass_response(exchange, size, head, identity)
             self._pending.popleft()
             self._room.set()
-            latency_ns = time.monotonic_ns() - exchange.started_ns
-            self._records.response(exchange.header, exchange.topics, error, latency_ns)
+            if exchange.answer is None:
+                latency_ns = time.monotonic_ns() - exchange.started_ns
+                self._records.response(exchange.header, exchange.topics, error, latency_ns)
             self._answer()
             await self._writer.drain()
 
@@ -278,10 +294,14 @@ class Connection:
     ) -> int:
         """Pass one response on and return the error in it, 0 for none or when it is not read."""
         header, rest = exchange.header, size - _WORD
-        if header.key == API_VERSIONS and self._gate.enforcing:
-            if size > MAX_VERSIONS:
-                raise self._nonsense(f"versions in a response of {size} bytes")
+        changed = exchange.refused is not None or header.key == API_VERSIONS
+        if changed and self._gate.enforcing:
+            if size > MAX_CHANGED:
+                raise self._nonsense(f"a response of {size} bytes, which is to be changed")
             told = identity + await self._upstream.readexactly(rest)
+            if exchange.refused is not None:
+                self._writer.write(self._completed(exchange.refused, exchange.answer or b"", told))
+                return TOPIC_AUTHORIZATION_FAILED
             try:
                 self._writer.write(limited(header.version, told))
             except ProtocolError as error:
@@ -301,6 +321,14 @@ class Connection:
             await self._writer.drain()
         return 0
 
+    def _completed(self, refused: Request, answer: bytes, told: bytes) -> bytes:
+        """Our answer with what the broker told; without it when that cannot be read."""
+        try:
+            return with_refusals(refused, told)
+        except ProtocolError as error:
+            log.debug("brokers not told", server=self.server, error=str(error))
+            return answer
+
     def _match(self, correlation_id: int) -> Exchange | None:
         """The request that a response belongs to: the first in flight, which stays there.
 
@@ -309,7 +337,7 @@ class Connection:
         self._answer()
         while self._pending:
             exchange = self._pending[0]
-            if exchange.header.correlation_id == correlation_id and exchange.answer is None:
+            if exchange.header.correlation_id == correlation_id:
                 return exchange
             if exchange.certain:
                 return None
@@ -319,7 +347,7 @@ class Connection:
 
     def _answer(self) -> None:
         """Send the answers of ours whose turn it is."""
-        while self._pending and (answer := self._pending[0].answer) is not None:
+        while self._pending and (answer := self._pending[0].ready) is not None:
             self._writer.write(answer)
             self._pending.popleft()
             self._room.set()
@@ -353,12 +381,18 @@ async def dial(
         mark=transparent.mark_of(ingress=ingress),
     )
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        _tune(sock)
         await asyncio.get_running_loop().sock_connect(sock, server)
         return await asyncio.open_connection(sock=sock)
     except BaseException:
         sock.close()
         raise
+
+
+def _tune(sock: socket.socket) -> None:
+    """Send small messages at once, and notice a peer that has vanished."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def _error(header: Header, body: bytes) -> int:

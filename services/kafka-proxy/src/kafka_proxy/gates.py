@@ -13,6 +13,7 @@ from cilium_core.policy.l7 import Redirect
 from flow import flow_pb2
 
 from kafka_proxy.deciding import allows
+from kafka_proxy.describing import about_brokers
 
 if TYPE_CHECKING:
     from kafka_proxy.requests import Request
@@ -35,6 +36,11 @@ class Gate:
         if self.redirect.allow_all or allows(self.redirect.kafka, request):
             return flow_pb2.FORWARDED
         return flow_pb2.AUDIT if self.redirect.audit else flow_pb2.DROPPED
+
+    def substitute(self, refused: Request) -> Request | None:
+        """What goes to the broker instead of a refused request, if anything may."""
+        other = about_brokers(refused)
+        return other if other is not None and allows(self.redirect.kafka, other) else None
 
     @property
     def verdict_of_garbage(self) -> flow_pb2.Verdict:

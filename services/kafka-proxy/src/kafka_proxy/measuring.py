@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from cilium_core.telemetry import REGISTRY, counter, gauge
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kafka_proxy.app import KafkaProxy
 
 REQUESTS = counter(
@@ -23,6 +25,17 @@ UNREACHABLE = counter(
 LOST = counter("cilium_kafka_proxy_lost_total", "What was lost for want of room.", "what")
 PORTS = gauge("cilium_kafka_proxy_ports", "Ports that are served.")
 CONNECTIONS = gauge("cilium_kafka_proxy_connections", "Connections of clients.")
+
+
+def totals(proxy: KafkaProxy) -> Iterator[tuple[str, str, int]]:
+    """What the agent is told, for its own metrics: event, reason, total."""
+    counters = proxy.ports.counters
+    for verdict, number in counters.requests.items():
+        yield "requests", verdict, number
+    for sender, number in counters.garbage.items():
+        yield "garbage", sender, number
+    yield "unreachable", "", counters.unreachable
+    yield "lost", "connections", proxy.ports.turned_away
 
 
 def register(proxy: KafkaProxy) -> None:

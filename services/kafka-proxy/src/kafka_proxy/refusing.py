@@ -14,7 +14,7 @@ from kafka_proxy.encoding import Value, write
 from kafka_proxy.schemas import API_VERSIONS, Field, Struct, known_versions, response_struct
 
 if TYPE_CHECKING:
-    from kafka_proxy.requests import Header, Request
+    from kafka_proxy.requests import Body, Header, Request
 
 TOPIC_AUTHORIZATION_FAILED: Final = 29
 UNSUPPORTED_VERSION: Final = 35
@@ -41,8 +41,12 @@ def refusal(request: Request) -> bytes | None:
         return _unsupported(header)
     if request.body is None or form is None:
         return None
-    value, _ = _fill(form, request.body.value, request.body.form)
-    return frame(header.correlation_id, form, value)
+    return frame(header.correlation_id, form, refused_value(form, request.body))
+
+
+def refused_value(form: Struct, body: Body) -> Value:
+    """The content of the answer to a request that is refused."""
+    return _fill(form, body.value, body.form)[0]
 
 
 def frame(correlation_id: int, form: Struct, value: Value) -> bytes:

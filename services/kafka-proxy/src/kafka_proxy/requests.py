@@ -59,6 +59,9 @@ class Body:
     unnamed: bool
     """Whether it means topics that it does not name, such as by id."""
 
+    start: int
+    """Bytes of the request before the body."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -97,12 +100,13 @@ def parse(frame: bytes) -> Request:
         reader = Reader(view, header.size)
         if form.flexible_header:
             reader.tags(None, {})
-        value = read(form, view, reader.at)
+        start = reader.at
+        value = read(form, view, start)
     except ProtocolError as error:
         return Request(header, unreadable=str(error))
     except RecursionError:
         return Request(header, unreadable="the message is nested too deeply")
-    return Request(header, _body(form, value))
+    return Request(header, _body(form, value, start))
 
 
 def parse_header(frame: bytes) -> Header:
@@ -119,7 +123,7 @@ def parse_header(frame: bytes) -> Header:
     return Header(key, version, correlation_id, client_id, reader.at)
 
 
-def _body(form: Struct, value: Value) -> Body:
+def _body(form: Struct, value: Value, start: int) -> Body:
     topics: dict[str, None] = {}
     unnamed = False
     for name in _topics(form, value):
@@ -127,7 +131,7 @@ def _body(form: Struct, value: Value) -> Body:
             unnamed = True
         else:
             topics[name] = None
-    return Body(form, value, tuple(topics), unnamed)
+    return Body(form, value, tuple(topics), unnamed, start)
 
 
 def _topics(form: Struct, value: Value) -> Iterator[str]:

@@ -22,6 +22,7 @@ from kio.schema.types import TopicName
 
 PRODUCE: Final = 0
 FETCH: Final = 1
+METADATA: Final = 3
 SASL_HANDSHAKE: Final = 17
 API_VERSIONS: Final = 18
 ENVELOPE: Final = 58
