@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 OPERATORS = 2
+_JUDGED_BY = (
+    "enable-extended-ip-protocols",
+    "enable-host-firewall",
+    "enable-icmp-rules",
+    "enable-l7-proxy",
+    "enable-node-selector-labels",
+)
+"""Settings of the agents by which an operator judges policies."""
+
 _OPERATOR_API_PORT = 9234
 
 
@@ -201,7 +210,8 @@ def write_configs(
                 "cluster-pool-ipv6-mask-size": 64,
                 "operator-api-serve-addr": f"127.0.0.1:{_OPERATOR_API_PORT + number - 1}",
                 "operator-socket": lab.operator_socket(number),
-            },
+            }
+            | {name: value for name, value in settings.get("", {}).items() if name in _JUDGED_BY},
         )
     for node in nodes:
         shared = logs | {
