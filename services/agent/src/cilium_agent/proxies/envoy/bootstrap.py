@@ -104,7 +104,9 @@ def bootstrap(agent_socket: Path, admin_socket: Path, options: EnvoyOptions) -> 
     config.layered_runtime.layers.add(name="static").static_layer.update(_RUNTIME)
     config.layered_runtime.layers.add(name="admin").admin_layer.SetInParent()
     config.overload_manager.CopyFrom(_connection_limit(options))
-    return json_format.MessageToJson(config, preserving_proto_field_name=True).encode()
+    # Sorted: maps have another order in every process, and the content decides about adoption.
+    text = json_format.MessageToJson(config, preserving_proto_field_name=True, sort_keys=True)
+    return text.encode()
 
 
 def _agent(socket_path: Path) -> cluster_pb2.Cluster:

@@ -107,8 +107,7 @@ def _protocol(
         protocol.upstream_http_protocol_options.auto_sni = True
         protocol.upstream_http_protocol_options.auto_san_validation = checked
     if speech is Speech.AS_CLIENT:
-        http1 = protocol.use_downstream_protocol_config.http_protocol_options
-        http1.allow_custom_methods = True
+        protocol.use_downstream_protocol_config.http_protocol_options.SetInParent()
         protocol.use_downstream_protocol_config.http2_protocol_options.SetInParent()
     elif speech is Speech.HTTP1:
         protocol.explicit_http_config.http_protocol_options.SetInParent()

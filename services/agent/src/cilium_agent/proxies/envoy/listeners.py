@@ -245,7 +245,6 @@ def _http_manager(
     manager.generate_request_id.value = False
     manager.preserve_external_request_id = True
     manager.http_protocol_options.accept_http_10 = True
-    manager.http_protocol_options.allow_custom_methods = True
     if options.normalize_path and restricts_path(conditions) and not redirect.allow_all:
         manager.normalize_path.value = True
         manager.merge_slashes = True
