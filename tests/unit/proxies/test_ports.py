@@ -64,6 +64,13 @@ def make(path: Path, ports: range = range(10000, 10010), clock: Clock | None = N
     return PortTable(path / "ports.json", ports, free=lambda _: True, clock=clock or Clock())
 
 
+def keep(path: Path, redirect: Redirect) -> None:
+    """Leave a file behind, as an agent does."""
+    table = make(path)
+    table.claim(redirect)
+    table.save()
+
+
 def test_equal_redirects_share_a_port_and_others_do_not(tmp_path: Path) -> None:
     table = make(tmp_path)
     again = Redirect(ingress=True, kind=L7Kind.HTTP, http=(HttpRule(path="a"),))
@@ -74,6 +81,7 @@ def test_equal_redirects_share_a_port_and_others_do_not(tmp_path: Path) -> None:
 def test_ports_survive_a_restart_of_the_agent(tmp_path: Path) -> None:
     before = make(tmp_path)
     ports = {one: before.claim(one) for one in (A, B, EVERYTHING)}
+    before.save()
     after = make(tmp_path)
     after.load()
     assert dict(after.ports()) == ports
@@ -81,7 +89,7 @@ def test_ports_survive_a_restart_of_the_agent(tmp_path: Path) -> None:
 
 
 def test_the_file_is_for_root_alone(tmp_path: Path) -> None:
-    make(tmp_path).claim(EVERYTHING)
+    keep(tmp_path, EVERYTHING)
     assert stat.S_IMODE((tmp_path / "ports.json").stat().st_mode) == 0o600
 
 
@@ -102,7 +110,7 @@ def test_a_port_stays_for_five_minutes_after_its_last_use(tmp_path: Path) -> Non
 
 
 def test_what_was_on_disk_stays_until_policies_are_in_force(tmp_path: Path) -> None:
-    make(tmp_path).claim(A)
+    keep(tmp_path, A)
     clock = Clock()
     table = make(tmp_path, clock=clock)
     table.load()
@@ -114,7 +122,7 @@ def test_what_was_on_disk_stays_until_policies_are_in_force(tmp_path: Path) -> N
 
 
 def test_what_was_claimed_since_the_start_is_not_let_go(tmp_path: Path) -> None:
-    make(tmp_path).claim(A)
+    keep(tmp_path, A)
     clock = Clock()
     table = make(tmp_path, clock=clock)
     table.load()

@@ -196,6 +196,7 @@ class Proxies:
         return True
 
     def _tell(self, backend: Backend) -> None:
+        self._ports.save()  # a port is on disk before anybody listens on it
         backend.want(self._ports.ports(backend.kinds))
 
     async def _settle(self, redirects: Collection[Redirect]) -> None:

@@ -78,6 +78,7 @@ class PortTable:
         self._clock = clock
         self._grace_s = grace_s
         self._entries: dict[Redirect, _Entry] = {}
+        self._unsaved = False
 
     @property
     def range(self) -> range:
@@ -103,25 +104,25 @@ class PortTable:
         self._entries = entries
 
     def claim(self, redirect: Redirect) -> int:
-        """The port of a redirect, which is in use from now on.
+        """The port of a redirect, which is in use from now on; `save` keeps it.
 
         Raises `PortsExhaustedError`.
         """
         entry = self._entries.get(redirect)
         if entry is None:
             entry = self._entries[redirect] = _Entry(self._pick())
-            self.save()
+            self._unsaved = True
         entry.claimed, entry.unused_since = True, None
         return entry.port
 
     def move(self, redirect: Redirect) -> int:
-        """Give a redirect another port, because its own is taken by a stranger.
+        """Give a redirect another port, because its own is taken by a stranger; `save` keeps it.
 
         Raises `PortsExhaustedError`; then it keeps the one it has.
         """
         entry = self._entries[redirect]
         entry.port = self._pick()
-        self.save()
+        self._unsaved = True
         return entry.port
 
     def release(self, redirects: Iterable[Redirect]) -> None:
@@ -136,7 +137,7 @@ class PortTable:
         self.release([one for one, entry in self._entries.items() if not entry.claimed])
 
     def expire(self) -> list[Redirect]:
-        """Forget what has been out of use for the grace period, and return it."""
+        """Forget what was out of use for the grace period, and return it; `save` keeps that."""
         limit = self._clock() - self._grace_s
         gone = [
             redirect
@@ -145,8 +146,7 @@ class PortTable:
         ]
         for redirect in gone:
             del self._entries[redirect]
-        if gone:
-            self.save()
+        self._unsaved |= bool(gone)
         return gone
 
     def ports(self, kinds: Collection[L7Kind] = tuple(L7Kind)) -> Mapping[Redirect, int]:
@@ -159,7 +159,9 @@ class PortTable:
         return entry is not None and entry.unused_since is None
 
     def save(self) -> None:
-        """Write the file; what cannot be written is reported, and the ports hold all the same."""
+        """Write what changed; if that fails, it is reported, and the ports hold all the same."""
+        if not self._unsaved:
+            return
         items = [
             {"port": entry.port, "redirect": encoding.encode(redirect)}
             for redirect, entry in sorted(self._entries.items(), key=lambda item: item[1].port)
@@ -169,6 +171,8 @@ class PortTable:
             write_atomic(self._path, content.encode(), 0o600)
         except OSError as error:
             log.error("proxy ports not saved", file=str(self._path), error=str(error))
+        else:
+            self._unsaved = False
 
     def _pick(self) -> int:
         taken = {entry.port for entry in self._entries.values()}

@@ -245,7 +245,8 @@ def _http_manager(
     manager.generate_request_id.value = False
     manager.preserve_external_request_id = True
     manager.http_protocol_options.accept_http_10 = True
-    if options.normalize_path and restricts_path(conditions) and not redirect.allow_all:
+    refuses = not (redirect.allow_all or redirect.audit)
+    if options.normalize_path and refuses and restricts_path(conditions):
         manager.normalize_path.value = True
         manager.merge_slashes = True
         manager.path_with_escaped_slashes_action = _Manager.UNESCAPE_AND_REDIRECT
