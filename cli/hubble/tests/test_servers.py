@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from hubble_cli.__main__ import run
 from hubble_cli.errors import HubbleError
-from hubble_cli.requesting import DEFAULT_FIELD_MASK
+from hubble_cli.requesting import DEFAULT_FIELD_MASK, POLICY_FIELDS
 from observer import observer_pb2, observer_pb2_grpc
 from peer import peer_pb2, peer_pb2_grpc
 from relay import relay_pb2
@@ -213,6 +213,7 @@ def test_selectors_become_the_request(flags, number, first, follow, server):
         (["-o", "json", "--field-mask", "time,source.ID"], ("time", "source.ID")),
         (["--use-default-field-masks=false"], ()),
         (["-o", "dict"], DEFAULT_FIELD_MASK),
+        (["--print-policy-names"], (*DEFAULT_FIELD_MASK, *POLICY_FIELDS)),
     ],
 )
 def test_field_masks(flags, paths, server):

@@ -125,6 +125,17 @@ def test_agent_events_are_counted_when_looking_back_without_a_filter(pipeline: P
     assert started == message
 
 
+def test_the_last_agent_events_are_found_between_any_number_of_flows(pipeline: Pipeline) -> None:
+    for revision in range(5):
+        update = flow_pb2.PolicyUpdateNotification(revision=revision)
+        told = flow_pb2.AgentEvent(type=flow_pb2.POLICY_UPDATED, policy_update=update)
+        agent_event = metadata_pb2.AgentEvent(event=told)
+        pipeline.tell(metadata_pb2.Update(agent_event=agent_event))
+        pipeline.feed(numbered(range(10)))
+    cursor = Cursor(pipeline.store, Query(number=3, kinds=AGENT_EVENTS))
+    assert [message.policy_update.revision for _, _, message in cursor.read().runs] == [2, 3, 4]
+
+
 def test_the_oldest_flows_are_overwritten() -> None:
     pipeline = Pipeline(capacity=15)
     pipeline.feed(numbered(range(40)))

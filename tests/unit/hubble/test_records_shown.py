@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cilium.metadata.v1 import metadata_pb2
+from cilium_core import abi
 from flow import flow_pb2
 from hubble_relay.app import Relay
 from hubble_relay.settings import RelaySettings
@@ -196,3 +197,21 @@ async def test_records_are_followed_live(tmp_path: Path) -> None:
         finally:
             process.terminate()
             await process.wait()
+
+
+async def test_verdicts_name_match_direction_and_policies_without_further_options(
+    tmp_path: Path,
+) -> None:
+    async with observed(tmp_path) as server:
+        ends = {"saddr": address_of(0), "daddr": address_of(1), "sport": 1, "dport": 80}
+        flags, proto = abi.constants["EVENT_INGRESS"], {"proto": 6, "tcp_flags": 2}
+        for number, match, flag in ((15001, 2, 0), (-133, 0, 0), (0, 1, 16)):
+            told = event(type=5, verdict=number, match=match, cookie=1, **ends, **proto)
+            told["flags"] |= flags | flag
+            await server.feed_flows(told)
+        lines = await observe(tmp_path / "relay.sock", "--print-policy-names", "--last", "3")
+        assert [re.sub(r"^.*\) (policy.*) \(.*$", r"\1", line) for line in lines] == [
+            "policy-verdict:L3-L4 INGRESS ALLOWED BY rule1 (CiliumNetworkPolicy)",
+            "policy-verdict:none INGRESS DENIED BY rule1 (CiliumNetworkPolicy)",
+            "policy-verdict:L3-Only INGRESS AUDITED BY rule1 (CiliumNetworkPolicy)",
+        ]

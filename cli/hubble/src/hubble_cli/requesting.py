@@ -47,8 +47,27 @@ DEFAULT_FIELD_MASK = (
     "is_reply",
     "Summary",
     "ip_trace_id",
+    "source_names",
+    "destination_names",
+    "policy_match_type",
+    "traffic_direction",
+    "auth_type",
+    "debug_capture_point",
+    "sock_xlate_point",
 )
-"""What the text outputs show; asking for no more saves servers from sending the rest."""
+"""What the text outputs show; asking for no more saves servers from sending the rest.
+
+Hubble's own client leaves the last seven out, and so prints no DNS names, and policy verdicts as
+`policy-verdict:none TRAFFIC_DIRECTION_UNKNOWN`.
+"""
+
+POLICY_FIELDS = (
+    "ingress_allowed_by",
+    "egress_allowed_by",
+    "ingress_denied_by",
+    "egress_denied_by",
+)
+"""What they show besides when policies are to be named."""
 
 
 class Selection:

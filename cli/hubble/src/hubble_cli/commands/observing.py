@@ -231,6 +231,8 @@ def observe_flows(parsed: Parsed) -> None:
             raise UsageError(f"{name} output format is not compatible with custom field mask")
         if parsed.values.get("use-default-field-masks", True):
             mask = list(requesting.DEFAULT_FIELD_MASK)
+            if options.policy_names:
+                mask += requesting.POLICY_FIELDS
     input_file = str(parsed.values.get("input-file", ""))
     selection = requesting.Selection(parsed, time.time_ns())
     selection.check()

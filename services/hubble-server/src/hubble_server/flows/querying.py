@@ -122,12 +122,20 @@ def _last(store: FlowStore, query: Query, oldest: int, head: int) -> Start:
 
 
 def _counted(store: FlowStore, block: Block, query: Query) -> Mask:
-    """Events that count towards "the last N": all but losses when there is no filter."""
+    """Events that count towards "the last N".
+
+    Of flows without a filter that is everything but losses, as in Hubble. Of agent and debug events
+    it is these alone: they are so few between flows that users would hardly see one.
+    """
     kinds = block["kind"]
-    if query.filters.pass_all:
-        counted: Mask = kinds != KIND_LOST
-        return counted
-    return _passing(store, block, kinds, query.filters)
+    counted: Mask
+    if query.kinds != FLOWS:
+        counted = np.isin(kinds, list(query.kinds))
+    elif query.filters.pass_all:
+        counted = kinds != KIND_LOST
+    else:
+        counted = _passing(store, block, kinds, query.filters)
+    return counted
 
 
 def _passing(store: FlowStore, block: Block, kinds: NDArray[np.uint8], filters: Filters) -> Mask:
