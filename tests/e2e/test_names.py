@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 LOOKUPS = str(Path(__file__).with_name("lookups.py"))
 NAMES = 20
 LOAD_S = 8
+PATIENCE_S = "2"
+"""After which a lookup has failed; resolvers have more."""
 LATE_S = 3.0
 """Slack for machines that run other things besides the test."""
 
@@ -147,13 +149,14 @@ def test_queries_and_answers_are_flows(lab: Lab, cast: Cast) -> None:
     eventually(seen, 10, "DNS flows")
 
 
-def loading(lab: Lab, cast: Cast) -> Any:
-    return lab.spawned("client", "load", cast.near.ipv4, "api.test", str(LOAD_S), program=LOOKUPS)
+def loading(lab: Lab, cast: Cast, *patience: str) -> Any:
+    words = ("load", cast.near.ipv4, "api.test", str(LOAD_S), *patience)
+    return lab.spawned("client", *words, program=LOOKUPS)
 
 
 def test_no_lookup_fails_while_the_agent_is_killed_and_comes_back(lab: Lab, cast: Cast) -> None:
     running: Running
-    with loading(lab, cast) as running:
+    with loading(lab, cast, PATIENCE_S) as running:
         lab.cilium("lab", "kill", "node1/agent")
         assert said(lab, "evil.test", cast.near.ipv4) == "REFUSED"
         assert said(lab, "n2.fresh.test", cast.near.ipv4) == "NOERROR 198.51.100.2"
