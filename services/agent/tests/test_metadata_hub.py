@@ -68,3 +68,16 @@ async def test_a_watcher_that_falls_behind_is_cut_off(monkeypatch):
     hub.publish(endpoint(number) for number in range(1, 6))
     with pytest.raises(SlowWatcherError):
         await anext(watch)
+
+
+async def test_names_stay_until_there_are_none():
+    def names(*told):
+        return pb.Update(names=pb.Names(endpoint=1, ip="192.0.2.1", names=told))
+
+    hub = MetadataHub()
+    hub.publish([names("a.test"), names("a.test", "b.test")])
+    watch = hub.watch()
+    assert [names("a.test", "b.test")] == await snapshot(watch)
+    hub.publish([names("a.test", "b.test"), names(), names()])
+    assert [names()] == list((await anext(watch)).updates)
+    assert await snapshot(hub.watch()) == []

@@ -15,6 +15,7 @@ from hubble_server.metadata.directory import Directory
 from hubble_server.records.correlating import Requests, trace_of
 from hubble_server.records.redacting import REDACTED, Redaction
 from hubble_server.records.summaries import summary
+from hubble_server.settings import ServerSettings
 
 from tests.unit.hubble.loads import address_of, event, join, names, record, snapshot
 from tests.unit.hubble.pipelines import NODE, Pipeline, Script
@@ -355,3 +356,16 @@ def test_records_do_not_delay_the_names_of_new_pods() -> None:
         pipeline.ingest.tell(update)
     pipeline.feed(event(type=4, saddr=address_of(2)))
     assert {"pod-2", "pod-0"} == {flow.source.pod_name for flow in pipeline.flows()}
+
+
+def test_headers_are_either_listed_as_shown_or_as_hidden() -> None:
+    both = ServerSettings(
+        hubble_redact_enabled=True,
+        hubble_redact_http_headers_allow=("Host",),
+        hubble_redact_http_headers_deny=("Cookie",),
+    )
+    assert [problem.key for problem in both.check()] == ["hubble-redact-http-headers-deny"]
+    one = ServerSettings(hubble_redact_enabled=True, hubble_redact_http_headers_allow=("Host",))
+    assert list(one.check()) == []
+    assert Redaction(headers_allowed=frozenset({"host"})) == one.redaction
+    assert ServerSettings().redaction is None

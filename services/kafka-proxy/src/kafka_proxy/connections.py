@@ -145,6 +145,11 @@ class Connection:
 
     async def serve(self) -> None:
         """Carry until the end. Never raises but when cancelled."""
+        if self.server[0] in transparent.LOOPBACKS and self.server[1] == self._gate.port:
+            # nobody was redirected: a process of the node means the proxy itself
+            self._counters.unreachable += 1
+            _reset(self._writer)
+            return
         try:
             async with asyncio.timeout(CONNECT_S):
                 upstream, broker = await self._dial(

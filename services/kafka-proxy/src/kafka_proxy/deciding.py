@@ -4,6 +4,9 @@ A request passes when rules that fit its kind, version and client allow every to
 by some rule; a rule without a topic allows any. For a request that names none, a rule's topic is
 not looked at. A request whose topics are not known, since it cannot be read or means them by id,
 is never allowed by a rule with a topic.
+
+A read that continues a session names only what changed since the read that began it, which was
+judged; brokers let no client continue the session of another.
 """
 
 from __future__ import annotations
