@@ -93,8 +93,13 @@ def _build() -> Path:
 
 @contextmanager
 def _running(*command: str) -> Iterator[None]:
-    """A process that is killed at the end; the errors that it prints are of no interest."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    """A process that is killed at the end; what it prints is of no interest.
+
+    It has a session of its own, as a daemon has: the kernel shares processors out among sessions.
+    """
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
         try:
             yield
         finally:

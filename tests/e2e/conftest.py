@@ -23,14 +23,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def start_lab() -> Iterator[Callable[[int], Lab]]:
-    """Bring labs up, named after this process, and take them down."""
+def start_lab() -> Iterator[Callable[..., Lab]]:
+    """Bring labs up, named after this process, and take them down; settings as KEY=VALUE."""
     started: list[Lab] = []
 
-    def start(nodes: int) -> Lab:
+    def start(nodes: int, *settings: str) -> Lab:
         lab = Lab(f"e{os.getpid()}x{len(started)}")
         started.append(lab)
-        lab.cilium("lab", "up", "--name", lab.name, "--nodes", str(nodes), "--quiet")
+        options = [word for setting in settings for word in ("--config", setting)]
+        lab.cilium("lab", "up", "--name", lab.name, "--nodes", str(nodes), "--quiet", *options)
         return lab
 
     yield start
@@ -39,6 +40,6 @@ def start_lab() -> Iterator[Callable[[int], Lab]]:
 
 
 @pytest.fixture(scope="module")
-def lab(start_lab: Callable[[int], Lab]) -> Lab:
+def lab(start_lab: Callable[..., Lab]) -> Lab:
     """Two nodes, which is enough for everything that is not about their number."""
     return start_lab(2)

@@ -297,7 +297,7 @@ class Cluster:
             generation = json.loads(policy.json)["metadata"].get("generation", 0)
             ref = (policy.kind, policy.namespace, policy.name)
             seen[ref] = generation
-            if self._applied.get(ref, ("", 0))[1] == generation:
+            if ref in self._applied and self._applied[ref][1] == generation:
                 assert not policy.error, f"{node} refuses {policy.name}: {policy.error}"
         wanted = {
             ref: generation

@@ -50,6 +50,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from cilium_core.resources.keys import kind_of
 
 from tests.e2e.driving import Cluster, PodSpec, Probe
 from tests.e2e.running import Lab
@@ -341,7 +342,7 @@ class Stage:
         for obj in yaml.safe_load_all((self._policies / file).read_text()):
             if obj is None:
                 continue
-            if not obj["kind"].startswith("CiliumClusterwide") and obj["kind"] != "CiliumCIDRGroup":
+            if kind_of(obj["kind"]).namespaced:
                 obj["metadata"].setdefault("namespace", case.namespace)
             yield obj
 

@@ -243,6 +243,8 @@ async def probe_icmp(probe: dict[str, Any]) -> str:
             total = sum(struct.unpack("!6H", head + b"ping"))
             total = (total & 0xFFFF) + (total >> 16)
             head = head[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[4:]
+        if "source" in probe:
+            raw.bind((probe["source"], 0))
         raw.connect((probe["address"], 0))
         await loop.sock_sendall(raw, head + b"ping")
         while True:

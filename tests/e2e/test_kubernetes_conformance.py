@@ -39,10 +39,10 @@ Table = dict[tuple[str, str], frozenset[tuple[int, int]]]
 
 
 @pytest.fixture(scope="module")
-def cluster(start_lab: Callable[[int], Lab]) -> Iterator[Cluster]:
-    with Cluster(start_lab(2), 2) as made:
-        # labels of pods change here, and nobody else waits for it
-        made.configure({"identity-change-grace-period": "0s"})
+def cluster(start_lab: Callable[..., Lab]) -> Iterator[Cluster]:
+    # labels of pods change here, and nobody else waits for it
+    lab = start_lab(2, "identity-change-grace-period=0s")
+    with Cluster(lab, 2) as made:
         spaces = {space: {"ns": space} for space in "xyz"}
         made.add_pods([spec(name) for name in PODS], spaces)
         made.serve_at("world", "--tcp", "80,81", "--udp", "80,81", "--sctp", "80,81")
