@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from cilium_core.identities import RESERVED_IDENTITIES, NumericIdentity
 from cilium_core.resources.etcd import EtcdSource
-from cilium_core.telemetry import get_logger
+from cilium_core.telemetry import gauge, get_logger
 
 from cilium_agent import configurations, hosts, statuses
 from cilium_agent.cni import configs
@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from cilium_agent.restoring import Remains
 
 log = get_logger()
+
+RESTORATION_SECONDS = gauge(
+    "cilium_endpoint_restoration_duration_seconds", "Time that restoring endpoints took.", "phase"
+)
 
 
 class StartUp:
@@ -249,6 +253,7 @@ class StartUp:
         """Give restored endpoints their identities and policies."""
         agent, identities = self._agent, self._agent.identities
         agent.phase = "restoring endpoints"
+        began = time.monotonic()
         assert identities is not None  # noqa: S101 - made by the step before
         numbers = await asyncio.gather(
             *(
@@ -269,6 +274,7 @@ class StartUp:
         await agent.policies.finish_restoring()
         agent.node_identities.finish_restoring()
         agent.proxies.restored()
+        RESTORATION_SECONDS.set(time.monotonic() - began, "regeneration")
         await asyncio.to_thread(self._save_all, remains.kept)
         for endpoint in remains.kept:
             self._announcer.publish(endpoint)
