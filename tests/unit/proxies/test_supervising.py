@@ -41,6 +41,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def session_nice(pid: int) -> int | None:
+    """None where the kernel does not schedule by sessions, or this test may not say so."""
+    path = Path(f"/proc/{pid}/autogroup")
+    if os.geteuid() or not path.exists() or not (text := path.read_text()):
+        return None
+    return int(text.split()[-1])
+
+
 def open_files(pid: int) -> set[str]:
     return {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
 
@@ -52,6 +60,7 @@ async def test_a_program_runs_in_a_session_of_its_own_with_its_output_in_a_file(
     await supervisor.up()
     pid = supervisor.status.pid
     assert os.getsid(pid) == pid
+    assert session_nice(pid) in (None, supervising.SESSION_NICE)
     await eventually(lambda: supervisor.log_file.exists() and supervisor.log_file.read_text())
     assert supervisor.log_file.read_text() == "hello\n"
 

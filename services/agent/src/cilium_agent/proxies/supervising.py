@@ -43,6 +43,9 @@ STEADY_S = 5.0
 MAX_LOG_BYTES = 10 << 20
 LOG_CHECK_S = 60.0
 KILL_AFTER_S = 3.0
+SESSION_NICE = -10
+"""Of a program's session as a whole, where the kernel schedules by sessions."""
+
 MARKER = "CILIUM_SUPERVISED_BY"
 """Environment variable of every program: its pid file. It finds a program whose agent died between
 starting it and writing the file."""
@@ -229,6 +232,7 @@ class Supervisor:
         self._starts += 1
         self._adopted = False
         STARTS.add(1, self.program.name)
+        _raise_share(pid)
         self._process = _Process(pid, _start_ticks(pid), os.pidfd_open(pid))
         record = {
             "pid": pid,
@@ -309,6 +313,16 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 if self.log_file.stat().st_size > MAX_LOG_BYTES:
                     await asyncio.to_thread(_turn_over, self.log_file)
+
+
+def _raise_share(pid: int) -> None:
+    """Let a program have more than one session's share of the processors.
+
+    Where the kernel groups processes by session (autogroup), a busy shell weighs as much as a proxy
+    that all pods of the node depend on, and each wake-up of the proxy waits for it.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(SESSION_NICE))
 
 
 def _open_log(path: Path) -> IO[bytes]:
