@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 
@@ -18,11 +19,14 @@ from flow import flow_pb2
 from tests.dns.network import (
     CLIENT,
     NODE,
+    PROXY_PORT,
     DnsServer,
     addresses,
     framed,
+    inside,
     lab,
     read_framed,
+    udp,
 )
 from tests.unit.waiting import eventually
 
@@ -282,6 +286,21 @@ async def test_a_server_on_the_node_itself_is_asked_from_there(state_dir):
                 assert {sender[0] for _, sender in local.asked} == {NODE[family]}
             finally:
                 await local.stop()
+
+
+async def test_a_process_of_the_node_cannot_make_the_proxy_ask_itself(state_dir):
+    async with lab(state_dir) as dns_lab:
+        await dns_lab.enforce(RULES)
+        query = dns.message.make_query("api.example.com.", "A").to_wire()
+        place = ("127.0.0.1", PROXY_PORT)
+        with contextlib.closing(udp(dns_lab.namespaces.node, 4)) as sock:
+            sock.sendto(query, place)
+        with inside(dns_lab.namespaces.node):
+            sock = socket.create_connection(place, timeout=5)
+        with contextlib.closing(sock):
+            assert sock.recv(1) == b""
+        assert (await dns_lab.ask("api.example.com.")).answer
+        assert len(dns_lab.server.asked) == 1
 
 
 @pytest.mark.parametrize("family", [4, 6])

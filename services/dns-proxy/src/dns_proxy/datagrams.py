@@ -305,6 +305,9 @@ class Datagrams:
         meant = transparent.original_destination(ancillary)
         if meant is None or len(self._links) >= MAX_LINKS:
             return None
+        if meant[0] in transparent.LOOPBACKS:
+            # Nobody was redirected: a process of the node means the proxy, which would ask itself.
+            return None
         place = ancillary[0][2], ingress
         server = self._servers.get(place)
         if server is None:

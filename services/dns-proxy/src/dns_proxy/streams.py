@@ -79,6 +79,10 @@ class Connection:
 
     async def serve(self) -> None:
         """Carry queries and answers until one side has had enough."""
+        if self.server[0] in transparent.LOOPBACKS:
+            # Nobody was redirected: a process of the node means the proxy, which would ask itself.
+            self._writer.close()
+            return
         tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._exchange())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
