@@ -23,6 +23,7 @@ from cilium_core.settings import SettingsError, load
         (["--bpf-policy-map-max=100"], "bpf-policy-map-max"),
         (["--header-regex=perhaps"], "header-regex"),
         (["--node-labels=x"], "node-labels"),
+        (["--policy-cidr-match-mode=pods"], "policy-cidr-match-mode"),
     ],
 )
 def test_nonsense_is_refused_by_name(arguments, named):
@@ -44,6 +45,7 @@ def test_settings_of_policy_reach_the_policy_engine():
         "--enable-l7-proxy=false",
         "--header-regex=never",
         "--allow-localhost=policy",
+        "--network-policy-ip-block-pods",
     ]
     settings = load(AgentSettings, arguments, {}).value
     options = configurations.policy_options(settings, Families())
@@ -52,6 +54,7 @@ def test_settings_of_policy_reach_the_policy_engine():
     assert not options.l7_proxy
     assert options.header_regex is HeaderRegex.NEVER
     assert not options.allow_localhost
+    assert options.ip_block_pods
 
 
 def test_refused_names_are_answered_as_the_setting_says():

@@ -6,32 +6,52 @@ import pytest
 from cilium_agent.endpoints.records import HOST_ID
 from cilium_agent.endpoints.tables import EndpointTable
 from cilium_agent.hostendpoint import HostEndpoint, host_labels
-from cilium_agent.nodeidentities import NodeIdentities, labels_of
-from cilium_core.records import INTERNAL_IP, NodeAddress, NodeRecord
+from cilium_agent.nodeidentities import NodeIdentities
+from cilium_core.records import CILIUM_INTERNAL_IP, INTERNAL_IP, NodeAddress, NodeRecord
+
+MARKS = {"k8s:io.cilium.k8s.policy.cluster=default", "reserved:remote-node"}
 
 
-def node(name="node2", **labels):
-    address = NodeAddress(INTERNAL_IP, ipaddress.ip_address("172.30.0.12"))
-    return NodeRecord(name, addresses=(address,), labels=labels)
+def node(name="node2", ip="172.30.0.12", **labels):
+    addresses = ((INTERNAL_IP, ip), (INTERNAL_IP, "fd00::12"), (CILIUM_INTERNAL_IP, "10.0.2.1"))
+    listed = tuple(NodeAddress(kind, ipaddress.ip_address(address)) for kind, address in addresses)
+    return NodeRecord(name, addresses=listed, labels=labels)
 
 
-def test_a_remote_node_has_its_labels_beside_those_that_mark_it():
-    assert set(labels_of(node(zone="z1")).texts()) == {
-        "k8s:io.cilium.k8s.policy.cluster=default",
-        "node:zone=z1",
-        "reserved:remote-node",
+def make(folder, *, by_labels=True, by_address=False):
+    file = folder / "numbers.json"
+    return NodeIdentities(file, by_labels=by_labels, by_address=by_address)
+
+
+def test_a_remote_node_has_its_labels_beside_those_that_mark_it(tmp_path):
+    labels = make(tmp_path).labels_of(node(zone="z1"))
+    assert set(labels.texts()) == {"node:zone=z1", *MARKS}
+
+
+def test_no_label_of_a_node_replaces_what_marks_it(tmp_path):
+    forged = {
+        "remote-node": "x",
+        "io.cilium.k8s.policy.cluster": "other",
+        "172.30.0.12/32": "x",
     }
-
-
-def test_no_label_of_a_node_replaces_what_marks_it():
-    forged = {"remote-node": "x", "io.cilium.k8s.policy.cluster": "other"}
-    assert "reserved:remote-node" in labels_of(node(**forged)).texts()
-    assert "k8s:io.cilium.k8s.policy.cluster=default" in labels_of(node(**forged)).texts()
+    found = make(tmp_path, by_address=True).labels_of(node(**forged)).texts()
+    assert {"reserved:remote-node", "cidr:172.30.0.12/32"} <= set(found)
+    assert "k8s:io.cilium.k8s.policy.cluster=default" in found
     assert "reserved:host" in host_labels({"host": "x"}).texts()
 
 
+def test_where_cidrs_match_nodes_a_node_has_its_own_addresses_in_its_labels(tmp_path):
+    identities = make(tmp_path, by_labels=False, by_address=True)
+    labels = identities.labels_of(node(zone="z1"))
+    assert set(labels.texts()) == {"cidr:172.30.0.12/32", "cidr:fd00--12/128", *MARKS}
+    assert identities.acquire(node()) != identities.acquire(node(ip="172.30.0.13"))
+    assert make(tmp_path, by_labels=False).labels_of(node()) == identities.labels_of(
+        NodeRecord("bare")
+    )
+
+
 def test_nodes_with_equal_labels_share_a_number_of_the_remote_scope(tmp_path):
-    identities = NodeIdentities(tmp_path / "numbers.json")
+    identities = make(tmp_path)
     first, second = identities.acquire(node("a", zone="z")), identities.acquire(node("b", zone="z"))
     assert first == second
     assert first.id >> 24 == 2
@@ -40,13 +60,13 @@ def test_nodes_with_equal_labels_share_a_number_of_the_remote_scope(tmp_path):
 
 
 def test_numbers_survive_a_restart_until_no_node_has_them(tmp_path):
-    number = NodeIdentities(tmp_path / "numbers.json").acquire(node(zone="z")).id
-    again = NodeIdentities(tmp_path / "numbers.json")
+    number = make(tmp_path).acquire(node(zone="z")).id
+    again = make(tmp_path)
     assert set(again.restore()) == {number}
     assert again.acquire(node(zone="other")).id != number
     assert again.acquire(node(zone="z")).id == number
     assert again.finish_restoring() == []
-    third = NodeIdentities(tmp_path / "numbers.json")
+    third = make(tmp_path)
     third.restore()
     third.acquire(node(zone="z"))
     assert len(third.finish_restoring()) == 1
@@ -55,7 +75,7 @@ def test_numbers_survive_a_restart_until_no_node_has_them(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", '{"x": []}', '{"1": 1}'])
 def test_a_broken_file_of_numbers_is_passed_over(tmp_path, content):
     (tmp_path / "numbers.json").write_text(content)
-    assert NodeIdentities(tmp_path / "numbers.json").restore() == {}
+    assert make(tmp_path).restore() == {}
 
 
 class NoPolicies:

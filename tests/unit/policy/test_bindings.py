@@ -10,12 +10,22 @@ from cilium_core.policy import PolicyEngine, PolicyOptions, Subject
 from cilium_core.policy.networks import Networks, addresses_of
 from cilium_core.policy.selectors import FqdnSelector
 
-from tests.unit.policy.worlds import TCP, World, ccnp, cnp, label_set, outside, pod, with_services
+from tests.unit.policy.worlds import (
+    TCP,
+    World,
+    ccnp,
+    cnp,
+    knp,
+    label_set,
+    outside,
+    pod,
+    with_services,
+)
 
 CLIENT = {"matchLabels": {"app": "client"}}
 
 
-def world(*objects: dict[str, Any]) -> World:
+def world(*objects: dict[str, Any], options: PolicyOptions | None = None) -> World:
     made = World(
         {
             "client": pod("x", {"app": "client"}),
@@ -23,7 +33,8 @@ def world(*objects: dict[str, Any]) -> World:
             "other": pod("x", {"app": "db"}),
             "192.0.2.1": outside("192.0.2.1"),
             "198.51.100.1": outside("198.51.100.1", ["api.shop.io"]),
-        }
+        },
+        options,
     )
     made.apply(*objects)
     return made
@@ -177,6 +188,34 @@ def test_a_network_of_a_tiered_policy_covers_pods_once_their_addresses_are_known
 
     assert {ref.name for ref in change.policies} == {"networks"}
     assert before - reached(made) == {"db"}
+
+
+@pytest.mark.parametrize(
+    ("pods_too", "addresses", "expected"),
+    [
+        (False, ["10.1.2.3/32"], {"192.0.2.1"}),
+        (True, ["10.1.2.3/32"], {"192.0.2.1", "db"}),
+        (True, ["10.1.2.3/32", "fd00::3/128"], {"192.0.2.1", "db"}),
+        (True, ["10.1.2.3/32", "10.1.9.3/32"], {"192.0.2.1"}),
+        (True, ["10.1.2.3/32", "fd01::3/128"], {"192.0.2.1"}),
+        (True, [], {"192.0.2.1"}),
+    ],
+)
+def test_an_ip_block_means_pods_wholly_inside_only_where_an_option_says_so(
+    pods_too, addresses, expected
+):
+    made = world(options=PolicyOptions(ip_block_pods=pods_too))
+    blocks = [
+        {"ipBlock": {"cidr": "10.1.0.0/16", "except": ["10.1.9.0/24"]}},
+        {"ipBlock": {"cidr": "fd00::/64"}},
+        {"ipBlock": {"cidr": "192.0.2.0/24"}},
+    ]
+    made.apply(knp(podSelector=CLIENT, policyTypes=["Egress"], egress=[{"to": blocks}]))
+    db = label_set(made.parties["db"])
+    known = [(ipaddress.ip_network(address), db) for address in addresses]
+    made.engine.set_addresses(Networks(addresses_of(known)))
+    made.flush()
+    assert reached(made) == expected
 
 
 def test_an_audited_namespace_does_not_reach_into_another_nor_cluster_wide_policies():

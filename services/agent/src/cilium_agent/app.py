@@ -140,7 +140,11 @@ class Agent:
         )
         self.policies.names_changed = self.names.set_selectors
         self.pods = PodTable(settings.cluster_name, LabelFilter.parse(settings.labels))
-        self.node_identities = NodeIdentities(settings.endpoint_dir / "node-identities.json")
+        self.node_identities = NodeIdentities(
+            settings.endpoint_dir / "node-identities.json",
+            by_labels=settings.enable_node_selector_labels,
+            by_address=settings.policy_cidr_match_mode == "nodes",
+        )
         self.nodes = Nodes(
             cluster=settings.cluster_name,
             name=settings.node_name,
@@ -149,7 +153,7 @@ class Agent:
             feed=self.feed,
             policies=self.policies,
             labels=settings.node_labels,
-            identities=self.node_identities if settings.enable_node_selector_labels else None,
+            identities=self.node_identities if self.node_identities.distinct else None,
         )
         self.host = HostEndpoint(self.table, self.policies, settings.endpoint_dir / "host.json")
         self.publisher = Publisher()

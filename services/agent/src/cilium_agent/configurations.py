@@ -52,6 +52,7 @@ def policy_options(settings: AgentSettings, families: Families) -> PolicyOptions
         header_regex=HeaderRegex(settings.header_regex),
         node_selector_labels=settings.enable_node_selector_labels,
         host_firewall=settings.enable_host_firewall,
+        ip_block_pods=settings.network_policy_ip_block_pods,
     )
 
 

@@ -1,4 +1,8 @@
-"""Identities of other nodes, one for each set of node labels (`enable-node-selector-labels`).
+"""Identities of nodes that policies tell apart.
+
+Where `enable-node-selector-labels` is on, other nodes have their labels in their identities; where
+`policy-cidr-match-mode` is `nodes`, all nodes, this one included, have their addresses. One with
+neither is known by what it is alone.
 
 The numbers mean something on this node only. They are kept on disk, so that after a restart the
 numbers that the kernel still uses mean what they meant. Event loop only.
@@ -6,6 +10,7 @@ numbers that the kernel still uses mean what they meant. Event loop only.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from typing import TYPE_CHECKING
 
@@ -16,6 +21,7 @@ from cilium_core.identities import (
     LocalIdentityAllocator,
     NumericIdentity,
     ReservedIdentity,
+    cidr_label,
 )
 from cilium_core.labels import (
     KEY_CLUSTER,
@@ -25,6 +31,7 @@ from cilium_core.labels import (
     LabelError,
     LabelSet,
 )
+from cilium_core.records import INTERNAL_IP
 from cilium_core.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -39,24 +46,39 @@ _FIRST = SCOPE_REMOTE_NODE + 1
 _LAST = SCOPE_REMOTE_NODE + 0xFFFFFF
 
 
-def labels_of(node: NodeRecord) -> LabelSet:
-    """The labels of a remote node's identity."""
-    return LabelSet(  # the last label of a key stays: no node label replaces what marks a node
-        (
-            *(Label(SOURCE_NODE, key, value) for key, value in node.labels.items()),
-            ReservedIdentity.REMOTE_NODE.label,
-            Label(SOURCE_K8S, KEY_CLUSTER, node.cluster),
-        )
-    )
+def address_labels(node: NodeRecord) -> list[Label]:
+    """The `cidr` labels of a node: its own addresses, not those that it has among its pods."""
+    prefixes = (ipaddress.ip_network(a.ip) for a in node.addresses if a.kind == INTERNAL_IP)
+    return [cidr_label(prefix) for prefix in prefixes]
 
 
 class NodeIdentities:
     """The numbers, by labels."""
 
-    def __init__(self, file: Path) -> None:
-        """`file` is where the numbers are kept."""
+    def __init__(self, file: Path, *, by_labels: bool, by_address: bool) -> None:
+        """`file` is where the numbers are kept; the others say what makes an identity."""
         self._file = file
+        self._by_labels = by_labels
+        self._by_address = by_address
         self._allocator = LocalIdentityAllocator(_FIRST, _LAST)
+
+    @property
+    def distinct(self) -> bool:
+        """Whether other nodes have identities of their own at all."""
+        return self._by_labels or self._by_address
+
+    def labels_of(self, node: NodeRecord) -> LabelSet:
+        """The labels of a remote node's identity."""
+        found = []  # the last label of a key stays: no node label replaces what marks a node
+        if self._by_labels:
+            found += [Label(SOURCE_NODE, key, value) for key, value in node.labels.items()]
+        found += self.addresses_of(node)
+        cluster = Label(SOURCE_K8S, KEY_CLUSTER, node.cluster)
+        return LabelSet((*found, ReservedIdentity.REMOTE_NODE.label, cluster))
+
+    def addresses_of(self, node: NodeRecord) -> list[Label]:
+        """The labels that a node has for its addresses, if any."""
+        return address_labels(node) if self._by_address else []
 
     def restore(self) -> dict[int, LabelSet]:
         """Keep the numbers of an earlier run for their labels, and tell them."""
@@ -72,7 +94,7 @@ class NodeIdentities:
 
     def acquire(self, node: NodeRecord) -> Identity:
         """The identity of a node, with one more use."""
-        labels = labels_of(node)
+        labels = self.labels_of(node)
         number, new = self._allocator.acquire(labels)
         if new:
             self._save()

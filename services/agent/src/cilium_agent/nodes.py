@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cilium_core.errors import InvalidError
-from cilium_core.identities import NumericIdentity, ReservedIdentity
+from cilium_core.identities import Identity, NumericIdentity, ReservedIdentity
 from cilium_core.kvstore import EventKind
+from cilium_core.labels import LabelSet
 from cilium_core.records import CILIUM_INTERNAL_IP, INTERNAL_IP, NODES, NodeAddress, NodeRecord
 from cilium_core.telemetry import gauge, get_logger
 
@@ -25,7 +26,6 @@ from cilium_agent.ipcaches import Entry, IPCache, Source, normalise
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from cilium_core.identities import Identity
     from cilium_core.kvstore import Event
     from cilium_core.records import Network
 
@@ -94,7 +94,7 @@ class Nodes:
     ) -> None:
         """Take the parts; `cluster`, `name` and `labels` are the own node's.
 
-        With `identities` every other node has one by its labels.
+        With `identities` nodes have identities by what policies may tell them apart by.
         """
         self.trigger: Callable[[], None] = lambda: None
         self.labels_changed: Callable[[], None] = lambda: None
@@ -167,12 +167,17 @@ class Nodes:
         """Note what this node is."""
         self.own = record
         addresses = [str(a.ip) for a in record.addresses if a.kind == INTERNAL_IP]
-        host = next(iter(addresses), "")
+        shown = next(iter(addresses), "")
         for address in record.addresses:
             # An address among the pods does not say which node people mean.
-            known = host if address.kind == INTERNAL_IP else ""
+            known = shown if address.kind == INTERNAL_IP else ""
             entry = Entry(int(ReservedIdentity.HOST), host_ip=known)
             self._ipcache.upsert(str(address.ip), Source.LOCAL, entry)
+        if self._identities is not None:
+            host = ReservedIdentity.HOST
+            labels = LabelSet((*self._identities.addresses_of(record), host.label))
+            self._policies.upsert_identity(host, labels)
+            self._feed.identities([Identity(NumericIdentity(host), labels)])
         self._feed.local_node(record.name, record.cluster, addresses)
         self._feed.node(record.name, record.cluster, addresses)
 

@@ -40,6 +40,18 @@ class PolicySettings:
         "Accept fromNodes and toNodes in policies; gives every node an identity of its own.",
         group="Policy",
     )
+    policy_cidr_match_mode: Literal["", "nodes"] = setting(
+        "",
+        "What CIDR rules mean beside addresses outside the cluster: nothing, or nodes, by their "
+        "own addresses.",
+        group="Policy",
+    )
+    network_policy_ip_block_pods: bool = setting(
+        False,
+        "Have the ipBlock of a NetworkPolicy mean pods and nodes inside it, not only addresses "
+        "outside the cluster.",
+        group="Policy",
+    )
     enable_host_firewall: bool = setting(
         False, "Enforce policies that select nodes on the node itself.", group="Policy"
     )

@@ -16,6 +16,7 @@ from cilium_core.labels import (
     SOURCE_K8S,
 )
 from cilium_core.policy import auditing
+from cilium_core.policy.networks import NetworkSelector
 from cilium_core.policy.ports import NamedPort, PortMatch, PortRange, Protocol
 from cilium_core.policy.rules import Direction, Policy, PolicyRef, Rule, Verdict, make_origin
 from cilium_core.policy.selectors import PeerSelector, cidr_selector, equals, exists
@@ -101,12 +102,21 @@ def _peers(
     peers: Sequence[KubernetesPeer] | None, namespace: str, options: PolicyOptions
 ) -> tuple[PeerSelector, ...] | None:
     """The peers of an item; None, everyone, when it lists none."""
-    return tuple(_peer(peer, namespace, options) for peer in peers) if peers else None
+    if not peers:
+        return None
+    blocks = tuple(
+        cidr_selector(peer.ip_block.cidr, peer.ip_block.excepted or (), options.families)
+        for peer in peers
+        if peer.ip_block is not None
+    )
+    pods = (_pods(peer, namespace, options) for peer in peers if peer.ip_block is None)
+    if blocks and options.ip_block_pods:
+        # All of them together, so that a pod with addresses of both families can be inside.
+        return (NetworkSelector(blocks, closed=False), *pods)
+    return (*blocks, *pods)
 
 
-def _peer(peer: KubernetesPeer, namespace: str, options: PolicyOptions) -> PeerSelector:
-    if peer.ip_block is not None:
-        return cidr_selector(peer.ip_block.cidr, peer.ip_block.excepted or (), options.families)
+def _pods(peer: KubernetesPeer, namespace: str, options: PolicyOptions) -> LabelSelector:
     pods: LabelSelector = read_selector(peer.pod_selector, SOURCE_K8S)
     if peer.namespace_selector is None:
         selector = pods.require(equals(KEY_NAMESPACE, namespace))

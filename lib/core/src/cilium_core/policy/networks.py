@@ -1,4 +1,6 @@
-"""Networks of tiered policies: address prefixes that mean pods and nodes inside them as well.
+"""Networks: address prefixes that mean pods and nodes inside them as well.
+
+Those of tiered policies do, and the `ipBlock` of a NetworkPolicy where an option says so.
 
 Policy is enforced by identity, and an identity stands for all pods with the same labels, in both
 address families. A network selects an identity exactly when all its addresses lie inside. Where
@@ -53,11 +55,11 @@ class NetworkSelector:
         return tuple(anchor for one in self.networks for anchor in one.anchors() or ())
 
     def prefixes(self) -> Iterable[Prefix]:
-        """The prefixes."""
-        return tuple(one.prefix for one in self.networks)
+        """The prefixes and their excepts."""
+        return tuple(prefix for one in self.networks for prefix in one.prefixes())
 
     def __str__(self) -> str:
-        return "network:" + ",".join(str(one.prefix) for one in self.networks)
+        return "network:" + ",".join(str(one).removeprefix("cidr:") for one in self.networks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,11 @@ class Networks:
 
 
 def _is_inside(selector: NetworkSelector, address: Prefix) -> bool:
-    return any(prefix_contains(one.prefix, address) for one in selector.networks)
+    return any(
+        prefix_contains(one.prefix, address)
+        and not any(prefix_contains(part, address) for part in one.excepts)
+        for one in selector.networks
+    )
 
 
 def addresses_of(

@@ -84,6 +84,9 @@ class PolicyOptions:
     host_firewall: bool = False
     """`enable-host-firewall`: enforce policies for nodes; without it they have no effect."""
 
+    ip_block_pods: bool = False
+    """`network-policy-ip-block-pods`: the `ipBlock` of a NetworkPolicy means pods inside too."""
+
     lenient_fields: bool = False
     """Leave unknown fields out, with a warning, where they cannot restrict anything."""
 
@@ -102,6 +105,7 @@ _SWITCHES: Final = {
     "enable-l7-proxy": "l7_proxy",
     "enable-node-selector-labels": "node_selector_labels",
     "enable-non-default-deny-policies": "non_default_deny",
+    "network-policy-ip-block-pods": "ip_block_pods",
     "policy-default-local-cluster": "default_local_cluster",
 }
 _VALUES: Final = {"true": True, "false": False}

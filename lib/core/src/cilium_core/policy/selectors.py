@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from cilium_core.identities import Families, Prefix
+from cilium_core.identities import Families, Prefix, ReservedIdentity
 from cilium_core.labels import (
     KEY_CLUSTER,
     KEY_NAMESPACE,
@@ -41,6 +41,10 @@ from cilium_core.policy.fqdn import compile_name
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
+
+
+_NODES: Final = (ReservedIdentity.HOST.label, ReservedIdentity.REMOTE_NODE.label)
+"""What marks the identities of nodes."""
 
 
 class PeerSelector(Protocol):
@@ -205,10 +209,12 @@ class EntitySelector:
 
 @dataclass(frozen=True, slots=True)
 class CidrSelector:
-    """Outside addresses inside a prefix and outside its excepts.
+    """Addresses inside a prefix and outside its excepts.
 
-    `world` is the label that the outside of the prefix's family carries: the whole address space is
-    selected by it, since the world's own identity has no `cidr` label.
+    Identities have addresses as `cidr` labels: outside ones always, nodes where the option
+    `policy-cidr-match-mode` says so, pods never. One of several addresses is enough. `world` is the
+    label that the outside of the prefix's family carries: the whole address space is selected by
+    it, since the world's own identity has no `cidr` label.
     """
 
     prefix: Prefix
@@ -216,20 +222,23 @@ class CidrSelector:
     world: Label
 
     def matches(self, labels: LabelSet) -> bool:
-        """Whether an identity with these labels is selected; only outside ones ever are."""
-        prefix = _outside_prefix(labels)
+        """Whether an identity with these labels is selected."""
+        prefixes = _prefixes_of(labels)
         if self.prefix.prefixlen == 0:
-            inside = self.world in labels
-        else:
-            inside = prefix is not None and prefix_contains(self.prefix, prefix)
-        return inside and not (
-            prefix is not None and any(prefix_contains(part, prefix) for part in self.excepts)
+            if self.world in labels and not prefixes:
+                return True
+            if not any(label in labels for label in (self.world, *_NODES)):
+                return False
+        return any(
+            prefix_contains(self.prefix, prefix)
+            and not any(prefix_contains(part, prefix) for part in self.excepts)
+            for prefix in prefixes
         )
 
     def anchors(self) -> tuple[Hashable, ...] | None:
-        """The prefix, or the world's label for the whole address space."""
+        """The prefix, or the labels of the world and of nodes for the whole address space."""
         if self.prefix.prefixlen == 0:
-            return ((self.world.key, self.world.value),)
+            return _everywhere(self.world)
         return (prefix_anchor(self.prefix),)
 
     def prefixes(self) -> Iterable[Prefix]:
@@ -241,10 +250,15 @@ class CidrSelector:
         return f"cidr:{self.prefix}" + (f" except {excepts}" if excepts else "")
 
 
-def _outside_prefix(labels: LabelSet) -> Prefix | None:
-    """The prefix of an outside identity; the world itself has none."""
+def _prefixes_of(labels: LabelSet) -> list[Prefix]:
+    """The prefix of an outside identity, or the addresses of a node; the world itself has none."""
     prefixes = (cidr_of_cached(label) for label in labels.from_source(SOURCE_CIDR))
-    return next((prefix for prefix in prefixes if prefix is not None), None)
+    return [prefix for prefix in prefixes if prefix is not None]
+
+
+def _everywhere(*worlds: Label) -> tuple[Hashable, ...]:
+    """The anchors of whole address spaces, with their worlds' labels."""
+    return tuple((label.key, label.value) for label in (*worlds, *_NODES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +315,7 @@ class GroupMember(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CidrGroupSelector:
-    """Outside addresses in CIDR groups that a selector selects, and outside its excepts.
+    """Addresses in CIDR groups that a selector selects, and outside its excepts.
 
     `groups` is judged by the labels that all groups around an address give it together; an address
     in no group is never selected. `members` are those of all groups that bear on that; until the
@@ -322,42 +336,36 @@ class CidrGroupSelector:
         object.__setattr__(self, "_by_anchor", dict(found))
 
     def matches(self, labels: LabelSet) -> bool:
-        """Whether an identity with these labels is selected; only outside ones ever are."""
-        around = self._around(labels)
-        if not around:
-            return False
-        prefix = _outside_prefix(labels)
-        if prefix is not None and any(prefix_contains(part, prefix) for part in self.excepts):
-            return False
-        return self.groups.matches(LabelSet(label for member in around for label in member.labels))
-
-    def _around(self, labels: LabelSet) -> list[GroupMember]:
-        """The members around an outside identity, the one with the longest prefix last."""
-        prefix = _outside_prefix(labels)
-        if prefix is not None:
-            version: int | None = prefix.version
-            anchors = list(enclosing_anchors(prefix))
-        else:
-            version = next(
-                (v for v, world in zip((4, 6), self.worlds, strict=True) if world in labels), None
-            )
-            anchors = []
-        if version is None:
-            return []
-        anchors.append((version, 0, 0))
-        return [
-            member for anchor in reversed(anchors) for member in self._by_anchor.get(anchor, ())
-        ]
-
-    def anchors(self) -> tuple[Hashable, ...] | None:
-        """Every member, and the world's label for the whole address space."""
-        return tuple(
-            anchor if anchor[1] else (self._world(anchor[0]).key, self._world(anchor[0]).value)
-            for anchor in self._by_anchor
+        """Whether an identity with these labels is selected; one of its addresses is enough."""
+        prefixes = _prefixes_of(labels)
+        if not prefixes:
+            worlds = zip((4, 6), self.worlds, strict=True)
+            version = next((version for version, world in worlds if world in labels), None)
+            return version is not None and self._in_groups([(version, 0, 0)])
+        return any(
+            self._in_groups([*enclosing_anchors(prefix), (prefix.version, 0, 0)])
+            for prefix in prefixes
+            if not any(prefix_contains(part, prefix) for part in self.excepts)
         )
 
-    def _world(self, version: int) -> Label:
-        return self.worlds[0] if version == 4 else self.worlds[1]
+    def _in_groups(self, anchors: list[PrefixAnchor]) -> bool:
+        """Whether the groups around an address, given by all anchors around it, are meant."""
+        around = [
+            member for anchor in reversed(anchors) for member in self._by_anchor.get(anchor, ())
+        ]  # that of the longest prefix last
+        return bool(around) and self.groups.matches(
+            LabelSet(label for member in around for label in member.labels)
+        )
+
+    def anchors(self) -> tuple[Hashable, ...] | None:
+        """Every member; the labels of the world and of nodes for the whole address space."""
+        found: list[Hashable] = [anchor for anchor in self._by_anchor if anchor[1]]
+        whole = [
+            world
+            for version, world in zip((4, 6), self.worlds, strict=True)
+            if (version, 0, 0) in self._by_anchor
+        ]
+        return (*found, *_everywhere(*whole)) if whole else tuple(found)
 
     def prefixes(self) -> Iterable[Prefix]:
         """The members, and the excepts if there are members to except from."""
