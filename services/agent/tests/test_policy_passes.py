@@ -422,6 +422,29 @@ async def test_entries_follow_a_redirect_to_its_new_port(bench):
     assert {10_000} <= {entry.redirect for entry in bench.maps[1].values()} <= {0, 10_000}
 
 
+async def test_proxies_are_asked_once_for_a_redirect(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, ONLY_GET)
+    await bench.policies.reconcile()
+    bench.log.clear()
+    bench.policies.upsert_identity(400, LabelSet.parse([*DB, "k8s:app=new"]))
+    await bench.policies.reconcile()
+    assert "proxies" not in {name for name, _ in bench.log}
+    redirects = [entry.redirect for entry in bench.maps[1].values() if entry.redirect]
+    assert set(redirects) == {10_000}
+
+
+async def test_a_redirect_that_moves_takes_its_entries_along(bench):
+    await bench.policies.build(bench.endpoint())
+    bench.policies.upsert_object(REF, ONLY_GET)
+    await bench.policies.reconcile()
+    bench.proxies.ports = dict.fromkeys(bench.proxies.ports, 10_009)
+    bench.policies.redirects_moved(list(bench.proxies.ports))
+    await bench.policies.reconcile()
+    redirects = [entry.redirect for entry in bench.maps[1].values() if entry.redirect]
+    assert set(redirects) == {10_009}
+
+
 async def test_a_redirect_is_released_once_no_policy_names_it(bench):
     await bench.policies.build(bench.endpoint())
     bench.policies.upsert_object(REF, ONLY_GET)

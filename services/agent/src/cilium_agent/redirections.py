@@ -50,6 +50,7 @@ class Redirections:
         self._proxies = proxies
         self._by_endpoint: dict[int, frozenset[int]] = {}
         self._realised: set[Redirect] = set()
+        self._ports: dict[int, tuple[Redirect, int]] = {}
         self._moved: set[Redirect] = set()
 
     def note(self, endpoint_id: int, numbers: frozenset[int]) -> None:
@@ -79,6 +80,8 @@ class Redirections:
         if not moved:
             return set()
         get = self._engine.redirects.get
+        for number in [number for number in self._ports if get(number) in moved]:
+            del self._ports[number]
         return {
             endpoint_id
             for endpoint_id, numbers in self._by_endpoint.items()
@@ -87,22 +90,36 @@ class Redirections:
 
     async def ports(self, endpoint_ids: Iterable[int]) -> dict[int, int]:
         """The ports of all redirects of these endpoints; of those without one, `NO_PORT`."""
+        get = self._engine.redirects.get
         numbers = {number for one in endpoint_ids for number in self._by_endpoint.get(one, ())}
-        if not numbers:
-            return {}
-        known = {number: self._engine.redirects.get(number) for number in numbers}
-        wanted = {redirect for redirect in known.values() if redirect is not None}
-        self._realised |= wanted
-        ports = await self._proxies.realise(wanted)
+        known = {number: get(number) for number in numbers}
+        wanted = {
+            redirect
+            for number, redirect in known.items()
+            if redirect is not None and self._held(number, redirect) is None
+        }
+        if wanted:
+            self._realised |= wanted
+            answer = await self._proxies.realise(wanted)
+            for number, redirect in known.items():
+                if redirect in wanted and (port := answer.get(redirect)):
+                    self._ports[number] = redirect, port
         return {
-            number: (ports.get(redirect) or NO_PORT) if redirect is not None else NO_PORT
+            number: (self._held(number, redirect) or NO_PORT) if redirect is not None else NO_PORT
             for number, redirect in known.items()
         }
+
+    def _held(self, number: int, redirect: Redirect) -> int | None:
+        """The port of a redirect as last heard, if the number still stands for it."""
+        held = self._ports.get(number)
+        return None if held is None or held[0] is not redirect else held[1]
 
     def sweep(self) -> None:
         """Give back what no endpoint's policy in the kernel uses any more."""
         get = self._engine.redirects.get
-        used = {get(number) for numbers in self._by_endpoint.values() for number in numbers}
+        numbers = {number for used in self._by_endpoint.values() for number in used}
+        self._ports = {number: held for number, held in self._ports.items() if number in numbers}
+        used = {get(number) for number in numbers}
         if unused := self._realised - used:
             self._realised -= unused
             self._proxies.release(unused)
