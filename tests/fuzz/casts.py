@@ -25,7 +25,9 @@ OTHER_NODE: Final = ipaddress.IPv4Address("172.30.0.12")
 NODE: Final = ("172.30.0.11", "fd00:30::11")
 ROUTER: Final = ("10.244.0.254", "fd00:244::fe")
 LOCAL: Final = {"x/a": 1, "x/b": 2, "y/a": 3, "health": 4}
-"""Endpoints of this node, with their ids."""
+"""Pods of this node, with their endpoints' ids."""
+HOST_ID: Final = 65535
+"""The node's own endpoint, where it has one."""
 
 _ADDRESSES: Final = {
     "x/a": ("10.244.0.1", "fd00:244::1"),
@@ -66,6 +68,8 @@ class Cast(World):
         self.plane = plane
         self._table: dict[Any, _Row] = {}
         self._ports: dict[int, int] = {}
+        firewall = options is not None and options.host_firewall
+        self.endpoints = LOCAL | ({"host": HOST_ID} if firewall else {})
         plane.configure(
             NodeConfig(
                 node_ipv4=ipaddress.IPv4Address(NODE[0]),
@@ -73,6 +77,7 @@ class Cast(World):
                 router_ipv4=ipaddress.IPv4Address(ROUTER[0]),
                 router_ipv6=ipaddress.IPv6Address(ROUTER[1]),
                 proxy=True,
+                host_firewall=firewall,
             ),
             tunnel_ifindex=TUNNEL_IFINDEX,
             host_ifindex=plane.device("hostside"),
@@ -107,25 +112,30 @@ class Cast(World):
                 del held[key]
             self.maps[name] = held
             self.enforced[name] = update.ingress_enforced, update.egress_enforced
-            if name in LOCAL:
+            if name in self.endpoints:
                 added = {
                     key: entry._replace(redirect=self.port_of(entry.redirect))
                     for key, entry in update.delta.add.items()
                 }
-                changes[LOCAL[name]] = PolicyChange(added, update.delta.remove, update.full)
+                changes[self.endpoints[name]] = PolicyChange(
+                    added, update.delta.remove, update.full
+                )
         assert not self.plane.policy.apply(changes)
         self._write_rows()
         self._write_addresses()
         return len(updates)
 
     def _write_rows(self) -> None:
-        for name, number in LOCAL.items():
+        for name, number in self.endpoints.items():
             if name not in self.parties or name not in self.enforced:
                 continue
             ingress, egress = self.enforced[name]
             ipv4, ipv6 = _ADDRESSES[name]
             flags = abi.ENDPOINT_ENFORCE_INGRESS if ingress else 0
             flags |= abi.ENDPOINT_ENFORCE_EGRESS if egress else 0
+            if name == "host":
+                self.plane.endpoints.upsert_node(number, self.plane.device("hostside"), flags)
+                continue
             self.plane.endpoints.upsert(
                 EndpointInfo(
                     id=number,

@@ -95,7 +95,7 @@ def draw(chance: Random, cast: Cast) -> Case | None:
         if chance.random() < 0.5 and (aimed := _aim(chance, cast)) is not None:
             source, destination, protocol, port = aimed
         family = {ICMP: 4, ICMP6: 6}.get(protocol) or chance.choice((4, 6))
-        ends = [name for name in (source, destination) if name in LOCAL]
+        ends = [name for name in (source, destination) if name in cast.endpoints]
         if not ends or any(name in conflicts for name in ends):
             continue
         if packed(source, family) and packed(destination, family):
@@ -105,7 +105,7 @@ def draw(chance: Random, cast: Cast) -> Case | None:
 
 def _aim(chance: Random, cast: Cast) -> tuple[str, str, int, int] | None:
     """Source, destination, protocol and port of a packet that an entry of some map is about."""
-    subject = chance.choice([name for name in LOCAL if name in cast.maps])
+    subject = chance.choice([name for name in cast.endpoints if name in cast.maps])
     entries = list(cast.maps[subject].items())
     redirects = [held for held in entries if held[1].redirect]
     if not entries:
@@ -129,12 +129,12 @@ def _aim(chance: Random, cast: Cast) -> tuple[str, str, int, int] | None:
     return (*ends, protocol, port)
 
 
-def ends(case: Case) -> list[_End]:
+def ends(cast: Cast, case: Case) -> list[_End]:
     """The ends whose policy the kernel of this node asks, in its order."""
     found = []
-    if case.source in LOCAL:
+    if case.source in cast.endpoints:
         found.append(_End(case.source, Direction.EGRESS, case.destination))
-    if case.destination in LOCAL:
+    if case.destination in cast.endpoints:
         found.append(_End(case.destination, Direction.INGRESS, case.source))
     return found
 
@@ -142,12 +142,13 @@ def ends(case: Case) -> list[_End]:
 def expected(cast: Cast, case: Case) -> list[Verdict]:
     """What the kernel should say, by the resolver; raises Disagreement where the oracle differs.
 
-    The end that a proxy stands before is asked when the proxy speaks to it.
+    The end that a proxy stands before is asked when the proxy speaks to it; but the node's own at
+    once, as a proxy speaks to its node where no program sees it.
     """
     setting = cast.setting()
     objects = list(cast.objects.values())
     verdicts: list[Verdict] = []
-    for end in ends(case):
+    for end in ends(cast, case):
         held = _entry(cast, case, end)
         verdict = _verdict(cast, end, held)
         packet = oracle.Packet(
@@ -169,7 +170,7 @@ def expected(cast: Cast, case: Case) -> list[Verdict]:
             if wrong := differ(redirect, opinion, audited=_audits(cast)):
                 raise Disagreement(f"oracle: {wrong[0]}")
         verdicts.append(verdict)
-        if verdict.code:
+        if verdict.code < 0 or (verdict.code and case.destination != "host"):
             break
     return verdicts
 
@@ -191,7 +192,7 @@ def _verdict(cast: Cast, end: _End, held: tuple[PolicyKey, PolicyEntry] | None) 
     """An entry's verdict as an event would tell it, None where nothing is enforced."""
     if not cast.enforced[end.subject][end.direction is Direction.EGRESS]:
         return None
-    number, direction = LOCAL[end.subject], int(end.direction)
+    number, direction = cast.endpoints[end.subject], int(end.direction)
     if held is None:
         return Verdict(number, direction, -DENIED, abi.MATCH_NONE, 0)
     key, entry = held
@@ -225,11 +226,16 @@ def send(cast: Cast, case: Case, sport: int, *, tcp_flags: int = SYN, reply: boo
     plane = cast.plane
     if source in LOCAL:
         return plane.run("cil_from_container", data, device=f"lxc{LOCAL[source]}")
-    if cast.parties[source].address is not None:
-        return plane.run("cil_from_netdev", data, device="eth0")
+    outside = (*NODES, *(name for name, party in cast.parties.items() if party.address))
     if source == "host":
-        device = f"lxc{LOCAL[destination]}"
-        return plane.run("cil_to_container", data, device=device, mark=abi.MARK_HOST)
+        if destination in LOCAL:
+            device = f"lxc{LOCAL[destination]}"
+            return plane.run("cil_to_container", data, device=device, mark=abi.MARK_HOST)
+        if destination in outside:
+            return plane.run("cil_to_netdev", data, device="eth0")
+        return plane.run("cil_from_host", data, device="hostside")
+    if cast.parties[source].address or (source in NODES and destination == "host"):
+        return plane.run("cil_from_netdev", data, device="eth0")
     identity = abi.ID_REMOTE_NODE
     if source not in NODES:
         identity = cast.identity(cast.parties[source])
@@ -264,26 +270,32 @@ def check(cast: Cast, case: Case, port: int, tally: Counter[str]) -> Connection 
     run = send(cast, case, port)
     if told(run) != wanted:
         raise Disagreement(f"resolver: {wanted}; kernel: {told(run)}")
-    last = wanted[-1].code if wanted else 0
+    last = _outcome(wanted)
     _compare(run, last)
     return None if last < 0 else Connection(case, port, last)
+
+
+def _outcome(verdicts: list[Verdict]) -> int:
+    """What becomes of a packet: 0 to pass, the port of its proxy, or minus the code of the drop."""
+    if verdicts and verdicts[-1].code < 0:
+        return verdicts[-1].code
+    return next((verdict.code for verdict in verdicts if verdict.code), 0)
 
 
 def _kind(verdicts: list[Verdict]) -> str:
     """What a case is about, in a word."""
     if not verdicts:
         return "not enforced"
-    if verdicts[-1].code < 0:
-        return "denied" if verdicts[-1].code == -DENIED_BY_RULE else "not allowed"
-    if verdicts[-1].code > 0:
+    if (outcome := _outcome(verdicts)) < 0:
+        return "denied" if outcome == -DENIED_BY_RULE else "not allowed"
+    if outcome > 0:
         return "redirected"
     return "audited" if any(verdict.audited for verdict in verdicts) else "allowed"
 
 
 def check_later(cast: Cast, connection: Connection, *, reply: bool) -> None:
     """Judge a packet of a connection that passed when it began, under the policy of now."""
-    wanted = expected(cast, connection.case)
-    last = wanted[-1].code if wanted else 0
+    last = _outcome(expected(cast, connection.case))
     run = send(cast, connection.case, connection.port, tcp_flags=ACK, reply=reply)
     if reply and connection.proxy:
         if connection.case.destination == "host":
