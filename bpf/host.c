@@ -4,9 +4,9 @@
  */
 #define SOURCE_FILE FILE_HOST
 
+#include "lib/admit.h"
 #include "lib/delivery.h"
 #include "lib/host_firewall.h"
-#include "lib/policy.h"
 #include "lib/proxy.h"
 
 /* What the pod's device shall know of a sender: who it is, and whether it is a proxy. */

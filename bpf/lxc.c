@@ -7,10 +7,10 @@
  */
 #define SOURCE_FILE FILE_LXC
 
+#include "lib/admit.h"
 #include "lib/delivery.h"
 #include "lib/host_firewall.h"
 #include "lib/neighbours.h"
-#include "lib/policy.h"
 #include "lib/proxy.h"
 #include "lib/sockets.h"
 

@@ -5,10 +5,10 @@
  */
 #define SOURCE_FILE FILE_NETDEV
 
+#include "lib/admit.h"
 #include "lib/delivery.h"
 #include "lib/host_firewall.h"
 #include "lib/nat.h"
-#include "lib/policy.h"
 #include "lib/proxy.h"
 
 /* Pods of other nodes come through the tunnel, those of this one from their own devices. */
@@ -185,17 +185,43 @@ static __always_inline bool node_collides(const struct packet *p, const __u8 fam
 static __always_inline int leave(struct __sk_buff *skb, struct packet *p, bool translate,
 				 const __u8 family)
 {
-	union address original = p->tuple.saddr;
-	int verdict;
-
-	if (forget(p, translate)) {
-		verdict = masquerade(skb, p, family);
-		if (verdict)
-			return verdict;
+	if (translate) {
+		bpf_tail_call_(map_of(CALLS), skb,
+			       family == FAMILY_IPV4 ? CALL_MASQUERADE_IPV4 : CALL_MASQUERADE_IPV6);
+		return DROP(DROP_MISSED_TAIL_CALL);
 	}
+	if (traced(p))
+		trace(skb, p, TRACE_TO_NETWORK, 0, &p->tuple.saddr, family);
+	return TC_ACT_OK;
+}
+
+static __always_inline int leave_masqueraded(struct __sk_buff *skb, struct packet *p,
+					     const __u8 family)
+{
+	union address original = p->tuple.saddr;
+	int verdict = masquerade(skb, p, family);
+
+	if (verdict)
+		return verdict;
 	if (traced(p))
 		trace(skb, p, TRACE_TO_NETWORK, 0, &original, family);
 	return TC_ACT_OK;
+}
+
+int tail_masquerade_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, leave_masqueraded(skb, p, FAMILY_IPV4), FAMILY_IPV4) :
+		   TC_ACT_SHOT;
+}
+
+int tail_masquerade_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, leave_masqueraded(skb, p, FAMILY_IPV6), FAMILY_IPV6) :
+		   TC_ACT_SHOT;
 }
 
 /* Did one of our programs send this packet of a pod, and judge it? */

@@ -5,9 +5,9 @@
  */
 #define SOURCE_FILE FILE_OVERLAY
 
+#include "lib/admit.h"
 #include "lib/delivery.h"
 #include "lib/host_firewall.h"
-#include "lib/policy.h"
 #include "lib/proxy.h"
 
 static __always_inline int from_overlay(struct __sk_buff *skb, struct packet *p, const __u8 family)

@@ -9,7 +9,6 @@
 #define SOURCE_FILE FILE_PROXY
 
 #include "lib/delivery.h"
-#include "lib/policy.h"
 #include "lib/proxy.h"
 #include "lib/sockets.h"
 

@@ -563,7 +563,7 @@ struct event_head {
 
 struct scratch {
 	struct ct_entry entry;
-	__u64 packet[32]; /* what is known of the packet at hand; private to the programs */
+	__u64 packet[40]; /* what is known of the packet at hand; private to the programs */
 };
 
 #endif

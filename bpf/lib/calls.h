@@ -34,6 +34,8 @@ enum call {
 	CALL_HOST_INGRESS_IPV6 = 23,  /* tail_host_ingress_ipv6 */
 	CALL_HOST_EGRESS_IPV4 = 24,   /* tail_host_egress_ipv4 */
 	CALL_HOST_EGRESS_IPV6 = 25,   /* tail_host_egress_ipv6 */
+	CALL_MASQUERADE_IPV4 = 26,    /* tail_masquerade_ipv4 */
+	CALL_MASQUERADE_IPV6 = 27,    /* tail_masquerade_ipv6 */
 };
 
 #endif

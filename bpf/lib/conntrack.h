@@ -169,9 +169,8 @@ static __always_inline void ct_update(struct __sk_buff *skb, struct packet *p,
 }
 
 /* A connection that policy has just allowed. The first packet is always reported. */
-static __always_inline int ct_create(struct __sk_buff *skb, struct packet *p,
-				     const struct endpoint_info *src,
-				     const struct endpoint_info *dst, __u32 now, const __u8 family)
+static __always_inline int ct_create(struct __sk_buff *skb, struct packet *p, __u32 now,
+				     const __u8 family)
 {
 	struct scratch *room = scratch();
 	struct ct_entry *entry;
@@ -191,13 +190,13 @@ static __always_inline int ct_create(struct __sk_buff *skb, struct packet *p,
 	entry->tx_reported_bytes = skb->len;
 	entry->cookie = p->judged.cookie;
 	entry->flags = ct_flags_after(p->sender_high ? CT_INITIATOR_HIGH : 0, p, false);
-	if (src) {
+	if (p->initiator.local) {
 		entry->flags |= CT_OUT;
-		entry->out_rev = src->policy_rev;
+		entry->out_rev = p->initiator.policy_rev;
 	}
-	if (dst) {
+	if (p->responder.local) {
 		entry->flags |= CT_IN;
-		entry->in_rev = dst->policy_rev;
+		entry->in_rev = p->responder.policy_rev;
 	}
 	if (p->flags & PACKET_TUNNEL)
 		entry->flags |= CT_FROM_TUNNEL;

@@ -42,14 +42,13 @@ static __always_inline bool serves_the_link(const struct packet *p)
 }
 
 /* Does the node need this connection to live, whatever its policy says? */
-static __always_inline bool exempt(const struct packet *p, bool reply, __u16 port,
-				   const __u8 direction, const __u8 family)
+static __always_inline bool exempt(const struct packet *p, const __u8 direction, const __u8 family)
 {
 	/* the initiator's packets carry the peer of an egress connection as their destination */
-	bool at_destination = (direction == DIR_EGRESS) != reply;
+	bool at_destination = (direction == DIR_EGRESS) != (p->seen.reason == REASON_REPLY);
 	const union address *peer = at_destination ? &p->tuple.daddr : &p->tuple.saddr;
 	struct exempt_key key = {
-		.port = port,
+		.port = p->port,
 		.proto = p->tuple.proto,
 		.direction = direction,
 	};

@@ -75,6 +75,16 @@ struct answer {
 	__u16 pad;
 };
 
+/* One end of a connection, as policy sees it. */
+struct side {
+	__u32 identity;
+	__u32 policy_rev;
+	__u16 id;
+	__u16 flags; /* enum endpoint_flag */
+	__u8 local;  /* an endpoint of this node; else only the identity is known */
+	__u8 pad[3];
+};
+
 union ct_key {
 	struct ct_key4 v4;
 	struct ct_key6 v6;
@@ -113,6 +123,14 @@ struct packet {
 	__u8 sender_high; /* the packet comes from the end in the high half of the key */
 	__u8 pad2[3];
 	union ct_key key; /* of the connection; set by the look-up */
+
+	/* where policy is asked, see note_sides(): not zeroed for packets that ask none */
+	struct side initiator, responder;
+	__u32 ct_flags;      /* enum ct_flag of the connection */
+	__u16 ct_proxy_port; /* be */
+	__u16 port;          /* be; port field of the policy key */
+	__u8 tracked;        /* there is a connection */
+	__u8 pad3[3];
 };
 
 enum tcp_flag {
@@ -123,7 +141,7 @@ enum tcp_flag {
 	TCP_ACK = 16,
 };
 
-/* The packet at hand, all zero but for its connection key; never NULL where maps exist. */
+/* The packet at hand, all zero up to its connection key; never NULL where maps exist. */
 static __always_inline struct packet *packet_begin(const __u8 direction)
 {
 	struct scratch *room = scratch();

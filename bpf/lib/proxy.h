@@ -105,30 +105,27 @@ static __always_inline void follow_redirect(struct packet *p, const struct ct_en
  * Was the initiator's egress policy asked when the client spoke to the proxy? The node, with whose
  * address a proxy for ingress speaks, has no say in it.
  */
-static __always_inline bool egress_decided(const struct packet *p, const struct ct_entry *entry)
+static __always_inline bool egress_decided(const struct packet *p)
 {
-	if (!entry)
-		return p->origin == ORIGIN_PROXY_INGRESS || p->origin == ORIGIN_PROXY_EGRESS;
-	return entry->flags & CT_PROXY;
+	if (p->tracked)
+		return p->ct_flags & CT_PROXY;
+	return p->origin == ORIGIN_PROXY_INGRESS || p->origin == ORIGIN_PROXY_EGRESS;
 }
 
 /* Was the responder's ingress policy asked when the client spoke to the proxy? */
-static __always_inline bool ingress_decided(const struct packet *p, const struct ct_entry *entry)
+static __always_inline bool ingress_decided(const struct packet *p)
 {
 	if (p->zone == CT_ZONE_PROXIES)
 		return false;
-	if (!entry)
-		return p->origin == ORIGIN_PROXY_INGRESS;
-	return entry->flags & CT_PROXY;
+	return p->tracked ? p->ct_flags & CT_PROXY : p->origin == ORIGIN_PROXY_INGRESS;
 }
 
-/* The proxy that a connection goes to by the policy of one side. */
-static __always_inline __u16 redirect_of(const struct ct_entry *entry, const bool ingress)
+/* The proxy that the connection goes to by the policy of one side. */
+static __always_inline __u16 redirect_of(const struct packet *p, const bool ingress)
 {
-	if (!entry || !(entry->flags & CT_PROXY_REDIRECT) ||
-	    !(entry->flags & CT_PROXY_INGRESS) == ingress)
+	if (!(p->ct_flags & CT_PROXY_REDIRECT) || !(p->ct_flags & CT_PROXY_INGRESS) == ingress)
 		return 0;
-	return entry->proxy_port;
+	return p->ct_proxy_port;
 }
 
 /*
