@@ -49,6 +49,7 @@ from cilium_agent.resolving import Resolver
 from cilium_agent.restoring import Restorer
 from cilium_agent.servers import Servers
 from cilium_agent.starting import StartUp
+from cilium_agent.staticpolicies import StaticPolicies
 from cilium_agent.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -128,6 +129,11 @@ class Agent:
             proxies=self.proxies,
             lockdown=settings.enable_endpoint_lockdown_on_policy_overflow,
         )
+        self.static_policies = (
+            StaticPolicies(settings.static_cnp_path, self.policies, self.policies.accepted_earlier)
+            if settings.static_cnp_path is not None
+            else None
+        )
         self.proxies.on_ports_changed = self.policies.redirects_moved
         self.names = NameManager(
             settings.state_dir / "fqdn.json",
@@ -154,6 +160,7 @@ class Agent:
             policies=self.policies,
             labels=settings.node_labels,
             identities=self.node_identities if self.node_identities.distinct else None,
+            tunnelled=settings.enable_host_firewall,
         )
         self.host = HostEndpoint(self.table, self.policies, settings.endpoint_dir / "host.json")
         self.publisher = Publisher()

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cilium_core.policy import Policy, PolicyEngine, PolicyError, PolicyRef, parse_cidr_group
+from cilium_core.policy.files import file_of, in_file
 from cilium_core.policy.groups import KIND as CIDR_GROUP_KIND
 from cilium_core.telemetry import counter, get_logger
 
@@ -58,6 +60,11 @@ class PolicyObjects:
         self._noted: dict[PolicyRef, Document | None] = {}
 
     @property
+    def earlier(self) -> frozenset[PolicyRef]:
+        """What an earlier run accepted and this one has not heard of yet."""
+        return frozenset(self._earlier)
+
+    @property
     def pending(self) -> bool:
         """Whether something is noted that was not carried out yet."""
         return bool(self._noted)
@@ -84,7 +91,8 @@ class PolicyObjects:
         self.refused[ref] = RefusedPolicy(document, error, unsupported=True)
 
     def forget(self, ref: PolicyRef) -> None:
-        """Note that such an object is gone."""
+        """Note that such an object, or one in doubt that was never accepted, is gone."""
+        self._unreadable.pop(ref, None)
         self.refused.pop(ref, None)
 
     async def take_up(self) -> None:
@@ -116,7 +124,7 @@ class PolicyObjects:
                 parsed[ref] = None
                 self.refused.pop(ref, None)
                 continue
-            policy = self._read(ref, document, self._engine.parse)
+            policy = await self._read(ref, document, partial(self._parse, ref))
             if policy is not None:
                 parsed[ref] = policy
         await self._prefixes.add(
@@ -134,15 +142,24 @@ class PolicyObjects:
         policy = self._engine.repository.get(ref)
         return None if policy is None else policy.source
 
-    def _read(self, ref: PolicyRef, document: Document, parse: Callable[[Document], T]) -> T | None:
-        """Parse an object; in place of one that is refused, what an earlier run accepted."""
+    def _parse(self, ref: PolicyRef, document: Document) -> Policy:
+        policy = self._engine.parse(document)
+        return in_file(policy, ref) if file_of(ref) else policy
+
+    async def _read(
+        self, ref: PolicyRef, document: Document, parse: Callable[[Document], T]
+    ) -> T | None:
+        """Parse an object; in place of one that is refused, what an earlier run accepted.
+
+        A large one takes its time, in a thread.
+        """
         try:
-            value = parse(document)
+            value = await asyncio.to_thread(parse, document)
         except PolicyError as error:
             self._refuse(ref, document, error)
             earlier = self._earlier.get(ref)
             try:
-                return None if earlier is None else parse(earlier)
+                return None if earlier is None else await asyncio.to_thread(parse, earlier)
             except PolicyError:
                 return None
         self.refused.pop(ref, None)
@@ -163,7 +180,7 @@ class PolicyObjects:
             self.refused.pop(ref, None)
             change = self._engine.delete_cidr_group(ref.name)
         else:
-            group = self._read(ref, document, parse_cidr_group)
+            group = await self._read(ref, document, parse_cidr_group)
             if group is None:
                 return
             for warning in group.warnings:

@@ -140,6 +140,11 @@ class Policies:
         return self._objects.refused
 
     @property
+    def accepted_earlier(self) -> frozenset[PolicyRef]:
+        """The policies that an earlier run accepted and this one has not heard of yet."""
+        return self._objects.earlier
+
+    @property
     def prefixes(self) -> PrefixIdentities:
         """The prefixes in use and their identities."""
         return self._prefixes.identities
@@ -179,7 +184,7 @@ class Policies:
         self._note()
 
     def forget_object(self, ref: PolicyRef) -> None:
-        """Note that an object of a kind that is not enforced yet is gone."""
+        """Note that an object is gone that is not enforced yet, or was in doubt from the start."""
         self._objects.forget(ref)
         self._note()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from cilium_core.settings import Seconds, setting
@@ -59,6 +60,12 @@ class PolicySettings:
         "auto",
         "When an HTTP header in a policy is a regular expression: auto when it is written as one, "
         "never, or always.",
+        group="Policy",
+    )
+    static_cnp_path: Path | None = setting(
+        None,
+        "Folder of files with CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy and "
+        "NetworkPolicy objects that this node enforces beside those of the store.",
         group="Policy",
     )
     labels: str = setting(

@@ -239,6 +239,8 @@ class StartUp:
         agent.provide(provisioner)
         await identities.start()
         await watches.synced()
+        if agent.static_policies is not None:
+            await agent.static_policies.load()
         agent.nodes.labels_changed = self._announce_again
         self._announce_again()
         await agent.restorer.remove_gone(remains, provisioner)

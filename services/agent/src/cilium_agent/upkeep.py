@@ -9,6 +9,7 @@ from cilium_core.telemetry import get_logger
 
 from cilium_agent.conntracks import FIRST_INTERVAL_S, MAX_INTERVAL_S, next_interval
 from cilium_agent.controllers import Controller
+from cilium_agent.staticpolicies import INTERVAL_S as STATIC_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +64,10 @@ class Upkeep:
             self.relabel_host = add(Controller("host-labels", self._relabel_host)).trigger
             self.relabel_host()
         agent.pods.listen(lambda _keys: relabeller.trigger())
+        if agent.static_policies is not None:
+            add(
+                Controller("static-policies", agent.static_policies.reconcile, interval_s=STATIC_S)
+            ).trigger()
         add(Controller("interfaces", agent.provisioner().sweep, interval_s=INTERFACE_SWEEP_S))
         add(Controller("address-table", agent.ipcache.refresh, interval_s=IPCACHE_REFRESH_S))
         add(Controller("cookies", agent.policies.sweep_cookies, interval_s=COOKIE_SWEEP_S))
