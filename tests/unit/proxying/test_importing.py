@@ -22,3 +22,8 @@ def test_the_package_has_every_name_of_its_exports() -> None:
         assert getattr(cilium_core.policy, name) is getattr(exports, name)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = cilium_core.policy.nothing  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("first", ["engines", "exports", "parsing", "explaining"])
+def test_any_module_of_the_policy_engine_can_be_the_first_that_is_imported(first: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import cilium_core.policy.{first}"], check=True)

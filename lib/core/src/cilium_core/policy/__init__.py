@@ -18,6 +18,7 @@ than `l7` and `fqdn`, is back sooner after it died.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        found = vars(import_module("cilium_core.policy.exports"))
-        # without a list, it is being imported, and the import system asks for a module of ours
-        if name not in found.get("__all__", ()):
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return found[name]
+        # the import system asks before it imports one of our modules by name
+        if find_spec(f"{__name__}.{name}") is None:
+            found = vars(import_module("cilium_core.policy.exports"))
+            if name in found["__all__"]:
+                return found[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
