@@ -76,7 +76,7 @@ def test_a_replica_set_is_shown_as_its_deployment():
     assert parse_pod(document).workloads == (("Deployment", "cart"),)
 
 
-def test_another_node_is_reached_directly_and_its_pods_through_the_tunnel():
+def test_another_node_is_reached_directly_unless_it_must_know_the_sender():
     record = own_record(
         name="n2",
         cluster="default",
@@ -93,6 +93,8 @@ def test_another_node_is_reached_directly_and_its_pods_through_the_tunnel():
         "fd00:30::12/128": (6, None),
         "10.244.1.1/32": (6, "172.30.0.12"),
     }
+    tunnelled = claims(record, tunnelled=True)
+    assert {entry.tunnel_ipv4 for entry in tunnelled.values()} == {"172.30.0.12"}
 
 
 async def test_records_reach_the_store_after_an_outage():

@@ -18,13 +18,21 @@ def node(name="node2", ip="172.30.0.12", **labels):
     return NodeRecord(name, addresses=listed, labels=labels)
 
 
+def at(record, ip="172.30.0.12"):
+    return next(a for a in record.addresses if str(a.ip) == ip)
+
+
+def acquire(identities, record, ip="172.30.0.12"):
+    return identities.acquire(record, at(record, ip))
+
+
 def make(folder, *, by_labels=True, by_address=False):
     file = folder / "numbers.json"
     return NodeIdentities(file, by_labels=by_labels, by_address=by_address)
 
 
 def test_a_remote_node_has_its_labels_beside_those_that_mark_it(tmp_path):
-    labels = make(tmp_path).labels_of(node(zone="z1"))
+    labels = make(tmp_path).labels_of(node(zone="z1"), at(node()))
     assert set(labels.texts()) == {"node:zone=z1", *MARKS}
 
 
@@ -34,25 +42,32 @@ def test_no_label_of_a_node_replaces_what_marks_it(tmp_path):
         "io.cilium.k8s.policy.cluster": "other",
         "172.30.0.12/32": "x",
     }
-    found = make(tmp_path, by_address=True).labels_of(node(**forged)).texts()
+    found = make(tmp_path, by_address=True).labels_of(node(**forged), at(node())).texts()
     assert {"reserved:remote-node", "cidr:172.30.0.12/32"} <= set(found)
     assert "k8s:io.cilium.k8s.policy.cluster=default" in found
     assert "reserved:host" in host_labels({"host": "x"}).texts()
 
 
-def test_where_cidrs_match_nodes_a_node_has_its_own_addresses_in_its_labels(tmp_path):
+def test_where_cidrs_match_nodes_each_address_of_a_node_is_an_identity(tmp_path):
     identities = make(tmp_path, by_labels=False, by_address=True)
-    labels = identities.labels_of(node(zone="z1"))
-    assert set(labels.texts()) == {"cidr:172.30.0.12/32", "cidr:fd00--12/128", *MARKS}
-    assert identities.acquire(node()) != identities.acquire(node(ip="172.30.0.13"))
-    assert make(tmp_path, by_labels=False).labels_of(node()) == identities.labels_of(
-        NodeRecord("bare")
-    )
+    other = node(zone="z1")
+    texts = {str(a.ip): set(identities.labels_of(other, a).texts()) for a in other.addresses}
+    assert texts == {
+        "172.30.0.12": {"cidr:172.30.0.12/32", *MARKS},
+        "fd00::12": {"cidr:fd00--12/128", *MARKS},
+        "10.0.2.1": MARKS,
+    }
+    first = acquire(identities, node())
+    assert first != acquire(identities, node(), "fd00::12")
+    assert first != acquire(identities, node(ip="172.30.0.13"), "172.30.0.13")
 
 
 def test_nodes_with_equal_labels_share_a_number_of_the_remote_scope(tmp_path):
     identities = make(tmp_path)
-    first, second = identities.acquire(node("a", zone="z")), identities.acquire(node("b", zone="z"))
+    first, second = (
+        acquire(identities, node("a", zone="z")),
+        acquire(identities, node("b", zone="z")),
+    )
     assert first == second
     assert first.id >> 24 == 2
     assert not identities.release(first)
@@ -60,15 +75,15 @@ def test_nodes_with_equal_labels_share_a_number_of_the_remote_scope(tmp_path):
 
 
 def test_numbers_survive_a_restart_until_no_node_has_them(tmp_path):
-    number = make(tmp_path).acquire(node(zone="z")).id
+    number = acquire(make(tmp_path), node(zone="z")).id
     again = make(tmp_path)
     assert set(again.restore()) == {number}
-    assert again.acquire(node(zone="other")).id != number
-    assert again.acquire(node(zone="z")).id == number
+    assert acquire(again, node(zone="other")).id != number
+    assert acquire(again, node(zone="z")).id == number
     assert again.finish_restoring() == []
     third = make(tmp_path)
     third.restore()
-    third.acquire(node(zone="z"))
+    acquire(third, node(zone="z"))
     assert len(third.finish_restoring()) == 1
 
 

@@ -1,8 +1,9 @@
 """Identities of nodes that policies tell apart.
 
 Where `enable-node-selector-labels` is on, other nodes have their labels in their identities; where
-`policy-cidr-match-mode` is `nodes`, all nodes, this one included, have their addresses. One with
-neither is known by what it is alone.
+`policy-cidr-match-mode` is `nodes`, they have their addresses: each address of another node is then
+an identity of its own, so that a network of one family says nothing about the other; this node,
+which is one identity, has all of them. One with neither is known by what it is alone.
 
 The numbers mean something on this node only. They are kept on disk, so that after a restart the
 numbers that the kernel still uses mean what they meant. Event loop only.
@@ -35,10 +36,10 @@ from cilium_core.records import INTERNAL_IP
 from cilium_core.telemetry import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from cilium_core.records import NodeRecord
+    from cilium_core.records import NodeAddress, NodeRecord
 
 log = get_logger()
 
@@ -46,10 +47,9 @@ _FIRST = SCOPE_REMOTE_NODE + 1
 _LAST = SCOPE_REMOTE_NODE + 0xFFFFFF
 
 
-def address_labels(node: NodeRecord) -> list[Label]:
-    """The `cidr` labels of a node: its own addresses, not those that it has among its pods."""
-    prefixes = (ipaddress.ip_network(a.ip) for a in node.addresses if a.kind == INTERNAL_IP)
-    return [cidr_label(prefix) for prefix in prefixes]
+def address_labels(addresses: Iterable[NodeAddress]) -> list[Label]:
+    """The `cidr` labels of a node's own addresses, not of those that it has among its pods."""
+    return [cidr_label(ipaddress.ip_network(a.ip)) for a in addresses if a.kind == INTERNAL_IP]
 
 
 class NodeIdentities:
@@ -67,18 +67,18 @@ class NodeIdentities:
         """Whether other nodes have identities of their own at all."""
         return self._by_labels or self._by_address
 
-    def labels_of(self, node: NodeRecord) -> LabelSet:
-        """The labels of a remote node's identity."""
+    def labels_of(self, node: NodeRecord, address: NodeAddress) -> LabelSet:
+        """The labels of the identity of a remote node at one of its addresses."""
         found = []  # the last label of a key stays: no node label replaces what marks a node
         if self._by_labels:
             found += [Label(SOURCE_NODE, key, value) for key, value in node.labels.items()]
-        found += self.addresses_of(node)
+        found += self.addresses_of([address])
         cluster = Label(SOURCE_K8S, KEY_CLUSTER, node.cluster)
         return LabelSet((*found, ReservedIdentity.REMOTE_NODE.label, cluster))
 
-    def addresses_of(self, node: NodeRecord) -> list[Label]:
-        """The labels that a node has for its addresses, if any."""
-        return address_labels(node) if self._by_address else []
+    def addresses_of(self, addresses: Iterable[NodeAddress]) -> list[Label]:
+        """The labels that a node has for some of its addresses, if any."""
+        return address_labels(addresses) if self._by_address else []
 
     def restore(self) -> dict[int, LabelSet]:
         """Keep the numbers of an earlier run for their labels, and tell them."""
@@ -92,9 +92,9 @@ class NodeIdentities:
         self._save()
         return freed
 
-    def acquire(self, node: NodeRecord) -> Identity:
-        """The identity of a node, with one more use."""
-        labels = self.labels_of(node)
+    def acquire(self, node: NodeRecord, address: NodeAddress) -> Identity:
+        """The identity of a node at one of its addresses, with one more use."""
+        labels = self.labels_of(node, address)
         number, new = self._allocator.acquire(labels)
         if new:
             self._save()

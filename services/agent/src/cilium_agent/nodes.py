@@ -62,8 +62,17 @@ def own_record(
     )
 
 
-def claims(node: NodeRecord, identity: int = int(ReservedIdentity.REMOTE_NODE)) -> dict[str, Entry]:
-    """What another node, with its identity, means for the address table."""
+def claims(
+    node: NodeRecord,
+    identities: Mapping[NodeAddress, Identity] | None = None,
+    *,
+    tunnelled: bool = False,
+) -> dict[str, Entry]:
+    """What another node means for the address table.
+
+    `identities` are those that it has at its addresses; without, it is a node like any other. When
+    `tunnelled`, pods reach the node itself through the tunnel too, which tells it who they are.
+    """
     tunnel = node.address(4)
     behind = str(tunnel) if tunnel else None
     host = str(tunnel or node.address(6) or "")
@@ -72,7 +81,8 @@ def claims(node: NodeRecord, identity: int = int(ReservedIdentity.REMOTE_NODE)) 
         # Addresses that no record explains yet: in the cluster, but nobody's.
         found[str(cidr)] = Entry(int(ReservedIdentity.UNMANAGED), behind, host)
     for address in node.addresses:
-        inside = address.kind == CILIUM_INTERNAL_IP
+        inside = tunnelled or address.kind == CILIUM_INTERNAL_IP
+        identity = int(identities[address].id if identities else ReservedIdentity.REMOTE_NODE)
         found[normalise(str(address.ip))] = Entry(identity, behind if inside else None, host)
     return found
 
@@ -91,10 +101,12 @@ class Nodes:
         policies: Policies,
         labels: Mapping[str, str],
         identities: NodeIdentities | None = None,
+        tunnelled: bool = False,
     ) -> None:
         """Take the parts; `cluster`, `name` and `labels` are the own node's.
 
-        With `identities` nodes have identities by what policies may tell them apart by.
+        With `identities` nodes have identities by what policies may tell them apart by. With
+        `tunnelled`, traffic of pods to other nodes keeps its sender (see `claims`).
         """
         self.trigger: Callable[[], None] = lambda: None
         self.labels_changed: Callable[[], None] = lambda: None
@@ -102,7 +114,8 @@ class Nodes:
         self._fixed_labels = dict(labels)
         self._object_labels: dict[str, str] = {}
         self._identities = identities
-        self._held: dict[str, Identity] = {}
+        self._tunnelled = tunnelled
+        self._held: dict[str, list[Identity]] = {}
         self._idle: list[Identity] = []
         self._cluster = cluster
         self._name = name
@@ -175,7 +188,7 @@ class Nodes:
             self._ipcache.upsert(str(address.ip), Source.LOCAL, entry)
         if self._identities is not None:
             host = ReservedIdentity.HOST
-            labels = LabelSet((*self._identities.addresses_of(record), host.label))
+            labels = LabelSet((*self._identities.addresses_of(record.addresses), host.label))
             self._policies.upsert_identity(host, labels)
             self._feed.identities([Identity(NumericIdentity(host), labels)])
         self._feed.local_node(record.name, record.cluster, addresses)
@@ -203,14 +216,15 @@ class Nodes:
             log.info("node joined", peer=key, addresses=[str(a.ip) for a in record.addresses])
         self._records[key] = record
         if self._identities is None:
-            self._claim(key, claims(record))
+            self._claim(key, claims(record, tunnelled=self._tunnelled))
         else:
-            identity = self._identities.acquire(record)
-            self._policies.upsert_identity(identity.id, identity.labels)
-            self._feed.identities([identity])
-            self._claim(key, claims(record, identity.id))
+            found = {a: self._identities.acquire(record, a) for a in record.addresses}
+            for identity in found.values():
+                self._policies.upsert_identity(identity.id, identity.labels)
+            self._feed.identities(list(found.values()))
+            self._claim(key, claims(record, found, tunnelled=self._tunnelled))
             self._release(key)
-            self._held[key] = identity
+            self._held[key] = list(found.values())
         addresses = [str(a.ip) for a in record.addresses if a.kind == INTERNAL_IP]
         self._feed.node(record.name, record.cluster, addresses)
 
@@ -227,7 +241,7 @@ class Nodes:
         """Forget identities that neither a node nor the address table has any more."""
         if not self._idle:
             return
-        used = {identity.id for identity in self._held.values()}
+        used = {identity.id for held in self._held.values() for identity in held}
         used |= {NumericIdentity(entry.identity) for _, _, entry in self._ipcache.entries()}
         gone = [identity for identity in self._idle if identity.id not in used]
         self._idle = [identity for identity in self._idle if identity.id in used]
@@ -236,11 +250,10 @@ class Nodes:
         self._feed.identities((), [identity.id for identity in gone])
 
     def _release(self, key: str) -> None:
-        """Give up the identity that a node had; it goes once no address has it any more."""
-        identity = self._held.pop(key, None)
-        identities = self._identities
-        if identity is not None and identities is not None and identities.release(identity):
-            self._idle.append(identity)
+        """Give up the identities that a node had; they go once no address has them any more."""
+        for identity in self._held.pop(key, ()):
+            if self._identities is not None and self._identities.release(identity):
+                self._idle.append(identity)
 
     def _claim(self, key: str, wanted: dict[str, Entry]) -> None:
         held = self._claims.pop(key, {})

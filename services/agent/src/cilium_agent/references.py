@@ -168,13 +168,20 @@ class References:
         identities = self._engine.selectors.identities
         entries = {prefix: entry for prefix, _source, entry in self._ipcache.entries()}
         entries.update(self._pending())
-        for prefix, entry in entries.items():
+        rows = [(ipaddress.ip_network(prefix), entry) for prefix, entry in entries.items()]
+        pod_cidrs: dict[str, list[Prefix]] = {}
+        for prefix, entry in rows:
+            if prefix.prefixlen < prefix.max_prefixlen and entry.tunnel_ipv4 is not None:
+                pod_cidrs.setdefault(entry.host_ip, []).append(prefix)
+        for prefix, entry in rows:
             labels = identities.get(NumericIdentity(entry.identity))
-            parsed = ipaddress.ip_network(prefix)
-            if labels is None or not entry.host_ip or parsed.prefixlen != parsed.max_prefixlen:
+            if labels is None or not entry.host_ip or prefix.prefixlen < prefix.max_prefixlen:
                 continue
-            if entry.tunnel_ipv4 is None or ReservedIdentity.REMOTE_NODE.label not in labels:
-                yield parsed, labels
+            of_node = ReservedIdentity.REMOTE_NODE.label in labels
+            if not of_node or not any(
+                prefix.network_address in cidr for cidr in pod_cidrs.get(entry.host_ip, ())
+            ):
+                yield prefix, labels
 
 
 def _name(document: Document) -> Name:
