@@ -39,8 +39,7 @@ static __always_inline const struct endpoint_info *find_way(struct packet *p, co
 	}
 	remote = ipcache_of(&p->tuple.daddr, family);
 	p->dst_identity = identity_or_world(remote);
-	if (remote && remote->flags & IPCACHE_HAS_TUNNEL &&
-	    !(remote->flags & IPCACHE_SKIP_TUNNEL) && config_of()->flags & CONFIG_TUNNEL) {
+	if (has_tunnel(remote)) {
 		p->way = WAY_TUNNEL;
 		p->node = remote->tunnel_ipv4;
 	}

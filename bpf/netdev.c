@@ -155,7 +155,7 @@ static __always_inline bool wants_masquerade(const struct packet *p, const __u8 
 
 	if (!masquerade_on(family) || is_cluster_identity(identity) || identity == ID_HOST)
 		return false;
-	if (info && config_of()->flags & CONFIG_TUNNEL && info->flags & IPCACHE_HAS_TUNNEL)
+	if (has_tunnel(info))
 		return false;
 	return is_unicast(&p->tuple.daddr, family);
 }
@@ -277,15 +277,22 @@ static __always_inline int proxy_to_netdev(struct __sk_buff *skb, struct packet 
 					   const __u8 family)
 {
 	const struct endpoint_info *pod = endpoint_of_address(&p->tuple.saddr, family);
+	const struct ipcache_info *info;
 	int verdict;
 
 	if (!pod)
 		return DROP(DROP_EP_NOT_READY);
 	p->origin = origin_of(skb);
-	p->dst_identity = identity_or_world(ipcache_of(&p->tuple.daddr, family));
+	info = ipcache_of(&p->tuple.daddr, family);
+	p->dst_identity = identity_or_world(info);
+	/* a node may want to hear pods through the tunnel, where the stack knows but its own way */
+	if (has_tunnel(info))
+		p->node = info->tunnel_ipv4;
 	verdict = admit(skb, p, pod, NULL, family);
 	if (verdict)
 		return verdict < 0 ? verdict : bounce_to_proxy(skb, p, family);
+	if (p->node)
+		return deliver_to_node(skb, p, p->node, p->src_identity, family);
 	count_forward(skb, DIR_EGRESS);
 	return leave(skb, p, p->seen.reason != REASON_REPLY && wants_masquerade(p, family), family);
 }

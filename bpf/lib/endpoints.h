@@ -50,6 +50,13 @@ static __always_inline __u32 identity_or_world(const struct ipcache_info *info)
 	return info ? info->identity : ID_WORLD;
 }
 
+/* Is the address reached through the tunnel? */
+static __always_inline bool has_tunnel(const struct ipcache_info *info)
+{
+	return info && info->flags & IPCACHE_HAS_TUNNEL && !(info->flags & IPCACHE_SKIP_TUNNEL) &&
+	       config_of()->flags & CONFIG_TUNNEL;
+}
+
 static __always_inline __u32 identity_of_address(const union address *address, const __u8 family)
 {
 	const struct endpoint_info *local = endpoint_of_address(address, family);

@@ -27,6 +27,7 @@ from tests.bpf.scenes import (
     GREEN,
     INGRESS,
     NODE,
+    OTHER_NODE,
     RED,
     ROUTER,
     SCTP_PROTO,
@@ -400,6 +401,16 @@ def test_an_egress_proxy_reaches_the_world_with_the_nodes_address(scene: Scene) 
     received = scene.parse(back.packet)
     assert (back.verdict, back.mark) == (TC_OK, to_proxy(0))
     assert received[layer].dst == scene.address(RED)
+
+
+def test_an_egress_proxy_reaches_a_node_through_the_tunnel_where_pods_do(scene: Scene) -> None:
+    away = ipaddress.IPv4Address(OTHER_NODE.ipv4)
+    node = ipaddress.ip_network(scene.address(OTHER_NODE))
+    scene.plane.ipcache.upsert(node, abi.ID_REMOTE_NODE, away)
+    run = scene.leave(scene.tcp(RED, OTHER_NODE), mark=abi.MARK_PROXY_EGRESS)
+    (event,) = run.events
+    assert (run.verdict, event.subtype) == (TC_REDIRECT, abi.TRACE_TO_OVERLAY)
+    assert event.src_identity == RED.identity
 
 
 def test_mappings_of_proxies_are_kept_as_long_as_their_connections(scene: Scene) -> None:
