@@ -1,6 +1,6 @@
 """Tables of policy files and what each must mean, checked as real traffic in a lab.
 
-    python -m tests.e2e.meanings TABLE.yaml --policies FOLDER [--only TEXT] [--keep]
+    python -m tests.e2e.meanings TABLE.yaml [--policies FOLDER] [--only TEXT] [--keep]
 
 A table is YAML. Pods, outside addresses and names are made as the cases need them; pods with equal
 namespace, labels and service account are one pod for all cases.
@@ -10,6 +10,7 @@ namespace, labels and service account are one pod for all cases.
       api.example.com: {A: [203.0.113.30]}
     cases:
     - file: l3/simple.yaml           # below FOLDER; `files` for several
+      name: only the frontend        # instead of the file's, and `objects` for policies in place
       namespace: default             # of objects that name none
       options: {enable-host-firewall: "true"}    # of the agents; a restart
       nodes: {node1: {type: worker}} # labels of nodes
@@ -42,6 +43,7 @@ import ipaddress
 import itertools
 import json
 import re
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -112,7 +114,9 @@ class CasePod:
 class Case:
     """What one or several policy files must mean."""
 
+    name: str
     files: tuple[str, ...]
+    objects: tuple[dict[str, Any], ...]
     namespace: str
     pods: dict[str, CasePod]
     spaces: dict[str, dict[str, str]]
@@ -121,11 +125,6 @@ class Case:
     nodes: dict[str, dict[str, str]] = field(default_factory=dict)
     refused: str = ""
     skip: str = ""
-
-    @property
-    def name(self) -> str:
-        """The files."""
-        return " ".join(self.files)
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,8 @@ def read(path: Path) -> Table:
 
 
 def _case(item: dict[str, Any], zones: dict[str, Any]) -> Case:
-    files = tuple(item["files"]) if "files" in item else (item["file"],)
+    files = tuple(item.get("files", [item["file"]] if "file" in item else []))
+    name = item.get("name") or " ".join(files)
     namespace = item.get("namespace", NAMESPACE)
     pods = {name: _pod(name, given, namespace) for name, given in (item.get("pods") or {}).items()}
     questions = []
@@ -157,9 +157,11 @@ def _case(item: dict[str, Any], zones: dict[str, Any]) -> Case:
         try:
             questions += _questions(line, expected, pods, zones)
         except (TableError, KeyError) as error:
-            raise TableError(f"{files[0]}: probe {line!r}: {error}") from error
+            raise TableError(f"{name}: probe {line!r}: {error}") from error
     return Case(
+        name,
         files,
+        tuple(item.get("objects") or ()),
         namespace,
         pods,
         item.get("spaces") or {},
@@ -255,7 +257,7 @@ def _is_address(text: str) -> bool:
 class Stage:
     """A lab with all that a table's cases need."""
 
-    def __init__(self, cluster: Cluster, table: Table, policies: Path) -> None:
+    def __init__(self, cluster: Cluster, table: Table, policies: Path | None = None) -> None:
         self.cluster = cluster
         self._table = table
         self._policies = policies
@@ -273,6 +275,7 @@ class Stage:
         cases = [case for case in self._table.cases if not case.skip]
         pods = dict.fromkeys(pod for case in cases for pod in case.pods.values())
         served: dict[CasePod, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+        certified: dict[CasePod | None, set[int]] = defaultdict(set)
         topics: dict[CasePod | None, set[str]] = defaultdict(set)
         outside: dict[str, set[int]] = defaultdict(set)
         nodes: dict[str, set[int]] = defaultdict(set)
@@ -283,7 +286,9 @@ class Stage:
                 pod = case.pods.get(question.target)
                 place = nodes if _NODE.fullmatch(question.target) else outside
                 ports = place if pod is None else served[pod]
-                if kind == "kafka":
+                if kind == "tls":
+                    certified[pod].add(question.probe["port"])
+                elif kind == "kafka":
                     topics[pod].add(question.probe["topic"])
                 elif kind in ("tcp", "udp", "sctp"):
                     ports[kind].add(question.probe["port"])
@@ -297,7 +302,7 @@ class Stage:
                     pod.name,
                     dict(pod.labels),
                     pod.node,
-                    " ".join(_serve(served[pod], pod, zones)),
+                    " ".join([*_serve(served[pod], pod, zones), *self._tls(certified[pod])]),
                     pod.ports,
                     pod.account,
                     (sys.executable, str(BROKER), str(KAFKA_PORT), *sorted(topics[pod]))
@@ -320,6 +325,16 @@ class Stage:
         for node in self.cluster.nodes:
             self.cluster.serve_at(node, *_serve(nodes, None, zones))
 
+    def _tls(self, ports: set[int]) -> list[str]:
+        """Options of prober.py to serve TLS, with a certificate that nobody needs to trust."""
+        folder = Path(self._folder.name)
+        key, certificate = folder / "tls.key", folder / "tls.crt"
+        if ports and not key.exists():
+            command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x"]
+            files = ["-keyout", str(key), "-out", str(certificate)]
+            subprocess.run([*command, *files], check=True, capture_output=True)
+        return ["--tls", ",".join([str(*ports), str(certificate), str(key)])] if ports else []
+
     def wrong(self, case: Case) -> list[str]:
         """Apply a case's files and ask its questions; answers that are not as the case says."""
         if case.options != self._options:
@@ -328,7 +343,7 @@ class Stage:
             self._options = case.options
         for node, labels in case.nodes.items():
             self.cluster.label_node(node, labels)
-        objects = [obj for file in case.files for obj in self._objects(case, file)]
+        objects = list(self._objects(case))
         if case.refused:
             said = self.cluster.refusal(*objects)
             return [] if case.refused in said else [f"refused with {said!r}"]
@@ -338,13 +353,12 @@ class Stage:
             self.cluster.label_node(node, {})
         return found
 
-    def _objects(self, case: Case, file: str) -> Iterator[dict[str, Any]]:
-        for obj in yaml.safe_load_all((self._policies / file).read_text()):
-            if obj is None:
-                continue
-            if kind_of(obj["kind"]).namespaced:
-                obj["metadata"].setdefault("namespace", case.namespace)
-            yield obj
+    def _objects(self, case: Case) -> Iterator[dict[str, Any]]:
+        texts = [(self._policies / file).read_text() for file in case.files if self._policies]
+        written = [obj for text in texts for obj in yaml.safe_load_all(text) if obj is not None]
+        for obj in (*case.objects, *written):
+            space = {"namespace": case.namespace} if kind_of(obj["kind"]).namespaced else {}
+            yield {**obj, "metadata": space | obj["metadata"]}
 
     def _ask(self, case: Case) -> list[str]:
         orders: dict[str, tuple[list[Probe], list[Probe]]] = {}
@@ -445,8 +459,8 @@ def main() -> int:
     """Play a table, print what is wrong; the exit code is 0 when nothing is."""
     parser = argparse.ArgumentParser(prog="meanings")
     parser.add_argument("table", type=Path)
-    parser.add_argument("--policies", type=Path, required=True)
-    parser.add_argument("--only", default="", help="cases whose files contain this text")
+    parser.add_argument("--policies", type=Path)
+    parser.add_argument("--only", default="", help="cases whose names contain this text")
     parser.add_argument("--keep", action="store_true", help="leave the lab up")
     given = parser.parse_args()
     table = read(given.table)
