@@ -147,40 +147,6 @@ int cil_from_netdev(struct __sk_buff *skb)
 	return refuse(skb, DROP(DROP_MISSED_TAIL_CALL), DIR_INGRESS);
 }
 
-/* Who must be asked with the node's address: whoever does not know the way to our pods. */
-static __always_inline bool wants_masquerade(const struct packet *p, const __u8 family)
-{
-	const struct ipcache_info *info = ipcache_of(&p->tuple.daddr, family);
-	__u32 identity = identity_or_world(info);
-
-	if (!masquerade_on(family) || is_cluster_identity(identity) || identity == ID_HOST)
-		return false;
-	if (has_tunnel(info))
-		return false;
-	return is_unicast(&p->tuple.daddr, family);
-}
-
-/* A process of the node whose port a translated connection has taken is translated too. */
-static __always_inline bool node_collides(const struct packet *p, const __u8 family)
-{
-	union address mine = {};
-	struct mapping owner = {};
-	struct tuple back = {};
-
-	if (!masquerade_on(family) || p->flags & PACKET_ICMP_ERROR || !in_nat_range(p->tuple.sport))
-		return false;
-	masquerade_address(&mine, family);
-	if (!same_address(&p->tuple.saddr, &mine, family))
-		return false;
-	back.saddr = p->tuple.daddr;
-	back.daddr = p->tuple.saddr;
-	back.sport = p->tuple.dport;
-	back.dport = p->tuple.sport;
-	back.proto = p->tuple.proto;
-	return nat_find(&back, NAT_IN, &owner, family) &&
-	       (!same_address(&owner.address, &mine, family) || owner.port != p->tuple.sport);
-}
-
 /* The rest of the way to the network, with the node's address where that is wanted. */
 static __always_inline int leave(struct __sk_buff *skb, struct packet *p, bool translate,
 				 const __u8 family)
