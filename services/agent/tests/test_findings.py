@@ -10,8 +10,11 @@ from cilium_agent.intakes import RefusedPolicy
 from cilium_agent.metadata import MetadataHub
 from cilium_agent.publishing import Publisher
 from cilium_core.errors import InvalidError
-from cilium_core.policy import PolicyEngine, PolicyRef
+from cilium_core.labels import LabelSet
+from cilium_core.policy import PolicyEngine, PolicyRef, Subject
 from cilium_core.records import PolicyFinding, PolicyFindingsRecord
+
+from services.agent.tests.benches import policy
 
 REF = PolicyRef("CiliumNetworkPolicy", "shop", "p")
 KEY = "cilium/state/policyfindings/v1/default/node1"
@@ -57,6 +60,26 @@ async def test_a_finding_is_announced_counted_and_published(bench):
     assert NOT_ENFORCED.value("refused") == 1
     record = PolicyFindingsRecord.from_json(bench.publisher._desired[KEY])
     assert record == PolicyFindingsRecord("default", "node1", (finding,))
+
+
+async def test_a_rule_that_another_one_outranks_on_some_endpoint_is_a_finding(bench):
+    web = LabelSet.parse(["k8s:app=web", "k8s:io.kubernetes.pod.namespace=shop"])
+    bench.engine.upsert_identity(300, web)
+    bench.engine.upsert_endpoint(7, Subject(300, web))
+    for name, rules, peers in (
+        ("strong", {"http": [{"path": "/"}]}, {}),
+        ("weak", {"kafka": [{"topic": "t"}]}, {"fromEntities": ["world"]}),
+    ):
+        port = {"ports": [{"port": "80", "protocol": "TCP"}], "rules": rules}
+        made = policy(**peers, toPorts=[port])
+        made["metadata"]["name"] = name
+        bench.engine.upsert_policy(made)
+    bench.engine.flush()
+    await bench.findings.reconcile()
+    (finding,) = bench.findings.present
+    assert (finding.name, finding.reason) == ("weak", "outranked")
+    assert finding.message.startswith("endpoint 7: ")
+    assert "strong" in finding.message
 
 
 async def test_the_end_of_a_finding_is_announced_and_unpublished(bench):

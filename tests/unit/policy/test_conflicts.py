@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from cilium_core.policy import Direction, PolicyOptions
+from cilium_core.policy.unions import unite
 
 from tests.unit.policy.worlds import TCP, World, ccnp, cnp, pod, reserved
 
@@ -198,3 +199,63 @@ def test_an_endpoint_that_is_removed_has_no_conflicts():
     made.take("web")
 
     assert made.engine.conflicts() == {}
+
+
+def test_many_rules_that_contradict_others_are_each_named_once():
+    many = [policy(f"p{n}", HTTP if n % 2 else KAFKA) for n in range(20)]
+    conflicts = world(*many).engine.conflicts()["web"]
+    named = {ref.name for conflict in conflicts for ref in conflict.policies}
+    assert named == {f"p{n}" for n in range(20)}
+    assert len(conflicts) < 20
+
+
+EVERYONE = {"fromEndpoints": [{}]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (HTTP, KAFKA, "a port cannot be parsed as http and as kafka"),
+        (tls("one"), tls("two"), "they name different terminatingTLS contexts"),
+        (HTTP, on("0"), None),
+        (HTTP, on("81", rules={"kafka": [{"topic": "t"}]}), None),
+        (HTTP, {"ports": [{"port": "79", "endPort": 85, "protocol": "TCP"}]}, None),
+    ],
+)
+def test_rules_that_meet_in_one_peer_and_cannot_be_united_are_told(first, second, reason):
+    made = world(policy("one", first), policy("two", second, peers=EVERYONE))
+    assert made.engine.conflicts() == {}
+    meetings = made.engine.meetings()
+    if reason is None:
+        assert meetings == {}
+        return
+    (pair,) = meetings["web"]
+    assert [rule.ref.name for rule in (pair.first, pair.second)] == ["one", "two"]
+    assert reason in pair.reason
+    made.take("client")
+    assert made.engine.meetings() == {}
+
+
+@pytest.mark.parametrize(
+    ("weaker", "stronger"),
+    [
+        (KAFKA, HTTP),
+        (on(serverNames=["a.io"]), HTTP),
+        (tls("two", rules=HTTP["rules"]), tls("one")),
+        (tls("two"), tls("one", rules=HTTP["rules"])),
+    ],
+    ids=["kinds", "server names", "certificates", "certificates of HTTP"],
+)
+def test_the_weaker_of_rules_that_meet_is_the_one_that_allows_nothing(weaker, stronger):
+    made = world(policy("a", weaker), policy("b", stronger, peers=EVERYONE))
+    (pair,) = made.engine.meetings()["web"]
+    assert [rule.ref.name for rule in (pair.first, pair.second)] == ["b", "a"]
+    union = unite((pair.first, pair.second), pair.first.prefixes[0], observe=False)
+    assert union is not None
+    assert union.rules == (pair.first,)
+
+
+def test_rules_for_everyone_meet_those_for_somebody():
+    made = world(policy("one", HTTP, peers={}), policy("two", KAFKA))
+    (pair,) = made.engine.meetings()["web"]
+    assert pair.second.ref.name == "two"

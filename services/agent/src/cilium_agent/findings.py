@@ -42,6 +42,9 @@ class Reason(Enum):
     CONFLICT = "conflict"
     """It contradicts another one on some endpoint, which keeps its policy from before."""
 
+    OUTRANKED = "outranked"
+    """It meets another one in some peer and cannot be united with it; there it allows nothing."""
+
     OVERFLOW = "overflow"
     """Some endpoint's map is too small for it; what is missing is refused."""
 
@@ -108,6 +111,10 @@ class Findings:
             for ref in endpoint.overflown:
                 text = f"endpoint {endpoint.id} ({endpoint.pod}): {endpoint.error}"
                 yield _finding(ref, Reason.OVERFLOW, text)
+        for place, meetings in policies.engine.meetings().items():
+            for pair in meetings:
+                text = f"endpoint {place}: {pair}; where both select a peer, only the first counts"
+                yield _finding(pair.second.ref, Reason.OUTRANKED, text)
         for ref, names in policies.engine.ambiguous_names().items():
             text = f"port names {_list(names)} have several numbers in the cluster and open nothing"
             yield _finding(ref, Reason.AMBIGUOUS_PORT, text)

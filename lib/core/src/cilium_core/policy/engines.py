@@ -29,10 +29,10 @@ from cilium_core.policy.redirects import RedirectTable
 from cilium_core.policy.repositories import Repository, RepositoryChange
 from cilium_core.policy.resolving import ResolvedPolicy, Resources
 from cilium_core.policy.rules import Direction, Policy, PolicyRef, Rule, Verdict
-from cilium_core.policy.unions import Conflict, find_conflicts
+from cilium_core.policy.unions import Conflict, find_conflicts, find_meetings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from cilium_core.identities import Prefix
     from cilium_core.labels import LabelSet
@@ -393,6 +393,35 @@ class PolicyEngine:
             for name, endpoint in self._endpoints.items()
             if endpoint.conflicts
         }
+
+    def meetings(self) -> dict[Hashable, tuple[Conflict, ...]]:
+        """The endpoints of which rules for different peers meet in one and cannot be united.
+
+        The second rule of each pair allows nothing where it meets the first; the user should be
+        told, since the policy says more than it does.
+        """
+        known: dict[frozenset[Rule], tuple[Conflict, ...]] = {}
+        found: dict[Hashable, tuple[Conflict, ...]] = {}
+        for name, endpoint in self._endpoints.items():
+            rules = endpoint.accepted
+            if rules is None or endpoint.resolved is None:
+                continue
+            if rules not in known:
+                asking = [rule for rule in rules if rule.l7 is not None]
+                known[rules] = tuple(
+                    pair
+                    for direction in Direction
+                    for pair in find_meetings(
+                        (r for r in asking if r.direction is direction), self._selected
+                    )
+                )
+            if known[rules]:
+                found[name] = known[rules]
+        return found
+
+    def _selected(self, selector: PeerSelector) -> Collection[int]:
+        cached = self.selectors.find(selector)
+        return cached.selections if cached is not None else ()
 
     def redirects_in_use(self) -> frozenset[int]:
         """The redirects that entries of any endpoint name, as of the last flush."""

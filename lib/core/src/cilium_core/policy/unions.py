@@ -7,7 +7,7 @@ where only a rule for exactly that port frees the port; a rule for every port do
 Two rules for the same peers on the same ports that ask for different proxies, or for different
 certificates, contradict each other: that is a `Conflict`. Where rules for *different* peers happen
 to meet in one identity and cannot be united, the kind that ranks higher has its way and the others
-allow nothing there.
+allow nothing there; `find_meetings` tells which these are.
 
 Pure functions of values.
 """
@@ -24,7 +24,7 @@ from cilium_core.policy.rules import LISTENER_PRIORITY, Direction, PolicyRef, Ru
 from cilium_core.policy.selectors import EntitySelector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from cilium_core.policy.l7 import TlsContext
     from cilium_core.policy.ports import L4Prefix
@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 _SPOKEN: Final = (L7Kind.HTTP, L7Kind.KAFKA)
 """Kinds that TLS may wrap."""
+
+_MOST_COMPARISONS: Final = 200_000
+"""Of ports, when looking for rules that meet; a fraction of a second."""
 
 _NOBODY: Final = "none"
 """The entity that no identity belongs to."""
@@ -60,26 +63,127 @@ def _place(rule: Rule) -> str:
 
 
 def find_conflicts(rules: Iterable[Rule]) -> tuple[Conflict, ...]:
-    """The rules among those of one direction that contradict each other, pair by pair.
+    """The rules among those of one direction that contradict others.
 
-    An audited rule contradicts none: it must not keep others from being enforced.
+    Each is in some pair with one that it contradicts, not in a pair with every such one. An audited
+    rule contradicts none: it must not keep others from being enforced.
     """
     meeting: dict[tuple[object, ...], list[Rule]] = {}
     for rule in rules:
-        if rule.l7 is None or rule.verdict is not Verdict.ALLOW or rule.audit:
-            continue
-        for peer in rule.peers if rule.peers is not None else (None,):
-            if peer is None or not _never_selects(peer):
-                for port in rule.ports or ():
-                    place = (peer, port, rule.tier, rule.priority)
-                    meeting.setdefault(place, []).append(rule)
+        if _may_clash(rule):
+            for peer in rule.peers if rule.peers is not None else (None,):
+                if peer is None or not _never_selects(peer):
+                    for port in rule.ports or ():
+                        place = (peer, port, rule.tier, rule.priority)
+                        meeting.setdefault(place, []).append(rule)
     found: dict[tuple[Rule, Rule], str] = {}
     for group in meeting.values():
-        for pair in combinations(sorted(group, key=_order) if len(group) > 1 else group, 2):
-            if pair[0] is not pair[1] and pair not in found and (reason := _clash(*pair)):
-                found[pair] = reason
+        if len(group) > 1:
+            found.update(_clashes(group))
     pairs = sorted(found, key=lambda pair: (_order(pair[0]), _order(pair[1])))
     return tuple(Conflict(*pair, found[pair]) for pair in pairs)
+
+
+def find_meetings(
+    rules: Iterable[Rule], selected: Callable[[PeerSelector], Collection[int]]
+) -> tuple[Conflict, ...]:
+    """The rules for different peers that cannot be united and meet in some identity all the same.
+
+    The rules are those of one direction; `selected` tells which identities a selector selects.
+    There the weaker rule of a pair, its second, allows nothing. Pairs are as in `find_conflicts`;
+    where the search would take long, some may be missing.
+    """
+    effort = _Effort()
+    alike: dict[_Likeness, list[Rule]] = {}
+    for rule in sorted((rule for rule in rules if _may_clash(rule)), key=_order):
+        alike.setdefault(_likeness(rule), []).append(rule)
+    found: dict[Rule, Conflict] = {}
+    for pair in combinations(alike.values(), 2):
+        stronger, weaker = sorted(pair, key=lambda group: _rank(group[0], pair[0][0], pair[1][0]))
+        reason = _clash(stronger[0], weaker[0])
+        for second in weaker if reason else ():
+            first = next((one for one in stronger if effort.meet(one, second, selected)), None)
+            if first is not None:
+                found.setdefault(second, Conflict(first, second, reason))
+    return tuple(found.values())
+
+
+_Likeness = tuple[object, ...]
+
+
+def _likeness(rule: Rule) -> _Likeness:
+    """What decides about whom a rule contradicts; rules that are alike never do."""
+    match = rule.l7
+    assert match is not None  # noqa: S101 - only such rules are compared
+    names = bool(match.server_names)
+    return match.kind, names, match.terminating, match.originating, rule.tier, rule.priority
+
+
+def _may_clash(rule: Rule) -> bool:
+    return rule.l7 is not None and rule.verdict is Verdict.ALLOW and not rule.audit
+
+
+def _clashes(group: Iterable[Rule]) -> Iterator[tuple[tuple[Rule, Rule], str]]:
+    """For every rule that contradicts another one of a group, a pair with such a one."""
+    alike: dict[_Likeness, list[Rule]] = {}
+    for rule in sorted(group, key=_order):
+        alike.setdefault(_likeness(rule), []).append(rule)
+    for likeness, rules in alike.items():
+        for other, others in alike.items():
+            if other != likeness and _clash(rules[0], others[0]):
+                for rule in rules:
+                    first, second = sorted((rule, others[0]), key=_order)
+                    yield (first, second), _clash(first, second)
+                break
+
+
+class _Effort:
+    """Compares rules as long as that does not take too long."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_COMPARISONS
+
+    def meet(
+        self, one: Rule, other: Rule, selected: Callable[[PeerSelector], Collection[int]]
+    ) -> bool:
+        """Whether two rules have a port and an identity in common."""
+        self._left -= 1 + len(one.prefixes) * len(other.prefixes)
+        if self._left < 0 or not _share_a_port(one, other):
+            return False
+        if one.peers is None or other.peers is None:
+            peers = [*(one.peers or ()), *(other.peers or ())]
+            return one.peers is other.peers or any(selected(peer) for peer in peers)
+        self._left -= len(one.peers) + len(other.peers)
+        found = {number for peer in one.peers for number in selected(peer)}
+        return any(not found.isdisjoint(selected(peer)) for peer in other.peers)
+
+
+def _share_a_port(one: Rule, other: Rule) -> bool:
+    if not set(one.named_ports).isdisjoint(other.named_ports):
+        return True
+    return any(
+        first.covers(second.protocol, second.port) or second.covers(first.protocol, first.port)
+        for first in one.prefixes
+        for second in other.prefixes
+    )
+
+
+def _rank(rule: Rule, one: Rule, other: Rule) -> tuple[object, ...]:
+    """Sort key: which of two rules has its way where they meet, as `unite` has it."""
+    assert rule.l7 is not None  # noqa: S101 - only such rules are compared
+    assert one.l7 is not None  # noqa: S101
+    assert other.l7 is not None  # noqa: S101
+    for side in ("terminating", "originating"):
+        contexts = {getattr(one.l7, side), getattr(other.l7, side)}
+        if len(contexts - {None}) > 1 and not _differ(one.l7, other.l7):
+            return (repr(getattr(rule.l7, side)),)
+    return (LISTENER_PRIORITY[rule.l7.kind],)
+
+
+def _differ(one: L7Match, other: L7Match) -> bool:
+    """Whether one proxy cannot parse for both."""
+    kinds = {one.kind, other.kind}
+    return len(kinds) > 1 and not (L7Kind.TLS in kinds and kinds & set(_SPOKEN))
 
 
 def _order(rule: Rule) -> tuple[PolicyRef, str, str]:
@@ -96,7 +200,7 @@ def _clash(first: Rule, second: Rule) -> str:
     if one is None or other is None:
         return ""
     kinds = {one.kind, other.kind}
-    if len(kinds) > 1 and not (L7Kind.TLS in kinds and kinds & set(_SPOKEN)):
+    if _differ(one, other):
         return f"a port cannot be parsed as {one.kind.value} and as {other.kind.value}"
     for side in ("terminating", "originating"):
         contexts = {getattr(one, side), getattr(other, side)} - {None}
