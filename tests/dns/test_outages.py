@@ -18,7 +18,7 @@ RULES = Redirect(ingress=False, kind=L7Kind.DNS, dns=(DnsRule(pattern="*.allowed
 
 async def answered(dns_lab: Lab, name: str) -> bool:
     try:
-        return bool((await dns_lab.ask(name, limit_s=0.2)).answer)
+        return bool((await dns_lab.ask(name, limit_s=1.0)).answer)
     except TimeoutError:
         return False
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cilium_core.policy.l7 import KafkaRule, L7Kind, Redirect
-from cilium_core.proxying import redirects
+from cilium_core.proxying import redirects, running
 from cilium_core.proxying.redirects import Assignment
-from kafka_proxy import app, ports
+from cilium_core.proxying.running import ProxySettings
+from kafka_proxy import ports
 from kafka_proxy.app import KafkaProxy
 from kafka_proxy.budgets import Budget
-from kafka_proxy.settings import KafkaProxySettings
 
 if TYPE_CHECKING:
     import socket
@@ -49,12 +49,11 @@ def free_port() -> int:
 
 
 async def test_what_was_enforced_last_is_enforced_again(tmp_path: Path) -> None:
-    settings = KafkaProxySettings(state_dir=tmp_path)
-    settings.copy.parent.mkdir()
+    proxy = KafkaProxy(ProxySettings(state_dir=tmp_path))
+    proxy.copy.parent.mkdir()
     port = free_port()
     redirect = Redirect(False, L7Kind.KAFKA, kafka=(KafkaRule(topic="a"),))
-    redirects.save(settings.copy, Assignment({port: redirect}))
-    proxy = KafkaProxy(settings)
+    redirects.save(proxy.copy, Assignment({port: redirect}))
     await proxy.start()
     try:
         assert len(proxy.ports) == 1
@@ -72,8 +71,8 @@ async def test_what_was_enforced_last_is_enforced_again(tmp_path: Path) -> None:
 async def test_a_port_that_is_taken_is_told_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "PORT_RETRY_S", 0.05)
-    proxy = KafkaProxy(KafkaProxySettings(state_dir=tmp_path))
+    monkeypatch.setattr(running, "PORT_RETRY_S", 0.05)
+    proxy = KafkaProxy(ProxySettings(state_dir=tmp_path))
     redirect = Redirect(False, L7Kind.KAFKA, allow_all=True)
     port = free_port()
     holder = await asyncio.start_server(lambda *_: None, "127.0.0.1", port)
@@ -95,7 +94,7 @@ async def test_a_port_that_is_taken_is_told_and_tried_again(
 async def test_a_part_that_fails_ends_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proxy = KafkaProxy(KafkaProxySettings(state_dir=tmp_path))
+    proxy = KafkaProxy(ProxySettings(state_dir=tmp_path))
 
     async def fail(_: object) -> None:
         raise ValueError("broken")

@@ -6,9 +6,10 @@ import logging
 from typing import TYPE_CHECKING, Literal
 
 import pytest
-import structlog
 from cilium_core.settings import TelemetrySettings
 from cilium_core.telemetry import get_logger, setup_logging
+
+from tests.unit.logs import logs_restored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,12 +17,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    logging.captureWarnings(capture=False)
-    root.handlers, root.level = handlers, level
-    structlog.reset_defaults()
+    with logs_restored():
+        yield
 
 
 def written(form: Literal["json", "console"]) -> io.StringIO:

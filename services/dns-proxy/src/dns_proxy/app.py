@@ -1,23 +1,12 @@
-"""Wiring and life cycle of the DNS proxy; the only module that knows all others.
-
-What was enforced last is taken up from disk before anything else, so that a restart is over as soon
-as the interpreter runs. The agent is looked for after that, again and again.
-"""
+"""Wiring of the DNS proxy; the only module that knows all others."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import resource
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from cilium_core.policy.l7 import L7Kind
-from cilium_core.proxying.reporting import Reporter
-from cilium_core.proxying.subscribing import Subscription, dial
-from cilium_core.serving.sockets import stop_signal
-from cilium_core.telemetry import REGISTRY, get_logger
+from cilium_core.proxying.running import Proxy
 
 from dns_proxy import measuring
 from dns_proxy.announcing import Announcer
@@ -27,114 +16,68 @@ from dns_proxy.ports import Ports
 from dns_proxy.streams import Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
 
     import grpc.aio
     from cilium.proxy.v1 import proxy_pb2
     from cilium_core.proxying.redirects import Assignment
-    from cilium_core.serving.http_server import HttpServer
-
-    from dns_proxy.settings import DnsProxySettings
-
-log = get_logger()
+    from cilium_core.proxying.running import ProxySettings
 
 SWEEP_S = 0.5
-PORT_RETRY_S = 1.0
 NAMES_TIMEOUT_S = 5.0
 
 
-def own_version() -> str:
-    """The version of this package."""
-    try:
-        return version("cilium-dns-proxy")
-    except PackageNotFoundError:
-        return "0"
-
-
-class DnsProxy:
+class DnsProxy(Proxy):
     """The DNS proxy of a node. Make it within a running event loop."""
 
-    def __init__(self, settings: DnsProxySettings) -> None:
-        self._settings = settings
+    kind = L7Kind.DNS
+    program = "cilium-dns-proxy"
+
+    def __init__(self, settings: ProxySettings) -> None:
+        super().__init__(settings)
         loop = asyncio.get_running_loop()
-        self.reporter = Reporter(L7Kind.DNS, counters=lambda: measuring.totals(self))
         self.announcer = Announcer(loop)
         self.service = Service(self.announcer, self.reporter)
         self.datagrams = Datagrams(loop, self.service)
         self.streams = Streams(self.service)
-        self.ports = Ports(self.datagrams, self.streams)
-        self.subscription = Subscription(
-            L7Kind.DNS,
-            settings.copy,
-            self._take_up,
-            joined=self.announcer.joined,
-            left=self.announcer.left,
-        )
-        self._unserved: dict[int, str] = {}
-        self._channel: grpc.aio.Channel | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self._metrics: HttpServer | None = None
+        self._ports = Ports(self.datagrams, self.streams)
 
-    async def run(self) -> None:
-        """Serve until the process is asked to stop."""
-        stop = stop_signal()
-        await self.start()
-        await stop.wait()
-        await self.stop()
+    @property
+    def ports(self) -> Ports:
+        """What is listened on."""
+        return self._ports
 
-    async def start(self) -> None:
-        """Begin to serve."""
-        _raise_file_limit()
-        await self.subscription.restored()
-        # What exists by now stays; looking at it again and again would only cost time.
-        gc.freeze()
-        channel = self._channel = dial(self._settings.state_dir)
+    async def take_up(self, assignment: Assignment) -> dict[int, str]:
+        """Serve the ports of an assignment; returns those that cannot be, and why."""
+        self.service.configure(assignment.dns_options)
+        return await self.ports.reconcile(assignment.redirects)
+
+    def joined(self) -> None:
+        """Tell the agent what it has missed."""
+        self.announcer.joined()
+
+    def left(self) -> None:
+        """Keep what the agent misses."""
+        self.announcer.left()
+
+    def works(self, channel: grpc.aio.Channel) -> Iterable[Coroutine[Any, Any, None]]:
+        """Tell the agent what names mean, and give up on what takes too long."""
         self.announcer.connect(_names_call(channel))
-        self._tasks = [
-            asyncio.create_task(work)
-            for work in (
-                self.subscription.run(channel),
-                self.reporter.run(channel),
-                self.announcer.run(),
-                self._sweep(),
-                self._retry_ports(),
-            )
-        ]
-        measuring.register(self)
-        if self._settings.metrics_listen_address:
-            from cilium_core.serving.observability import observability_server
+        return self.announcer.run(), self._sweep()
 
-            self._metrics = observability_server(registry=REGISTRY)
-            await self._metrics.listen_tcp(self._settings.metrics_listen_address)
-        log.info("serving", ports=len(self.ports), version=own_version())
+    def totals(self) -> Iterable[tuple[str, str, int]]:
+        """What the agent is told, for its own metrics: event, reason, total."""
+        return measuring.totals(self)
 
-    async def stop(self) -> None:
-        """Stop serving; the agent's restart of this process takes over."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    def refresh(self) -> None:
+        """Bring the metrics up to date."""
+        measuring.refresh(self)
+
+    async def close(self) -> None:
+        """Serve nothing any more."""
         self.ports.close()
         await self.streams.close()
         self.datagrams.close()
-        if self._metrics is not None:
-            await self._metrics.stop()
-        if self._channel is not None:
-            await self._channel.close()
-        log.info("stopped")
-
-    async def _take_up(self, assignment: Assignment) -> dict[int, str]:
-        self.service.configure(assignment.dns_options)
-        self._unserved = await self.ports.reconcile(assignment.redirects)
-        return self._unserved
-
-    async def _retry_ports(self) -> None:
-        while True:
-            await asyncio.sleep(PORT_RETRY_S)
-            if self._unserved:
-                before = self._unserved
-                after = await self._take_up(self.subscription.assignment)
-                if after != before:
-                    self.subscription.tell(after)
 
     async def _sweep(self) -> None:
         while True:
@@ -142,12 +85,6 @@ class DnsProxy:
             self.service.sweep()
             self.datagrams.sweep()
             self.streams.sweep()
-
-
-def _raise_file_limit() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _names_call(channel: grpc.aio.Channel) -> Any:

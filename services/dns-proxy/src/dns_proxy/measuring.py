@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cilium_core.telemetry import REGISTRY, counter, gauge
+from cilium_core.telemetry import counter, gauge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,11 +46,6 @@ def totals(proxy: DnsProxy) -> Iterator[tuple[str, str, int]]:
     yield "lost", "connections", proxy.streams.turned_away
     yield "lost", "names", proxy.announcer.forgotten
     yield "late", "", proxy.announcer.late
-
-
-def register(proxy: DnsProxy) -> None:
-    """Refresh the metrics before each scrape."""
-    REGISTRY.on_collect(lambda: refresh(proxy))
 
 
 def refresh(proxy: DnsProxy) -> None:

@@ -7,12 +7,11 @@ the sockets stay and the gate is replaced between two messages.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cilium_core.proxying.transparent import LOOPBACKS, family_of
+from cilium_core.proxying.transparent import LOOPBACKS, usable
 from cilium_core.telemetry import get_logger
 
 from dns_proxy.gates import Gate
@@ -42,7 +41,7 @@ class Ports:
         self._datagrams = datagrams
         self._streams = streams
         self._ports: dict[int, _Port] = {}
-        self._families = frozenset(host for host in LOOPBACKS if _usable(host))
+        self._families = frozenset(host for host in LOOPBACKS if usable(host))
 
     def __len__(self) -> int:
         return len(self._ports)
@@ -87,12 +86,3 @@ class Ports:
         for port in self._ports.values():
             self._close(port)
         self._ports.clear()
-
-
-def _usable(host: str) -> bool:
-    """Whether the node speaks a loopback address's family."""
-    with contextlib.suppress(OSError):
-        with contextlib.closing(socket.socket(family_of(host), socket.SOCK_DGRAM)) as probe:
-            probe.bind((host, 0))
-        return True
-    return False

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from cilium_core.errors import CiliumError
-from cilium_core.settings import load_or_exit
-from cilium_core.telemetry import get_logger, pushing, setup_logging
+from cilium_core.serving.programs import run_program
 
-from hubble_relay.app import Relay, own_version
+from hubble_relay.app import Relay
 from hubble_relay.settings import PREFIX, RelaySettings, take_file
+
+if TYPE_CHECKING:
+    from cilium_core.settings import Loaded
 
 _ABOUT = "Fans the flows of all nodes into one stream. Usage: hubble-relay serve [flags]"
 
@@ -27,29 +29,15 @@ def main() -> None:
         words = take_file(words, os.environ)
     except CiliumError as error:
         sys.exit(f"hubble-relay: {error}")
-    loaded = load_or_exit(
-        RelaySettings,
-        program="hubble-relay",
-        about=_ABOUT,
-        version=own_version(),
-        prefix=PREFIX,
-        argv=words,
+    run_program(
+        RelaySettings, _serve, program="hubble-relay", about=_ABOUT, prefix=PREFIX, argv=words
     )
-    setup_logging(loaded.value, service="hubble-relay")
-    log = get_logger()
-    for warning in loaded.warnings:
-        log.warning("setting ignored", reason=warning)
-    try:
-        asyncio.run(_run(loaded.value))
-    except CiliumError as error:
-        log.error("cannot run", error=str(error))
-        sys.exit(1)
 
 
-async def _run(settings: RelaySettings) -> None:
-    relay = Relay(settings)
+async def _serve(loaded: Loaded[RelaySettings]) -> None:
+    relay = Relay(loaded.value)
     try:
-        await pushing(relay.run(), settings, service="hubble-relay")
+        await relay.run()
     except BaseException:
         await relay.stop()
         raise

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from cilium_core.errors import InvalidError
 from cilium_core.serving.packed import PackedServer, Status, server_context
+from cilium_core.serving.programs import own_version
 from cilium_core.serving.sockets import stop_signal
 from cilium_core.telemetry import REGISTRY, Health, get_logger
 
@@ -34,14 +34,6 @@ OBSERVER_HEALTH = "hubble.server.Observer"
 """The name under which Hubble clients ask for health."""
 
 _STOP_GRACE_S = 2.0
-
-
-def own_version() -> str:
-    """The version of this package."""
-    try:
-        return version("hubble-relay")
-    except PackageNotFoundError:
-        return "0"
 
 
 class Relay:
@@ -107,7 +99,7 @@ class Relay:
 
     def _main_server(self) -> PackedServer:
         settings = self._settings
-        relay_version = own_version()
+        relay_version = own_version("hubble-relay")
         options = CollectingOptions(
             own_name=socket.gethostname(),
             sort_buffer_len_max=settings.sort_buffer_len_max,

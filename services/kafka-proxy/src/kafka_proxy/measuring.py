@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cilium_core.telemetry import REGISTRY, counter, gauge
+from cilium_core.telemetry import counter, gauge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,11 +36,6 @@ def totals(proxy: KafkaProxy) -> Iterator[tuple[str, str, int]]:
         yield "garbage", sender, number
     yield "unreachable", "", counters.unreachable
     yield "lost", "connections", proxy.ports.turned_away
-
-
-def register(proxy: KafkaProxy) -> None:
-    """Refresh the metrics before each scrape."""
-    REGISTRY.on_collect(lambda: refresh(proxy))
 
 
 def refresh(proxy: KafkaProxy) -> None:

@@ -7,13 +7,12 @@ changes, its connections end: what was negotiated on them fits the old rules.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, cast
 
-from cilium_core.proxying.transparent import LOOPBACKS, family_of, listener, mark_of
+from cilium_core.proxying.transparent import LOOPBACKS, listener, mark_of, usable
 from cilium_core.telemetry import get_logger
 
 from kafka_proxy.budgets import Budget
@@ -48,7 +47,7 @@ class Ports:
         """`hosts` is where ports are listened on."""
         self._reporter = reporter
         self._ports: dict[int, _Port] = {}
-        self._hosts = [host for host in hosts if host not in LOOPBACKS or _usable(host)]
+        self._hosts = [host for host in hosts if host not in LOOPBACKS or usable(host)]
         self._budget = Budget(MAX_HELD)
         self._clients: Counter[str] = Counter()
         self.counters = Counters()
@@ -144,13 +143,3 @@ async def _end(port: _Port) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _usable(host: str) -> bool:
-    """Whether the node speaks a loopback address's family."""
-    try:
-        with contextlib.closing(socket.socket(family_of(host), socket.SOCK_STREAM)) as probe:
-            probe.bind((host, 0))
-    except OSError:
-        return False
-    return True

@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import sys
-from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from cilium_core.errors import CiliumError
-from cilium_core.settings import load_or_exit
-from cilium_core.telemetry import get_logger, pushing, setup_logging
+from cilium_core.serving.programs import own_version, run_program
+from cilium_core.telemetry import get_logger
 
 from cilium_operator.settings import OperatorSettings
+
+if TYPE_CHECKING:
+    from cilium_core.settings import Loaded
+
+_NAME = "cilium-operator"
 
 
 def main() -> None:
     """Run the program; exit code 0 after SIGTERM or SIGINT, 1 when it cannot start."""
-    release = version("cilium-operator")
-    loaded = load_or_exit(
+    run_program(
         OperatorSettings,
-        program="cilium-operator",
+        _serve,
+        program=_NAME,
         about="gives pod CIDRs to nodes and collects unused identities, once per cluster.",
-        version=release,
         shared_directory=True,
     )
-    settings = loaded.value
-    setup_logging(settings, service="cilium-operator")
+
+
+async def _serve(loaded: Loaded[OperatorSettings]) -> None:
     log = get_logger()
-    for warning in loaded.warnings:
-        log.warning("setting ignored", reason=warning)
+    release = own_version(_NAME)
     log.info("starting", version=release, pid=os.getpid(), settings=loaded.effective())
 
     from cilium_operator.app import App
 
-    async def run() -> None:
-        app = App(settings, version=release)
-        await pushing(app.run(), settings, service="cilium-operator")
-
-    try:
-        asyncio.run(run())
-    except CiliumError as error:
-        log.error("cannot run", error=str(error))
-        sys.exit(1)
+    await App(loaded.value, version=release).run()
     log.info("stopped")
 
 

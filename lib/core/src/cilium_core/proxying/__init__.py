@@ -1,6 +1,6 @@
 """What the proxies that are processes of ours share.
 
-`redirects` is what they enforce, as values, messages and on disk; `subscribing` keeps it up to date
-from the agent; `reporting` hands over records of what they saw; `transparent` makes sockets that
-speak under the addresses of others.
+`running` is the life of such a process; `redirects` is what it enforces, as values, messages and on
+disk; `subscribing` keeps that up to date from the agent; `reporting` hands over records of what was
+seen; `transparent` makes sockets that speak under the addresses of others.
 """

@@ -43,6 +43,16 @@ def family_of(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
+def usable(host: str) -> bool:
+    """Whether the node speaks the family of a loopback address."""
+    try:
+        with contextlib.closing(socket.socket(family_of(host), socket.SOCK_DGRAM)) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
 def mark_of(*, ingress: bool) -> int:
     """The mark of a proxy's sockets; the kernel gives accepted ones that of their listener."""
     return MARK_INGRESS if ingress else MARK_EGRESS
@@ -82,10 +92,7 @@ def upstream(
     `source` is the foreign address and port to speak from; port 0 lets the kernel choose one at
     random. None speaks from the node's own address. Raises `OSError`.
     """
-    if source is None:
-        sock = _socket(family, kind)
-    else:
-        sock = _transparent(family, kind)
+    sock = _socket(family, kind) if source is None else _transparent(family, kind)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         if source is not None:

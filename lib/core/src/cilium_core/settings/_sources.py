@@ -19,7 +19,7 @@ from cilium_core.settings._fields import Field, fields_of
 from cilium_core.settings._help import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 Model = TypeVar("Model")
 
@@ -123,14 +123,15 @@ def load_or_exit(
     *,
     program: str,
     about: str,
-    version: str = "",
+    version: str | Callable[[], str] = "",
     prefix: str = "CILIUM_",
     shared_directory: bool = False,
     argv: Sequence[str] | None = None,
 ) -> Loaded[Model]:
     """`load` for a program's first line: answers --help, --version and --print-config, and exits.
 
-    Exit code 0 after such an answer, 2 when the settings are wrong.
+    A `version` that costs time to find is a function, called for --version only. Exit code 0 after
+    such an answer, 2 when the settings are wrong.
     """
     argv = sys.argv[1:] if argv is None else argv
     asked = _parse_command_line(fields_of(model), argv)[0].asked
@@ -138,7 +139,7 @@ def load_or_exit(
         sys.stdout.write(describe(model, program=program, about=about, prefix=prefix))
         raise SystemExit(0)
     if asked == "version":
-        sys.stdout.write(f"{program} {version}\n")
+        sys.stdout.write(f"{program} {version if isinstance(version, str) else version()}\n")
         raise SystemExit(0)
     try:
         loaded = load(model, argv, os.environ, prefix=prefix, shared_directory=shared_directory)
