@@ -485,6 +485,29 @@ async def test_policies_of_an_audited_namespace_refuse_nothing(bench):
     assert any(entry.deny and not entry.audit for entry in bench.maps[1].values())
 
 
+async def test_proxies_of_an_endpoint_or_a_node_in_audit_mode_refuse_nothing(bench):
+    endpoint = bench.endpoint()
+    bench.policies.upsert_object(REF, ONLY_GET)
+    await bench.policies.reconcile()
+    await bench.policies.build(endpoint)
+
+    def audited():
+        return {redirect.audit for redirect in bench.proxies.ports if redirect in in_force()}
+
+    def in_force():
+        engine = bench.policies.engine
+        return {engine.redirects.get(number) for number in engine.redirects_in_use()}
+
+    assert audited() == {False}
+    await bench.policies.set_audit(audit=True)
+    assert audited() == {True}
+    await bench.policies.set_audit(audit=False)
+    assert audited() == {False}
+    endpoint.audit = True
+    await bench.policies.build(endpoint)
+    assert audited() == {True}
+
+
 async def test_names_reach_maps_before_the_address_table(bench):
     await bench.policies.build(bench.endpoint())
     names = policy()

@@ -127,6 +127,8 @@ class Policies:
         )
         self._objects = PolicyObjects(self.engine, self._prefixes, accepted, feed)
         self._addresses: dict[str, PendingAddress] = {}
+        self._audit = False
+        self._subjects: set[EndpointID] = set()
         self.references = References(
             self.engine, self._prefixes, ipcache, self._note, self._pending_addresses
         )
@@ -248,12 +250,28 @@ class Policies:
         """Install the policies of several endpoints at once; `Endpoint.error` says which failed."""
         async with self._pass:
             for endpoint in endpoints:
-                self.engine.upsert_endpoint(endpoint.id, subject_of(endpoint))
+                self._upsert(endpoint)
                 self._installer.want_row(endpoint.id)
             await self._flush()
 
+    async def set_audit(self, *, audit: bool) -> None:
+        """Tell whether the whole node is in audit mode, in which proxies refuse nothing either."""
+        async with self._pass:
+            if audit == self._audit:
+                return
+            self._audit = audit
+            for endpoint in self._table:
+                if endpoint.id in self._subjects:
+                    self._upsert(endpoint)
+            await self._flush()
+
+    def _upsert(self, endpoint: Endpoint) -> None:
+        self._subjects.add(endpoint.id)
+        self.engine.upsert_endpoint(endpoint.id, subject_of(endpoint, audit=self._audit))
+
     def forget(self, endpoint_id: EndpointID) -> None:
         """An endpoint is gone."""
+        self._subjects.discard(endpoint_id)
         self._installer.forget(endpoint_id)
 
     async def apply_names(self, names: Names) -> None:
@@ -346,11 +364,10 @@ class Policies:
             self._advanced.notify_all()
 
 
-def subject_of(endpoint: Endpoint) -> Subject:
-    """An endpoint as policy sees it."""
-    return Subject(
-        endpoint.identity, endpoint.labels, frozenset(container_ports(endpoint.named_ports))
-    )
+def subject_of(endpoint: Endpoint, *, audit: bool = False) -> Subject:
+    """An endpoint as policy sees it, on a node that is in audit mode or not."""
+    ports = frozenset(container_ports(endpoint.named_ports))
+    return Subject(endpoint.identity, endpoint.labels, ports, audit or endpoint.audit)
 
 
 def container_ports(ports: Iterable[NamedPort]) -> list[ContainerPort]:

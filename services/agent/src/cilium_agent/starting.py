@@ -164,6 +164,7 @@ class StartUp:
         config = configurations.node_config(self._settings, self._host, agent.addresses)
         config = dataclasses.replace(config, **agent.kept_options.restore(config))
         await plane.run(plane.datapath.start_sync, config)
+        await agent.policies.set_audit(audit=config.audit)
         exemptions = configurations.exemptions(self._settings)
         await plane.run(plane.datapath.exemptions.sync, exemptions)
         dump = await plane.run(plane.datapath.ipcache.dump)

@@ -5,7 +5,7 @@ Values that all ways of making columns share, and look-ups in a column that is b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from cilium_core.policy.entries import Column, PolicyEntry, truncate
@@ -31,10 +31,11 @@ class Contribution(NamedTuple):
 
 
 class Numbering(NamedTuple):
-    """What turns rules and redirects into numbers."""
+    """What turns rules and redirects into numbers; with `audit` redirects refuse nothing."""
 
     cookies: CookieTable
     redirects: RedirectTable
+    audit: bool = False
 
     def cookie(self, rules: Iterable[Rule]) -> int:
         """The cookie of the origins of some rules."""
@@ -42,7 +43,11 @@ class Numbering(NamedTuple):
 
     def redirect(self, redirect: Redirect | None) -> int:
         """The number of a redirect, 0 for none."""
-        return 0 if redirect is None else self.redirects.number(redirect)
+        if redirect is None:
+            return 0
+        if self.audit and redirect.restricts:
+            redirect = replace(redirect, audit=True)
+        return self.redirects.number(redirect)
 
 
 @dataclass(frozen=True, slots=True)

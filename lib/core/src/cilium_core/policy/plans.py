@@ -27,12 +27,14 @@ class Subject:
     """An endpoint as policy sees it: who it is and which ports it serves under a name.
 
     The host endpoint has the identity of the host, and the labels of its node beside those of the
-    identity.
+    identity. With `audit` proxies only report what its rules refuse; whoever writes its entries
+    sees to the same for packets.
     """
 
     identity: int
     labels: LabelSet
     named_ports: frozenset[ContainerPort] = frozenset()
+    audit: bool = False
 
     @property
     def is_host(self) -> bool:
@@ -73,6 +75,7 @@ class ResolutionKey(NamedTuple):
     init: bool
     host: bool
     named_ports: frozenset[ContainerPort]
+    audit: bool = False
 
 
 def resolution_key(
@@ -84,7 +87,9 @@ def resolution_key(
         rules = frozenset()
     uses_names = any(rule.named_ports for rule in rules if rule.direction is Direction.INGRESS)
     init = ReservedIdentity.INIT.label in subject.labels
-    return ResolutionKey(rules, init, host, subject.named_ports if uses_names else frozenset())
+    named_ports = subject.named_ports if uses_names else frozenset[ContainerPort]()
+    audit = subject.audit and any(rule.l7 is not None for rule in rules)
+    return ResolutionKey(rules, init, host, named_ports, audit)
 
 
 class Closing(NamedTuple):
@@ -113,7 +118,7 @@ class Plan:
     `evaluated` plans have rules of several tiers, passes or audited rules, and are decided prefix
     by prefix. `closing` is what holds with all rules, `enforced_closing` with those that are not
     audited. `closers` are the origins of the rules that turn default deny on, and
-    `enforced_closers` of those that are not audited.
+    `enforced_closers` of those that are not audited. With `audit` all that proxies refuse passes.
     """
 
     direction: Direction
@@ -124,9 +129,12 @@ class Plan:
     enforced_closing: Closing = _OPEN
     closers: frozenset[Origin] = frozenset()
     enforced_closers: frozenset[Origin] = frozenset()
+    audit: bool = False
 
     def builds_like(self, other: Plan) -> bool:
         """Whether the same rules at the same place give the same entries under both plans."""
+        if self.audit != other.audit:
+            return False
         if self.evaluated or other.evaluated:
             return (
                 self.evaluated == other.evaluated
@@ -163,6 +171,7 @@ def make_plan(options: PolicyOptions, direction: Direction, key: ResolutionKey) 
         enforced_closing=Closing(_isolated(rule for rule in rules if not rule.audit), final),
         closers=frozenset(rule.origin for rule in closers),
         enforced_closers=frozenset(rule.origin for rule in closers if not rule.audit),
+        audit=key.audit,
     )
 
 

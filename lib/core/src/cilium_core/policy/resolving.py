@@ -173,6 +173,7 @@ class _Side:
     __slots__ = (
         "_base",
         "_memo",
+        "_numbering",
         "_own_ports",
         "_redirects",
         "_resources",
@@ -201,6 +202,7 @@ class _Side:
         self._resources = resources
         self._own_ports = key.named_ports
         self.plan = make_plan(resources.options, direction, key)
+        self._numbering = resources.numbering._replace(audit=key.audit)
         self._selectors: dict[CachedSelector, frozenset[Rule]] = {}
         self._memo: dict[tuple[frozenset[Rule], int], _Peer] = {}
         self._redirects: Counter[int] = Counter()
@@ -358,7 +360,7 @@ class _Side:
         found = by_prefix(
             Contribution(rule.prefixes + self._named(rule, 0), rule) for rule in rules
         )
-        column = build_column(found, None, self.plan, self._resources.numbering)
+        column = build_column(found, None, self.plan, self._numbering)
         self._base = Base(column, found)
         self._put(0, _peer(rules, column))
         self.changed.add(0)
@@ -378,7 +380,7 @@ class _Side:
                 )
                 for rule in rules
             )
-            column = build_column(found, self._base, self.plan, self._resources.numbering)
+            column = build_column(found, self._base, self.plan, self._numbering)
             peer = _peer(rules, column)
             if old is not None and old.rules == rules and old.column == column:
                 peer = old

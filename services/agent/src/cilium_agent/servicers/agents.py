@@ -148,6 +148,7 @@ class AgentServicer(EndpointCalls, PolicyCalls, ProxyCalls, agent_pb2_grpc.Agent
             await self._run(lambda datapath: datapath.set_config(**changed))
             await self._agent.keep_options(request.options)
         config = await self._run(lambda datapath: datapath.config)
+        await self._agent.policies.set_audit(audit=config.audit)
         return agent_pb2.UpdateConfigResponse(options=options.current(config))
 
     # ---- helpers ----
