@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cilium_core.policy import groups, kubernetes, legacy, lenience, tiers, translating
+from cilium_core.policy import (
+    groups,
+    kubernetes,
+    legacy,
+    lenience,
+    patterns,
+    tiers,
+    translating,
+)
 from cilium_core.policy.errors import (
     PolicyError,
     Problem,
@@ -48,6 +56,10 @@ _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 _MAX_NODES: Final = 100_000
 _MAX_DEPTH: Final = 64
+_MOST_PEERS: Final = 200_000
+_MOST_PAIRS: Final = 1_000_000
+"""Ports are counted in prefixes: a range is up to 30."""
+
 _HINTS: Final = {
     "auth": "unknown field; it was replaced by authentication",
     "action": "unknown field; put the item into ingressDeny or egressDeny instead",
@@ -56,8 +68,18 @@ _HINTS: Final = {
 
 def parse(obj: object, options: PolicyOptions | None = None) -> Policy:
     """Read one policy object of any kind. Raises `PolicyError` with every problem found."""
-    options = options or PolicyOptions()
     obj, subject = _object(obj)
+    try:
+        with patterns.limited():
+            policy = _parse(obj, subject, options or PolicyOptions())
+    except patterns.ExpressionsTooLargeError:
+        message = "its regular expressions are too large together; shorten them or split the policy"
+        raise PolicyError((Problem("", message),), subject) from None
+    _check_extent(policy, subject)
+    return policy
+
+
+def _parse(obj: dict[str, Any], subject: str, options: PolicyOptions) -> Policy:
     kind = obj.get("kind")
     findings = Findings()
     if not isinstance(kind, str) or kind not in POLICY_KINDS:
@@ -81,6 +103,18 @@ def parse(obj: object, options: PolicyOptions | None = None) -> Policy:
         rules = (replace(rule, path=conversion.written_path(rule.path)) for rule in policy.rules)
         policy = replace(policy, rules=tuple(rules))
     return policy
+
+
+def _check_extent(policy: Policy, subject: str) -> None:
+    """Refuse what would take long to resolve on every node, whoever it selects."""
+    peers = sum(len(rule.peers or ()) for rule in policy.rules)
+    if peers > _MOST_PEERS:
+        message = f"its port lists have {peers} peers, all told; more than {_MOST_PEERS} may not be"
+        raise PolicyError((Problem("", f"{message}: split the policy"),), subject)
+    pairs = sum(max(1, len(rule.peers or ())) * len(rule.prefixes) for rule in policy.rules)
+    if pairs > _MOST_PAIRS:
+        message = f"it names {pairs} pairs of peers and ports; more than {_MOST_PAIRS} may not be"
+        raise PolicyError((Problem("", f"{message}: split the policy"),), subject)
 
 
 def _translate(

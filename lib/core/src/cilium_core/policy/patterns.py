@@ -6,16 +6,62 @@ It has no look-around and no back references, and matches in linear time.
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _MAX_BYTES: Final = 1 << 20
 """How large an expression may become; keeps compiling one within a few milliseconds."""
 
+MOST_INSTRUCTIONS: Final = 1_000_000
+"""How large all expressions of one object may become together: a second or two of compiling."""
+
+_COST_OF_FAILURE: Final = 40_000
+"""What an expression counts that does not compile; telling so takes as long as a large one."""
+
+_spent: ContextVar[list[int] | None] = ContextVar("spent", default=None)
+"""The one number in it is what expressions cost so far, in instructions."""
+
 _NO_LITERAL: Final = re.compile(r"[\]).][+*]|\]\{|\\[dwsDWS]")
+
+
+class ExpressionsTooLargeError(Exception):
+    """The expressions compiled within `limited` are too large together."""
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Within, expressions may take no more than `MOST_INSTRUCTIONS` to compile.
+
+    What is compiled beyond that raises `ExpressionsTooLargeError`.
+    """
+    token = _spent.set([0])
+    try:
+        yield
+    finally:
+        _spent.reset(token)
 
 
 def compile_expression(text: str) -> Any:
     """Compile an expression; the result has `fullmatch(text)`. Raises `ValueError`."""
+    spent = _spent.get()
+    if spent is None:
+        return _compile(text)
+    if spent[0] > MOST_INSTRUCTIONS:
+        raise ExpressionsTooLargeError
+    try:
+        compiled = _compile(text)
+    except ValueError:
+        spent[0] += _COST_OF_FAILURE
+        raise
+    spent[0] += compiled.programsize
+    return compiled
+
+
+def _compile(text: str) -> Any:
     # Loaded at first use: most policies have no expressions.
     import re2
 
