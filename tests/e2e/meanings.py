@@ -263,7 +263,11 @@ class Stage:
         self._policies = policies
         self._options: dict[str, str] = {}
         self._folder = tempfile.TemporaryDirectory()
-        self._build()
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let go of what is no part of the lab."""
