@@ -99,6 +99,80 @@ def test_a_large_policy_is_read_and_resolved_within_seconds(obj):
     assert time.monotonic() - began < LIMIT_S
 
 
+WIDE = policy({"fromEntities": ["cluster"], "toPorts": lists_of_ports(500)})
+"""20,000 entries for every identity of the cluster."""
+
+NARROW = policy({"fromEntities": ["cluster"], "toPorts": lists_of_ports(1)})
+
+
+def refused(engine: PolicyEngine) -> bool:
+    """Whether the endpoint's policy is told to be too large."""
+    conflicts = engine.conflicts().get("web", ())
+    return any("more than 262144; name fewer ports" in str(conflict) for conflict in conflicts)
+
+
+def size(engine: PolicyEngine) -> int:
+    found = engine.policy("web")
+    assert found is not None
+    assert found.ingress_enforced
+    return len(found.entries)
+
+
+def test_a_policy_with_too_many_entries_leaves_the_one_before_in_force():
+    engine = engine_with(200)
+    engine.upsert_policy(NARROW)
+    engine.flush()
+    before = size(engine)
+    began = time.monotonic()
+    engine.upsert_policy(WIDE)
+    (update,) = engine.flush()
+    assert time.monotonic() - began < LIMIT_S
+    assert (size(engine), bool(update.delta), refused(engine)) == (before, False, True)
+    engine.upsert_policy(NARROW)
+    engine.flush()
+    assert (size(engine), refused(engine)) == (before, False)
+
+
+def test_without_a_policy_before_one_with_too_many_entries_lets_nobody_in():
+    engine = engine_with(200)
+    engine.upsert_policy(WIDE)
+    began = time.monotonic()
+    engine.upsert_endpoint("new", Subject(1001, labels(1)))
+    engine.flush()
+    assert time.monotonic() - began < LIMIT_S
+    policy_of_new = engine.policy("new")
+    assert policy_of_new is not None
+    assert policy_of_new.ingress_enforced
+    assert {key.identity for key, entry in policy_of_new.entries.items() if not entry.deny} <= {
+        0,
+        1,
+    }
+
+
+@pytest.mark.parametrize("step", [1, 200])
+def test_a_policy_that_grows_too_large_is_closed_until_it_shrinks(step):
+    engine = engine_with(5)
+    engine.upsert_policy(WIDE)
+    engine.flush()
+    assert not refused(engine)
+    began = time.monotonic()
+    numbers = list(range(5, 25 if step == 1 else 205))
+    for number in numbers:
+        engine.upsert_identity(1000 + number, labels(number))
+        if step == 1:
+            engine.flush()
+    updates = engine.flush()
+    assert time.monotonic() - began < LIMIT_S
+    assert refused(engine)
+    assert size(engine) < 10
+    assert step == 1 or [update.full for update in updates] == [True]
+    for number in numbers:
+        engine.delete_identity(1000 + number)
+    assert len(engine.flush()) == 1
+    assert not refused(engine)
+    assert size(engine) > 100_000
+
+
 def engine_with(identities: int) -> PolicyEngine:
     engine = PolicyEngine()
     for number in range(identities):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cilium_core.identities import RESERVED_IDENTITIES, NumericIdentity
 from cilium_core.labels import KEY_NAMESPACE, SOURCE_K8S
@@ -28,7 +28,7 @@ from cilium_core.policy.plans import ResolutionKey, Subject, resolution_key, sel
 from cilium_core.policy.redirects import RedirectTable
 from cilium_core.policy.repositories import Repository, RepositoryChange
 from cilium_core.policy.resolving import ResolvedPolicy, Resources
-from cilium_core.policy.rules import Direction, Policy, PolicyRef, Rule, Verdict
+from cilium_core.policy.rules import Direction, Policy, PolicyRef, Rule, Tier, Verdict
 from cilium_core.policy.unions import Conflict, find_conflicts, find_meetings
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ class EndpointUpdate:
     are all that the endpoint's entries name afterwards; have them realised before writing.
 
     With `conflicts` the endpoint's rules contradict each other, so that it keeps the policy that it
-    had; one that never had any denies what the rules in question would allow.
+    had; one that never had any denies what the rules in question would allow. The same goes for a
+    policy of more than `MOST_ENTRIES` entries, whose conflict names one rule twice; without an
+    earlier policy that is small enough, nothing is allowed then.
     """
 
     endpoint: Hashable
@@ -63,6 +65,10 @@ class EndpointUpdate:
     full: bool = False
     redirects: frozenset[int] = frozenset()
     conflicts: tuple[Conflict, ...] = ()
+
+
+MOST_ENTRIES: Final = 1 << 18
+"""Of one endpoint: four times the largest map. What is larger takes too long to be computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,7 @@ class BindingChange:
 
 @dataclass(slots=True)
 class _Endpoint:
-    """`accepted` are the latest of its rules that did not contradict each other."""
+    """`accepted` are the latest of its rules that it could have: in harmony, and not too many."""
 
     subject: Subject
     rules: frozenset[Rule]
@@ -119,7 +125,9 @@ class PolicyEngine:
         self._dirty: set[Hashable] = set()
         self._changed_identities: set[NumericIdentity] = set()
         self._changed_names: set[str] = set()
+        self._fewer_identities = False
         self._denials: dict[Rule, Rule] = {}
+        self._closures: dict[Rule, Rule] = {}
         for identity in RESERVED_IDENTITIES.values():
             self.selectors.upsert_identity(identity.id, identity.labels)
 
@@ -252,6 +260,7 @@ class PolicyEngine:
             self.upsert_identity(number, reserved.labels)
         elif self.selectors.delete_identity(number):
             self._changed_identities.add(number)
+            self._fewer_identities = True
 
     def set_named_ports(self, pod: Hashable, identity: int, ports: Iterable[ContainerPort]) -> None:
         """Tell which ports a pod, anywhere in the cluster, serves under a name."""
@@ -297,6 +306,7 @@ class PolicyEngine:
         """Work off all changes since the last call; one update for each endpoint with changes."""
         changes = self._follow_identities()
         self._forget_stale_names()
+        self._retry_large()
         replaced: dict[tuple[ResolvedPolicy, ResolvedPolicy], PolicyDelta] = {}
         deltas = {resolved: noted.delta() for resolved, noted in changes.items()}
         judged: dict[frozenset[Rule], tuple[Conflict, ...]] = {}
@@ -434,6 +444,9 @@ class PolicyEngine:
         self.redirects.sweep(self.redirects_in_use())
         known = {rule for endpoint in self._endpoints.values() for rule in endpoint.rules}
         self._denials = {rule: denial for rule, denial in self._denials.items() if rule in known}
+        self._closures = {
+            rule: closure for rule, closure in self._closures.items() if rule in known
+        }
         return self.cookies.sweep(
             {cookie for resolved in self._resolved.values() for cookie in resolved.cookies()}
         )
@@ -445,10 +458,35 @@ class PolicyEngine:
         changes = {resolved: Changes() for resolved in self._resolved.values()}
         for identity in self._changed_identities:
             matching = self.selectors.matching_identity(identity)
-            for resolved, noted in changes.items():
+            for resolved, noted in list(changes.items()):
                 resolved.refresh(identity, matching, noted)
+                if len(noted) > MOST_ENTRIES:
+                    del changes[resolved]
+                    self._start_over(resolved)
         self._changed_identities.clear()
+        for resolved in [one for one, noted in changes.items() if noted.adds]:
+            if resolved.size > MOST_ENTRIES:
+                del changes[resolved]
+                self._start_over(resolved)
         return {resolved: noted for resolved, noted in changes.items() if noted}
+
+    def _start_over(self, resolved: ResolvedPolicy) -> None:
+        """Have the endpoints with a policy get one anew, in full, in place of changes to it."""
+        for name, endpoint in self._endpoints.items():
+            if endpoint.resolved is resolved:
+                endpoint.resolved = None
+                self._dirty.add(name)
+                self._leave(resolved)
+
+    def _retry_large(self) -> None:
+        """Once there are fewer identities, a policy that was too large may be none any more."""
+        if self._fewer_identities:
+            self._fewer_identities = False
+            self._dirty |= {
+                name
+                for name, endpoint in self._endpoints.items()
+                if any(conflict.first is conflict.second for conflict in endpoint.conflicts)
+            }
 
     def _forget_stale_names(self) -> None:
         """Have policies resolved anew whose port names mean something else now."""
@@ -478,12 +516,50 @@ class PolicyEngine:
                 for conflict in find_conflicts(r for r in rules if r.direction is direction)
             )
         endpoint.conflicts = judged[rules]
-        if not endpoint.conflicts:
+        if endpoint.conflicts:
+            kept = endpoint.accepted
+            rules = kept if kept is not None else self._without(rules, endpoint.conflicts)
+        resolved = self._resolved_for(endpoint, rules)
+        if resolved.size > MOST_ENTRIES:
+            endpoint.conflicts = (*endpoint.conflicts, _too_large(rules, resolved.size))
+            self._drop_unused(resolved)
+            resolved = self._smaller(endpoint, rules)
+        elif not endpoint.conflicts:
             endpoint.accepted = rules
-        elif endpoint.accepted is not None:
-            rules = endpoint.accepted
-        else:
-            rules = self._without(rules, endpoint.conflicts)
+        if resolved is not endpoint.resolved:
+            resolved.users += 1
+        return resolved
+
+    def _smaller(self, endpoint: _Endpoint, rules: frozenset[Rule]) -> ResolvedPolicy:
+        """What an endpoint has in place of a policy too large: the one before, or none at all."""
+        if endpoint.accepted is not None and endpoint.accepted is not rules:
+            resolved = self._resolved_for(endpoint, endpoint.accepted)
+            if resolved.size <= MOST_ENTRIES:
+                return resolved
+            self._drop_unused(resolved)
+        return self._resolved_for(endpoint, self._closed(rules))
+
+    def _closed(self, rules: frozenset[Rule]) -> frozenset[Rule]:
+        """Rules that allow nobody anything in the directions in which others are about."""
+        closed = set()
+        for direction in Direction:
+            about = [one for one in rules if one.direction is direction and not one.audit]
+            if about:
+                rule = min(about, key=lambda one: (one.ref, one.path))
+                if rule not in self._closures:
+                    self._closures[rule] = _closure(rule)
+                closed.add(self._closures[rule])
+        return frozenset(closed)
+
+    def _drop_unused(self, resolved: ResolvedPolicy) -> None:
+        """Forget a policy that was resolved in vain."""
+        if not resolved.users:
+            del self._resolved[resolved.key]
+            self._built.remove(resolved)
+            resolved.release()
+
+    def _resolved_for(self, endpoint: _Endpoint, rules: frozenset[Rule]) -> ResolvedPolicy:
+        """An endpoint's policy by some rules, shared if possible."""
         key = resolution_key(endpoint.subject, rules, self.options)
         resolved = self._resolved.get(key)
         if resolved is None:
@@ -496,8 +572,6 @@ class PolicyEngine:
             resolved = ResolvedPolicy(self._resources, key, old if reusable else None)
             self._resolved[key] = resolved
             self._built.append(resolved)
-        if resolved is not endpoint.resolved:
-            resolved.users += 1
         return resolved
 
     def _without(self, rules: frozenset[Rule], conflicts: Iterable[Conflict]) -> frozenset[Rule]:
@@ -516,3 +590,24 @@ class PolicyEngine:
             if self._resolved.get(resolved.key) is resolved:
                 del self._resolved[resolved.key]
             resolved.release()
+
+
+def _too_large(rules: frozenset[Rule], size: int) -> Conflict:
+    """Says so of the rule with the most ports, or the first of those."""
+    widest = min(rules, key=lambda rule: (-len(rule.prefixes), rule.ref, rule.path))
+    reason = f"the endpoint would have {size} entries, more than {MOST_ENTRIES}; name fewer ports"
+    return Conflict(widest, widest, reason)
+
+
+def _closure(rule: Rule) -> Rule:
+    """A rule in the direction of another one that turns default deny on, and no more."""
+    return replace(
+        rule,
+        verdict=Verdict.ALLOW,
+        peers=(),
+        ports=None,
+        l7=None,
+        default_deny=True,
+        tier=Tier.NORMAL,
+        priority=(),
+    )

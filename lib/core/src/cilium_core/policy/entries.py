@@ -169,6 +169,14 @@ class Changes:
         self._remove: set[PolicyKey] = set()
         self._new: set[PolicyKey] = set()
 
+    def __len__(self) -> int:
+        return len(self._add) + len(self._remove)
+
+    @property
+    def adds(self) -> bool:
+        """Whether there is an entry more, or another one."""
+        return bool(self._add)
+
     def note(self, direction: int, identity: int, before: Column, after: Column) -> None:
         """Note that a column is another one now."""
         self.note_difference(direction, identity, difference(before, after))

@@ -143,6 +143,11 @@ class ResolvedPolicy:
             for prefix, entry in peer.column.items()
         }
 
+    @property
+    def size(self) -> int:
+        """How many entries both directions have."""
+        return sum(len(peer.column) for side in self._sides for peer in side.columns.values())
+
     def snapshot(self, revision: int) -> EndpointPolicy:
         """The policy as an immutable value."""
         ingress, egress = self.enforced

@@ -43,7 +43,7 @@ _NOBODY: Final = "none"
 
 
 class Conflict(NamedTuple):
-    """Two rules that one endpoint cannot obey together."""
+    """Two rules that one endpoint cannot obey together; or twice one that it cannot obey at all."""
 
     first: Rule
     second: Rule
@@ -55,6 +55,8 @@ class Conflict(NamedTuple):
         return self.first.ref, self.second.ref
 
     def __str__(self) -> str:
+        if self.first is self.second:
+            return f"{_place(self.first)}: {self.reason}"
         return f"{_place(self.first)} and {_place(self.second)} conflict: {self.reason}"
 
 
