@@ -68,7 +68,7 @@ _NODE = re.compile(r"node\d+|host|remote")
 _OWN_WORLD = ("203.0.113.10", "203.0.113.20", "203.0.113.30")
 NAMESPACE = "default"
 KAFKA_PORT = 9092
-BROKER = Path(__file__).with_name("broker.py")
+BROKER = Path(__file__).resolve().parents[2] / "examples/01-secure-api/broker.py"
 
 
 class TableError(Exception):
