@@ -1,16 +1,13 @@
 """A client, a node with the DNS proxy, and a DNS server, in network namespaces of their own.
 
-What the data plane does in eBPF, nftables does here: datagrams and connections of the client to
-port 53 are handed to the proxy's sockets, and so is what the server answers to the client's
-address, which the proxy speaks under. Only packets are steered; all else is the real thing: the
-proxy is the installed program, and the agent's end of its socket is the agent's code.
+Datagrams and connections of the client to port 53 are steered to the proxy's sockets. The proxy is
+the installed program.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import socket
 import subprocess
@@ -23,49 +20,20 @@ import dns.message
 import dns.rcode
 import dns.rdatatype
 import dns.rrset
-from cilium.proxy.v1 import proxy_pb2, proxy_pb2_grpc
-from cilium_agent.proxies.serving import SERVICE, ProxyServicer, RedirectBoard
-from cilium_core.policy.l7 import L7Kind, Redirect
-from cilium_core.serving.grpc_server import GrpcServer
+from cilium_core.policy.l7 import L7Kind
 
+from tests.agent_ends import AgentEnd
+from tests.namespaces import SERVER, Namespaces, connected, listening, udp
 from tests.unit.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
-CLIENT = {4: "10.92.1.2", 6: "fd92:1::2"}
-SERVER = {4: "10.92.2.2", 6: "fd92:2::2"}
-NODE = {4: "10.92.1.1", 6: "fd92:1::1"}
+    from cilium.proxy.v1 import proxy_pb2
+    from cilium_core.policy.l7 import Redirect
+
 PROXY_PORT = 10053
 
-_CLONE_NEWNET = 0x40000000
-_SETUP = """
-ip -n {node} link add c0 type veth peer name eth0 netns {client}
-ip -n {node} link add s0 type veth peer name eth0 netns {server}
-ip -n {node} link set lo up
-ip -n {client} link set lo up
-ip -n {server} link set lo up
-ip -n {node} addr add 10.92.1.1/24 dev c0
-ip -n {node} addr add 10.92.2.1/24 dev s0
-ip -n {node} -6 addr add fd92:1::1/64 dev c0 nodad
-ip -n {node} -6 addr add fd92:2::1/64 dev s0 nodad
-ip -n {client} addr add 10.92.1.2/24 dev eth0
-ip -n {client} -6 addr add fd92:1::2/64 dev eth0 nodad
-ip -n {server} addr add 10.92.2.2/24 dev eth0
-ip -n {server} -6 addr add fd92:2::2/64 dev eth0 nodad
-ip -n {node} link set c0 up
-ip -n {node} link set s0 up
-ip -n {client} link set eth0 up
-ip -n {server} link set eth0 up
-ip -n {client} route add default via 10.92.1.1
-ip -n {client} -6 route add default via fd92:1::1
-ip -n {server} route add default via 10.92.2.1
-ip -n {server} -6 route add default via fd92:2::1
-ip -n {node} rule add fwmark 0x200/0xf00 lookup 2004
-ip -n {node} -6 rule add fwmark 0x200/0xf00 lookup 2004
-ip -n {node} route add local default dev lo table 2004
-ip -n {node} -6 route add local default dev lo table 2004
-"""
 _RULES = f"""
 table inet steering {{
   chain incoming {{
@@ -86,56 +54,6 @@ table inet steering {{
   }}
 }}
 """
-
-
-class Namespaces:
-    """Three namespaces."""
-
-    def __init__(self, name: str) -> None:
-        self.client, self.node, self.server = (f"{name}-{part}" for part in "cns")
-        for namespace in (self.client, self.node, self.server):
-            subprocess.run(["ip", "netns", "add", namespace], check=True)
-        try:
-            self._connect()
-        except subprocess.CalledProcessError:
-            self.close()
-            raise
-
-    def _connect(self) -> None:
-        for line in _SETUP.strip().splitlines():
-            command = line.format(client=self.client, node=self.node, server=self.server)
-            subprocess.run(command.split(), check=True)
-        nft = ["ip", "netns", "exec", self.node, "nft", "-f", "-"]
-        subprocess.run(nft, input=_RULES, text=True, check=True)
-
-    def close(self) -> None:
-        """Remove the namespaces."""
-        for namespace in (self.client, self.node, self.server):
-            subprocess.run(["ip", "netns", "del", namespace], check=False)
-
-
-@contextlib.contextmanager
-def inside(namespace: str) -> Iterator[None]:
-    """What this thread makes belongs to a namespace. No await inside."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with Path("/proc/thread-self/ns/net").open("rb") as own:
-        with Path(f"/run/netns/{namespace}").open("rb") as other:
-            if libc.setns(other.fileno(), _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-        try:
-            yield
-        finally:
-            libc.setns(own.fileno(), _CLONE_NEWNET)
-
-
-def udp(namespace: str, family: int, address: tuple[str, int] | None = None) -> socket.socket:
-    """A datagram socket in a namespace, bound if an address is given."""
-    with inside(namespace):
-        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-        made = socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, kind)
-        if address is not None:
-            made.bind(address)
-    return made
 
 
 class DnsServer:
@@ -160,13 +78,7 @@ class DnsServer:
             sock.bind((host, self._port))
             self._sockets.append(sock)
             loop.add_reader(sock, self._readable, sock)
-            with inside(self._namespace):
-                kind = socket.AF_INET6 if family == 6 else socket.AF_INET
-                listener = socket.socket(kind, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            if family == 6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, self._port))
+            listener = listening(self._namespace, self._port, family, host)
             self._servers.append(await asyncio.start_server(self._stream, sock=listener))
 
     def _readable(self, sock: socket.socket) -> None:
@@ -238,37 +150,16 @@ class Names:
         }
 
 
-class Agent:
-    """The agent's end of the proxy's socket; may be stopped and started again."""
+class Agent(AgentEnd):
+    """The agent's end of the proxy's socket, with its names."""
 
     def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
-        self.board = RedirectBoard()
+        super().__init__(state_dir, L7Kind.DNS)
         self.names = Names()
-        self.records: list[proxy_pb2.Record] = []
-        self.lost = 0
-        self._server: GrpcServer | None = None
 
-    async def start(self) -> None:
-        server = self._server = GrpcServer()
-        boards = {L7Kind.DNS: self.board}
-        server.add(
-            SERVICE,
-            proxy_pb2_grpc.add_ProxyServiceServicer_to_server,
-            ProxyServicer(boards, self.names, self._take),
-        )
-        server.listen_unix(self._state_dir / "proxies.sock")
-        await server.start()
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            await self._server.stop(0)
-            self._server = None
-
-    async def _take(self, kind: L7Kind, records: Sequence[proxy_pb2.Record], lost: int) -> None:
-        assert kind is L7Kind.DNS
-        self.records.extend(records)
-        self.lost += lost
+    async def observe(self, observations: Sequence[proxy_pb2.NameObservation]) -> list[float]:
+        """Learn names, and tell for how many seconds they are known."""
+        return await self.names.observe(observations)
 
 
 class Lab:
@@ -366,10 +257,7 @@ class Lab:
     async def _open(
         self, target: tuple[str, int]
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        with inside(self.namespaces.client):
-            kind = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
-            sock = socket.socket(kind, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        await asyncio.get_running_loop().sock_connect(sock, target)
+        sock = await connected(self.namespaces.client, *target)
         return await asyncio.open_connection(sock=sock)
 
     async def _send_stream(self, data: bytes, target: tuple[str, int]) -> bytes:
@@ -399,6 +287,7 @@ async def lab(state_dir: Path, *, agent: bool = True, proxy: bool = True) -> Any
     namespaces = Namespaces(f"tD-{os.getpid()}-{id(state_dir) % 10_000}")
     one = Lab(state_dir, namespaces)
     try:
+        namespaces.load(_RULES)
         await one.server.start()
         if agent:
             await one.agent.start()

@@ -12,7 +12,8 @@ import dns.message
 from cilium_agent.proxies import serving
 from cilium_core.policy.l7 import DnsRule, L7Kind, Redirect
 
-from tests.dns.network import SERVER, addresses, framed, inside, lab, udp
+from tests.dns.network import addresses, framed, lab
+from tests.namespaces import SERVER, inside, udp
 from tests.unit.waiting import eventually
 
 RULES = Redirect(ingress=False, kind=L7Kind.DNS, dns=(DnsRule(pattern="*.allowed.test"),))

@@ -11,6 +11,7 @@ import pytest
 from cilium_core.policy.l7 import DnsRule, L7Kind, Redirect
 
 from tests.dns.network import PROXY_PORT, Lab, lab
+from tests.namespaces import udp
 from tests.unit.waiting import eventually
 
 RULES = Redirect(ingress=False, kind=L7Kind.DNS, dns=(DnsRule(pattern="*.allowed.test"),))
@@ -111,8 +112,6 @@ async def test_a_copy_that_cannot_be_read_serves_nothing_and_waits_for_the_agent
 
 async def test_a_port_that_is_taken_is_told_and_served_once_it_is_free(state_dir):
     async with lab(state_dir) as dns_lab:
-        from tests.dns.network import udp
-
         taken = udp(dns_lab.namespaces.node, 4, ("127.0.0.1", PROXY_PORT))
         dns_lab.agent.board.publish({PROXY_PORT: RULES})
         await eventually(lambda: dns_lab.agent.board.errors)

@@ -16,18 +16,8 @@ from cilium_core.proxying import transparent
 from cilium_core.proxying.redirects import DnsOptions
 from flow import flow_pb2
 
-from tests.dns.network import (
-    CLIENT,
-    NODE,
-    PROXY_PORT,
-    DnsServer,
-    addresses,
-    framed,
-    inside,
-    lab,
-    read_framed,
-    udp,
-)
+from tests.dns.network import PROXY_PORT, DnsServer, addresses, framed, lab, read_framed
+from tests.namespaces import CLIENT, NODE, inside, udp
 from tests.unit.waiting import eventually
 
 RULES = Redirect(

@@ -11,16 +11,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cilium.proxy.v1 import proxy_pb2, proxy_pb2_grpc
-from cilium_agent.proxies.serving import SERVICE, ProxyServicer, RedirectBoard
 from cilium_core.policy.l7 import L7Kind
-from cilium_core.serving.grpc_server import GrpcServer
 
-from tests.proxies.networks import SERVER, Namespaces, connected
+from tests.agent_ends import AgentEnd
+from tests.namespaces import SERVER, Namespaces, connected
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator
 
     from cilium_core.policy.l7 import Redirect
 
@@ -30,54 +28,13 @@ PROXY_PORT = 10077
 LIMIT_S = 30.0
 
 
-async def eventually(condition: Callable[[], Any]) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(LIMIT_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for knows no events
-            await asyncio.sleep(0.02)
-
-
-class Agent:
-    """The agent's end of the proxy's socket; may be stopped and started again."""
-
-    def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
-        self.board = RedirectBoard()
-        self.records: list[proxy_pb2.Record] = []
-        self.lost = 0
-        self._server: GrpcServer | None = None
-
-    async def start(self) -> None:
-        server = self._server = GrpcServer()
-        server.add(
-            SERVICE,
-            proxy_pb2_grpc.add_ProxyServiceServicer_to_server,
-            ProxyServicer({L7Kind.KAFKA: self.board}, self, self._take),
-        )
-        server.listen_unix(self._state_dir / "proxies.sock")
-        await server.start()
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            await self._server.stop(0)
-            self._server = None
-
-    async def observe(self, observations: Sequence[proxy_pb2.NameObservation]) -> list[float]:
-        raise AssertionError(f"a Kafka proxy learns no names: {observations}")
-
-    async def _take(self, kind: L7Kind, records: Sequence[proxy_pb2.Record], lost: int) -> None:
-        assert kind is L7Kind.KAFKA
-        self.records.extend(records)
-        self.lost += lost
-
-
 class Lab:
     """All of it together."""
 
     def __init__(self, state_dir: Path, namespaces: Namespaces) -> None:
         self.state_dir = state_dir
         self.namespaces = namespaces
-        self.agent = Agent(state_dir)
+        self.agent = AgentEnd(state_dir, L7Kind.KAFKA)
         self.broker: asyncio.subprocess.Process
         self.client: asyncio.subprocess.Process
         self.proxy: asyncio.subprocess.Process

@@ -12,9 +12,10 @@ from cilium_core.policy.l7 import KafkaRule, L7Kind, Redirect
 from cilium_core.proxying.transparent import packed
 from flow import flow_pb2
 
-from tests.kafka.network import PORT, PROXY_PORT, eventually
-from tests.proxies.networks import CLIENT, NODE, SERVER
+from tests.kafka.network import PORT, PROXY_PORT
+from tests.namespaces import CLIENT, NODE, SERVER
 from tests.unit.kafka.messages import METADATA, framed, metadata, parse_response
+from tests.unit.waiting import eventually
 
 if TYPE_CHECKING:
     import socket

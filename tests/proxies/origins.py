@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.proxies.networks import SERVER, Namespaces, connected, listening
+from tests.namespaces import SERVER, Namespaces, connected, listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

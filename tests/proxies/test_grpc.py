@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 from cilium_core.policy.l7 import HeaderMatch, HttpRule, L7Kind, Redirect, SecretRef, TlsContext
 
+from tests.namespaces import SERVER
 from tests.proxies.keys import Authority, secret_document
-from tests.proxies.networks import SERVER
 from tests.unit.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.proxies.networks import Namespaces, Node
+    from tests.namespaces import Namespaces
+    from tests.proxies.networks import Node
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

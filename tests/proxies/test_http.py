@@ -10,7 +10,7 @@ import pytest
 from cilium_core.policy.l7 import HeaderMatch, HttpRule, L7Kind, Mismatch, Redirect, SecretRef
 from flow import flow_pb2
 
-from tests.proxies.networks import CLIENT, NODE, SERVER, connected
+from tests.namespaces import CLIENT, NODE, SERVER, connected
 from tests.proxies.origins import DISCONNECTS, call, read_answer, say
 from tests.unit.waiting import eventually
 

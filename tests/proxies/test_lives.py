@@ -13,7 +13,7 @@ from cilium_agent.proxies import ports as port_table
 from cilium_agent.proxies.envoy.counting import statistics
 from cilium_core.policy.l7 import HttpRule, L7Kind, Redirect
 
-from tests.proxies.networks import SERVER, connected, inside
+from tests.namespaces import SERVER, connected, inside
 from tests.proxies.origins import DISCONNECTS, call, read_answer
 from tests.unit.waiting import eventually
 

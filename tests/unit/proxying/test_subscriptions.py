@@ -13,17 +13,16 @@ import grpc
 import grpc.aio
 import pytest
 from cilium.proxy.v1 import proxy_pb2, proxy_pb2_grpc
-from cilium_agent.proxies.serving import SERVICE, ProxyServicer, RedirectBoard
 from cilium_core.errors import InvalidError
 from cilium_core.policy.l7 import DnsRule, KafkaRule, L7Kind, Redirect
 from cilium_core.proxying import redirects
 from cilium_core.proxying.redirects import Assignment, DnsOptions
 from cilium_core.proxying.reporting import Reporter, encode_request, varint
 from cilium_core.proxying.subscribing import Subscription, dial
-from cilium_core.serving.grpc_server import GrpcServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.agent_ends import AgentEnd
 from tests.unit.waiting import eventually
 
 if TYPE_CHECKING:
@@ -77,17 +76,12 @@ class Proxy:
             await channel.close()
 
 
-class Agent:
+class Agent(AgentEnd):
     """The agent's side."""
 
     def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
-        self.boards = {L7Kind.DNS: RedirectBoard(), L7Kind.KAFKA: RedirectBoard()}
-        self.board = self.boards[L7Kind.DNS]
-        self.records: list[proxy_pb2.Record] = []
-        self.lost = 0
+        super().__init__(state_dir, L7Kind.DNS, L7Kind.KAFKA)
         self.broken = False
-        self._server: GrpcServer | None = None
 
     async def observe(self, observations) -> list[float]:
         return [1.5] * len(observations)
@@ -96,23 +90,7 @@ class Agent:
         assert kind is L7Kind.DNS
         if self.broken:
             raise InvalidError("not now")
-        self.records.extend(records)
-        self.lost += lost
-
-    async def start(self) -> None:
-        self._server = GrpcServer()
-        self._server.add(
-            SERVICE,
-            proxy_pb2_grpc.add_ProxyServiceServicer_to_server,
-            ProxyServicer(self.boards, self, self.take),
-        )
-        self._server.listen_unix(self._state_dir / "proxies.sock")
-        await self._server.start()
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            await self._server.stop(0)
-            self._server = None
+        await super().take(kind, records, lost)
 
 
 @pytest.fixture
