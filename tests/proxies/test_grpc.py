@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 from cilium_core.policy.l7 import HeaderMatch, HttpRule, L7Kind, Redirect, SecretRef, TlsContext
 
+from tests.certificates import Authority
 from tests.namespaces import SERVER
-from tests.proxies.keys import Authority, secret_document
+from tests.proxies.keys import secret_document
 from tests.unit.waiting import eventually
 
 if TYPE_CHECKING:

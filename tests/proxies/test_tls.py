@@ -10,8 +10,9 @@ import pytest_asyncio
 from cilium_core.policy.l7 import HttpRule, L7Kind, Redirect, SecretRef, TlsContext
 from flow import flow_pb2
 
+from tests.certificates import Authority
 from tests.namespaces import CLIENT, SERVER, connected
-from tests.proxies.keys import Authority, secret_document, server_context
+from tests.proxies.keys import secret_document, server_context
 from tests.proxies.origins import DISCONNECTS, call, serving
 from tests.unit.waiting import eventually
 

@@ -7,9 +7,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cilium_core.varints import varint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kafka_proxy.encoding import MAX_ELEMENTS, Reader, read, varint, write
+from kafka_proxy.encoding import MAX_ELEMENTS, Reader, read, write
 from kafka_proxy.errors import ProtocolError
 from kafka_proxy.requests import parse
 from kafka_proxy.responses import error_of

@@ -14,7 +14,8 @@ from cilium_core.kvstore.etcd import EtcdStore
 from cilium_core.settings import KvstoreSettings
 from etcd import rpc_pb2
 
-from ..certificates import Authority
+from tests.certificates import Authority
+
 from ..etcd_process import EtcdProcess, require_etcd
 from ..waiting import eventually
 

@@ -17,8 +17,9 @@ from cilium_core.errors import InvalidError
 from cilium_core.policy.l7 import DnsRule, KafkaRule, L7Kind, Redirect
 from cilium_core.proxying import redirects
 from cilium_core.proxying.redirects import Assignment, DnsOptions
-from cilium_core.proxying.reporting import Reporter, encode_request, varint
+from cilium_core.proxying.reporting import Reporter, encode_request
 from cilium_core.proxying.subscribing import Subscription, dial
+from cilium_core.varints import varint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

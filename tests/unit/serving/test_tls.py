@@ -8,7 +8,7 @@ import pytest
 from cilium_core.serving.grpc_server import GrpcServer, ServerTls
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ..certificates import Authority
+from tests.certificates import Authority
 
 if TYPE_CHECKING:
     from pathlib import Path

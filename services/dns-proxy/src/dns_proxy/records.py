@@ -11,7 +11,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from cilium.proxy.v1 import proxy_pb2
-from cilium_core.proxying.reporting import varint
+from cilium_core.varints import varint
 from flow import flow_pb2
 
 from dns_proxy.answers import NO_TTL

@@ -13,6 +13,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
+from cilium_core.varints import varint
+
 from kafka_proxy.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -173,16 +175,6 @@ def write(form: Struct, value: Value) -> bytes:
     """Write a message. Fields of `value` have to be as they are when read."""
     out = bytearray()
     _write_struct(out, form, value)
-    return bytes(out)
-
-
-def varint(value: int) -> bytes:
-    """An unsigned number of variable length."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
     return bytes(out)
 
 

@@ -18,6 +18,7 @@ from cilium.proxy.v1 import proxy_pb2
 
 from cilium_core.proxying.redirects import KINDS
 from cilium_core.telemetry.logs import get_logger
+from cilium_core.varints import varint
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -128,18 +129,3 @@ def encode_request(
     for record in records:
         parts += (_RECORDS_FIELD, varint(len(record)), record)
     return b"".join(parts)
-
-
-def varint(number: int) -> bytes:
-    """A number ≥ 0 as protobuf writes it."""
-    if number < 0x80:
-        return _SMALL[number]
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
-
-
-_SMALL = [bytes((number,)) for number in range(0x80)]

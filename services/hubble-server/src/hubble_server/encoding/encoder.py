@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cilium_core import abi
+from cilium_core.varints import varint
 from flow import flow_pb2
 from observer import observer_pb2
 
@@ -27,7 +28,6 @@ from hubble_server.encoding.wire import (
     texts_field,
     timestamps,
     uuids,
-    varint,
 )
 from hubble_server.flows.columns import TYPE_DROP, TYPE_TRACE, Batch
 

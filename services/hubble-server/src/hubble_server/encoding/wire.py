@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
+from cilium_core.varints import varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -16,16 +17,6 @@ Key = TypeVar("Key")
 
 TIME_PAYLOAD = 12
 """Bytes of a google.protobuf.Timestamp as `timestamps` writes it."""
-
-
-def varint(value: int) -> bytes:
-    """Encode a number from 0 to 2^64 - 1."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 @functools.cache
