@@ -48,16 +48,17 @@ def test_no_label_of_a_node_replaces_what_marks_it(tmp_path):
     assert "reserved:host" in host_labels({"host": "x"}).texts()
 
 
-def test_where_cidrs_match_nodes_each_address_of_a_node_is_an_identity(tmp_path):
+def test_where_cidrs_match_nodes_each_family_of_a_node_is_an_identity(tmp_path):
     identities = make(tmp_path, by_labels=False, by_address=True)
     other = node(zone="z1")
     texts = {str(a.ip): set(identities.labels_of(other, a).texts()) for a in other.addresses}
     assert texts == {
         "172.30.0.12": {"cidr:172.30.0.12/32", *MARKS},
         "fd00::12": {"cidr:fd00--12/128", *MARKS},
-        "10.0.2.1": MARKS,
+        "10.0.2.1": {"cidr:172.30.0.12/32", *MARKS},
     }
     first = acquire(identities, node())
+    assert first == acquire(identities, node(), "10.0.2.1")
     assert first != acquire(identities, node(), "fd00::12")
     assert first != acquire(identities, node(ip="172.30.0.13"), "172.30.0.13")
 

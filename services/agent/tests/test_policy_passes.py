@@ -607,3 +607,15 @@ async def test_a_network_of_pods_does_not_mean_the_nodes_addresses_among_them(tm
     await bench.policies.reconcile()
 
     assert not any(key.identity == node for key in bench.maps[1])
+
+
+async def test_a_restored_identity_that_a_node_still_has_keeps_its_meaning(bench):
+    nodes = {33554433: LabelSet.parse(["reserved:remote-node", "cidr:172.30.0.12/32"])}
+    gone = {33554434: LabelSet.parse(["reserved:remote-node", "cidr:172.30.0.13/32"])}
+    bench.policies.restore_identities({**nodes, **gone})
+    bench.policies.upsert_address("172.30.0.12/32", Source.KVSTORE, Entry(33554433))
+    await bench.policies.reconcile()
+    await bench.policies.finish_restoring()
+    known = bench.policies.engine.selectors.identities
+    assert known[33554433] == nodes[33554433]
+    assert 33554434 not in known

@@ -1,9 +1,9 @@
 """Identities of nodes that policies tell apart.
 
 Where `enable-node-selector-labels` is on, other nodes have their labels in their identities; where
-`policy-cidr-match-mode` is `nodes`, they have their addresses: each address of another node is then
-an identity of its own, so that a network of one family says nothing about the other; this node,
-which is one identity, has all of them. One with neither is known by what it is alone.
+`policy-cidr-match-mode` is `nodes`, they have their addresses: another node is then
+an identity in each family, so that a network of one says nothing about the other; this node, which
+is one identity, has all of them. One with neither is known by what it is alone.
 
 The numbers mean something on this node only. They are kept on disk, so that after a restart the
 numbers that the kernel still uses mean what they meant. Event loop only.
@@ -68,11 +68,16 @@ class NodeIdentities:
         return self._by_labels or self._by_address
 
     def labels_of(self, node: NodeRecord, address: NodeAddress) -> LabelSet:
-        """The labels of the identity of a remote node at one of its addresses."""
+        """The labels of the identity of a remote node at one of its addresses.
+
+        The addresses of one family have one identity, so that a rule for IPv4 says nothing about
+        IPv6. That among the node's pods is one of them: from there a node speaks to others' pods.
+        """
         found = []  # the last label of a key stays: no node label replaces what marks a node
         if self._by_labels:
             found += [Label(SOURCE_NODE, key, value) for key, value in node.labels.items()]
-        found += self.addresses_of([address])
+        version = address.ip.version
+        found += self.addresses_of(one for one in node.addresses if one.ip.version == version)
         cluster = Label(SOURCE_K8S, KEY_CLUSTER, node.cluster)
         return LabelSet((*found, ReservedIdentity.REMOTE_NODE.label, cluster))
 

@@ -71,7 +71,9 @@ class Prefixes:
         self._allocator.finish_restoring()
         self._ipcache.drop_restored()
         await self._ipcache.flush()
-        used = {identity.id for identity in self.identities.items().values()}
+        used = {int(identity.id) for identity in self.identities.items().values()}
+        # Identities of nodes are restored as well, and are in use where the address table says so.
+        used |= {entry.identity for _prefix, _source, entry in self._ipcache.entries()}
         for identity in self._restored:
             if identity not in used:
                 self._engine.delete_identity(identity)
