@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-import subprocess
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -13,37 +12,18 @@ from hubble_cli.errors import HubbleError
 from hubble_relay.app import Relay
 from hubble_relay.settings import RelaySettings
 
+from tests.certificates import Authority
 from tests.unit.relay.fakes import FakeNode, eventually
 
 SERVER_NAME = "instance.hubble-relay.cilium.io"
 
 
-def openssl(*words):
-    subprocess.run(["openssl", *words], check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory):
     """An authority, and a certificate for relay and client each."""
-    folder = tmp_path_factory.mktemp("pki")
-    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    ca, ca_key = folder / "ca.pem", folder / "ca.key"
-    openssl(
-        *("req", "-x509", *new, "-subj", "/CN=authority", "-days", "2"),
-        *("-keyout", str(ca_key), "-out", str(ca)),
-    )
-    names = folder / "names"
-    names.write_text("subjectAltName=DNS:*.hubble-relay.cilium.io\n")
-    files = SimpleNamespace(ca=ca)
-    for one in ("relay", "client"):
-        key, request, certificate = (folder / f"{one}.{kind}" for kind in ("key", "csr", "pem"))
-        openssl("req", *new, "-subj", f"/CN={one}", "-keyout", str(key), "-out", str(request))
-        openssl(
-            *("x509", "-req", "-in", str(request), "-CA", str(ca), "-CAkey", str(ca_key)),
-            *("-CAcreateserial", "-days", "2", "-extfile", str(names), "-out", str(certificate)),
-        )
-        setattr(files, one, (certificate, key))
-    return files
+    authority = Authority(tmp_path_factory.mktemp("pki"))
+    pairs = {one: authority.issue(one, "*.hubble-relay.cilium.io") for one in ("relay", "client")}
+    return SimpleNamespace(ca=authority.certificate, **pairs)
 
 
 @asynccontextmanager
