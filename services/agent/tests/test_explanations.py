@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 from cilium.agent.v1 import agent_pb2
@@ -108,6 +109,51 @@ def test_labels_of_known_identities_get_their_number(explainer):
 def test_a_pod_in_the_network_of_a_node_is_that_node(explainer):
     answer = ask(explainer, "shop/node-exporter", "shop/web")
     assert (answer.source.identity, answer.ingress.reason) == (1, "local-host")
+
+
+def test_a_node_is_to_a_pod_what_it_is_on_the_pods_own_node(explainer):
+    host, far, third = "172.30.0.11", "172.30.0.12", "172.30.0.13"
+    table = explainer._ipcache
+    table.upsert(f"{host}/32", Source.LOCAL, Entry(1, host_ip=host))
+    table.upsert(f"{far}/32", Source.KVSTORE, Entry(6, None, far))
+    table.upsert("fd00:30::12/128", Source.KVSTORE, Entry(6, None, far))
+    table.upsert(f"{third}/32", Source.KVSTORE, Entry(6, None, third))
+    client = Entry(301, far, far, namespace="shop", pod_name="client")
+    table.upsert("10.0.1.9/32", Source.KVSTORE, client)
+    only_host = deepcopy(POLICY)
+    only_host["metadata"]["name"] = "host"
+    only_host["spec"] = {
+        "endpointSelector": {"matchLabels": {"app": "client"}},
+        "egress": [{"toEntities": ["host"]}],
+    }
+    explainer._engine.upsert_policy(only_host)
+
+    def reached(source):
+        ends = (host, far, "fd00:30::12", third)
+        return [ask(explainer, source, end).egress.allowed for end in ends]
+
+    assert reached("10.0.1.9") == reached("shop/client") == [False, True, True, False]
+    table.upsert("10.0.1.9/32", Source.KVSTORE, replace(client, tunnel_ipv4=None, host_ip=host))
+    assert reached("10.0.1.9") == [True, False, False, False]
+
+
+def test_the_value_of_a_secret_counts(explainer):
+    wanted = deepcopy(POLICY)
+    secret = {"name": "token", "namespace": "shop"}
+    wanted["spec"]["ingress"][0]["toPorts"][0]["rules"] = {
+        "http": [{"headerMatches": [{"name": "X-Token", "secret": secret}]}]
+    }
+    explainer._engine.upsert_policy(wanted)
+    values = {"token": "right"}
+    explainer._secret = lambda reference: values.get(reference.name)
+
+    def passes(value):
+        request = agent_pb2.HttpQuestion(method="GET", path="/", headers={"x-token": value})
+        return ask(explainer, "shop/client", "shop/web", http=request).allowed
+
+    assert (passes("right"), passes("wrong")) == (True, False)
+    values.clear()
+    assert not passes("right")
 
 
 def test_misses_are_told_in_words(explainer):

@@ -26,7 +26,7 @@ from cilium_core.policy.options import EnforcementMode
 from cilium_core.policy.plans import ALLOW_LOCALHOST, Plan, Subject, make_plan, resolution_key
 from cilium_core.policy.ports import PORT_MAX, ContainerPort, L4Prefix, NamedPort, Protocol
 from cilium_core.policy.redirects import RedirectTable
-from cilium_core.policy.requests import Request, refusals
+from cilium_core.policy.requests import Request, SecretValue, refusals
 from cilium_core.policy.resolving import named_prefixes
 from cilium_core.policy.rules import Direction, PolicyRef, Rule, Tier, Verdict
 from cilium_core.policy.unions import Conflict, find_conflicts, unite
@@ -162,11 +162,12 @@ _Found = tuple[PolicyKey, PolicyEntry]
 
 
 class PolicyState(NamedTuple):
-    """What an explanation reads."""
+    """What an explanation reads; without `secret` it knows the value of none."""
 
     repository: Repository
     options: PolicyOptions
     named_ports: NamedPorts
+    secret: SecretValue | None = None
 
 
 def explain(state: PolicyState, source: Party, destination: Party, traffic: Traffic) -> Explanation:
@@ -283,7 +284,9 @@ class _Trial:
 
     def _refusals(self, rule: Rule) -> tuple[str, ...]:
         request = self._traffic.request
-        return refusals(rule.l7, request) if rule.l7 is not None and request is not None else ()
+        if rule.l7 is None or request is None:
+            return ()
+        return refusals(rule.l7, request, self._state.secret)
 
     def _try(self, rule: Rule) -> tuple[tuple[Miss, ...], tuple[str, ...]]:
         misses = []

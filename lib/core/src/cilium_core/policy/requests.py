@@ -6,13 +6,17 @@ asks about.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from cilium_core.policy import fqdn, patterns
-from cilium_core.policy.l7 import HttpRule, L7Kind, L7Match
+from cilium_core.policy.l7 import HttpRule, L7Kind, L7Match, SecretRef
 
 if TYPE_CHECKING:
     from cilium_core.policy.l7 import DnsRule, HeaderMatch
+
+SecretValue = Callable[[SecretRef], str | None]
+"""The value of a secret, None when there is no such thing."""
 
 
 class HttpRequest(NamedTuple):
@@ -33,8 +37,13 @@ class DnsQuestion(NamedTuple):
 Request = HttpRequest | DnsQuestion
 
 
-def refusals(match: L7Match, request: Request) -> tuple[str, ...]:
-    """Why a rule's demands do not allow a request, a text for each; empty when they allow it."""
+def refusals(
+    match: L7Match, request: Request, secret: SecretValue | None = None
+) -> tuple[str, ...]:
+    """Why a rule's demands do not allow a request, a text for each; empty when they allow it.
+
+    Without `secret`, any value of a header that should have a secret's will do.
+    """
     unnamed = _tls_refusals(match, request)
     if unnamed or match.kind is L7Kind.TLS:
         return unnamed
@@ -47,11 +56,13 @@ def refusals(match: L7Match, request: Request) -> tuple[str, ...]:
         return (f"its names are {', '.join(names)}",)
     if match.kind is not L7Kind.HTTP:
         return (f"its requests are {match.kind.value}, not http",)
-    tried = [http_refusals(rule, request) for rule in match.http or (HttpRule(),)]
+    tried = [http_refusals(rule, request, secret) for rule in match.http or (HttpRule(),)]
     return () if () in tried else tuple("; ".join(texts) for texts in tried)
 
 
-def http_refusals(rule: HttpRule, request: HttpRequest) -> tuple[str, ...]:
+def http_refusals(
+    rule: HttpRule, request: HttpRequest, secret: SecretValue | None = None
+) -> tuple[str, ...]:
     """What of an HTTP rule a request does not meet."""
     found = [
         f"its {name} is {wanted}"
@@ -65,20 +76,23 @@ def http_refusals(rule: HttpRule, request: HttpRequest) -> tuple[str, ...]:
     found += [
         f"it wants header {_header_text(header)}"
         for header in rule.headers
-        if not _has_header(header, request)
+        if not _has_header(header, request, secret)
     ]
     return tuple(found)
 
 
-def _has_header(wanted: HeaderMatch, request: HttpRequest) -> bool:
-    """Whether a request has a header; one that is only looked after never refuses anything.
-
-    The value of a secret is not known here: that the header is present must do.
-    """
+def _has_header(wanted: HeaderMatch, request: HttpRequest, secret: SecretValue | None) -> bool:
+    """Whether a request has a header; one that is only looked after never refuses anything."""
     if wanted.mismatch is not None:
         return True
     values = [value for name, value in request.headers if name.lower() == wanted.name]
-    if wanted.value is None or wanted.secret is not None:
+    if wanted.secret is not None:
+        if secret is None:
+            return bool(values)
+        value = secret(wanted.secret)
+        value = wanted.value if value is None else value
+        return value is not None and value in values
+    if wanted.value is None:
         return bool(values)
     if wanted.value in values:
         return True

@@ -51,7 +51,8 @@ class PolicyCalls(Calls):
         del context
         agent = self._agent
         node = agent.settings.node_name
-        explainer = Explainer(agent.policies.engine, agent.ipcache, agent.pods, node)
+        secret = agent.proxies.secrets.value
+        explainer = Explainer(agent.policies.engine, agent.ipcache, agent.pods, node, secret)
         question = explainer.ask(request)
         answer = explainer.tell(request, question)
         if request.verify:

@@ -22,8 +22,15 @@ from cilium_core.labels import (
     LabelError,
     LabelSet,
 )
-from cilium_core.policy.explaining import Party, PolicyState, Traffic, explain
+from cilium_core.policy.explaining import (
+    Explanation,
+    Party,
+    PolicyState,
+    Traffic,
+    explain_direction,
+)
 from cilium_core.policy.requests import DnsQuestion, HttpRequest
+from cilium_core.policy.rules import Direction
 from cilium_core.policy.suggesting import suggest
 
 from cilium_agent.errors import PodNotFoundError, RequestError
@@ -32,9 +39,10 @@ from cilium_agent.servicers.messages import policy_entry, redirect
 
 if TYPE_CHECKING:
     from cilium_core.policy import ContainerPort, PolicyEngine
-    from cilium_core.policy.explaining import DirectionExplanation, Explanation, RuleTrace
+    from cilium_core.policy.explaining import DirectionExplanation, RuleTrace
+    from cilium_core.policy.requests import SecretValue
 
-    from cilium_agent.ipcaches import IPCache
+    from cilium_agent.ipcaches import Entry, IPCache
     from cilium_agent.pods import PodTable
 
 _PROTOCOL_MAX = 255
@@ -42,11 +50,29 @@ _PORT_MAX = 65535
 
 
 class End(NamedTuple):
-    """One end of the traffic: who it is, where that is from, and its addresses if it has any."""
+    """One end of the traffic: who it is, where that is from, and its addresses if it has any.
+
+    `node` is the address of the node that a pod runs on, or of the node that the end is; empty for
+    what is on this node or on none.
+    """
 
     party: Party
     origin: str
     addresses: tuple[str, ...] = ()
+    node: str = ""
+
+    def seen_from(self, other: End) -> Party:
+        """Who this end is on the node of another one; this node knows its own view."""
+        mine = self.party.identity == ReservedIdentity.HOST
+        if not other.node or not (mine or ReservedIdentity.REMOTE_NODE.label in self.party.labels):
+            return self.party
+        if mine:
+            node = ReservedIdentity.REMOTE_NODE
+        elif self.node == other.node:
+            node = ReservedIdentity.HOST
+        else:
+            return self.party
+        return Party(node, node.labels, self.party.address)
 
 
 class Question(NamedTuple):
@@ -60,12 +86,23 @@ class Question(NamedTuple):
 class Explainer:
     """Answers requests from what a node knows."""
 
-    def __init__(self, engine: PolicyEngine, ipcache: IPCache, pods: PodTable, node: str) -> None:
-        """`node` is the name of this node; a pod in its network namespace is the host."""
+    def __init__(
+        self,
+        engine: PolicyEngine,
+        ipcache: IPCache,
+        pods: PodTable,
+        node: str,
+        secret: SecretValue | None = None,
+    ) -> None:
+        """`node` is the name of this node; a pod in its network namespace is the host.
+
+        `secret` tells the values of secrets that headers may have to have.
+        """
         self._engine = engine
         self._ipcache = ipcache
         self._pods = pods
         self._node = node
+        self._secret = secret
 
     def ask(self, request: agent_pb2.ExplainPolicyRequest) -> Question:
         """Find the verdict about one packet.
@@ -79,11 +116,20 @@ class Explainer:
         source = self._end(request.source, "source")
         destination = self._end(request.destination, "destination")
         engine = self._engine
-        state = PolicyState(engine.repository, engine.options, engine.named_ports)
+        state = PolicyState(engine.repository, engine.options, engine.named_ports, self._secret)
         traffic = Traffic(request.protocol, request.port, _request(request))
-        return Question(
-            source, destination, explain(state, source.party, destination.party, traffic)
+        answer = Explanation(
+            source.party,
+            destination.party,
+            traffic,
+            explain_direction(
+                state, Direction.EGRESS, source.party, destination.seen_from(source), traffic
+            ),
+            explain_direction(
+                state, Direction.INGRESS, destination.party, source.seen_from(destination), traffic
+            ),
         )
+        return Question(source, destination, answer)
 
     def tell(
         self, request: agent_pb2.ExplainPolicyRequest, question: Question
@@ -130,34 +176,37 @@ class Explainer:
         labels = self._pods.identity_labels(pod)
         ports = frozenset(container_ports(pod.named_ports))
         party = Party(self._number(labels), labels, "", ports)
-        return End(party, "labels of the pod", self._addresses(namespace, name))
+        addresses, where = self._addresses(namespace, name)
+        return End(party, "labels of the pod", addresses, where)
 
     def _address(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> End:
-        best: tuple[int, str, int, str, str] | None = None
+        best: tuple[int, str, Entry] | None = None
         for text, _, entry in self._ipcache.entries():
             prefix = ipaddress.ip_network(text)
             if address in prefix and (best is None or best[0] < prefix.prefixlen):
-                best = prefix.prefixlen, text, entry.identity, entry.namespace, entry.pod_name
+                best = prefix.prefixlen, text, entry
         if best is None:
             world = self._engine.options.families.world(address.version)
             party = Party(world, world.labels, str(address))
             return End(party, "no prefix around the address", (str(address),))
-        _, text, identity, namespace, pod_name = best
-        labels = self._labels(identity)
-        ports = frozenset(self._ports(namespace, pod_name))
+        _, text, entry = best
+        labels = self._labels(entry.identity)
+        ports = frozenset(self._ports(entry.namespace, entry.pod_name))
         origin = f"address table: {text}"
-        if pod_name:
-            origin += f" is pod {namespace}/{pod_name}"
-        return End(Party(identity, labels, str(address), ports), origin, (str(address),))
+        if entry.pod_name:
+            origin += f" is pod {entry.namespace}/{entry.pod_name}"
+        party = Party(entry.identity, labels, str(address), ports)
+        return End(party, origin, (str(address),), _node_of(entry))
 
-    def _addresses(self, namespace: str, name: str) -> tuple[str, ...]:
-        """The addresses of a pod, IPv4 first."""
-        found = [
-            text.partition("/")[0]
+    def _addresses(self, namespace: str, name: str) -> tuple[tuple[str, ...], str]:
+        """The addresses of a pod, IPv4 first, and its node (see `End`)."""
+        found = {
+            text.partition("/")[0]: _node_of(entry)
             for text, _, entry in self._ipcache.entries()
             if (entry.namespace, entry.pod_name) == (namespace, name)
-        ]
-        return tuple(sorted(found, key=lambda text: ":" in text))
+        }
+        addresses = tuple(sorted(found, key=lambda text: ":" in text))
+        return addresses, next(iter(found.values()), "")
 
     def _examples(self, identity: int) -> tuple[str, ...]:
         """An address of each family that an identity has, IPv4 first."""
@@ -260,3 +309,9 @@ def _rule(trace: RuleTrace) -> agent_pb2.ExplainedRule:
             f"{miss.value}: {note}" for miss, note in zip(trace.misses, trace.notes, strict=True)
         ],
     )
+
+
+def _node_of(entry: Entry) -> str:
+    """The node that an address is on, by its address; empty for this one and for none."""
+    here = entry.tunnel_ipv4 is None and (entry.pod_name or entry.identity == ReservedIdentity.HOST)
+    return "" if here else entry.host_ip

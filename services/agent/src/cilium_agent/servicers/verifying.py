@@ -57,6 +57,11 @@ class Verifier:
             answer.unverified.append(f"{answer.destination.name} is not a pod of this node")
         elif trial.egress.outcome is Outcome.DENIED:
             answer.unverified.append(f"the packet never reaches {answer.destination.name}")
+        elif trial.egress.outcome is Outcome.REDIRECTED:
+            answer.unverified.append(
+                f"a proxy answers {answer.source.name}, and what it sends on itself reaches "
+                f"{answer.destination.name}"
+            )
         else:
             self._note(answer.ingress, question.answer.ingress, trial)
         if source is None:
