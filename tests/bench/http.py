@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cilium_agent.proxies import supervising
 
 from tests.bench import load, report
 from tests.bench.peers import inside, run
@@ -92,15 +94,19 @@ def _build() -> Path:
 
 
 @contextmanager
-def _running(*command: str) -> Iterator[None]:
+def _running(*command: str, weight: int = 0) -> Iterator[None]:
     """A process that is killed at the end; what it prints is of no interest.
 
-    It has a session of its own, as a daemon has: the kernel shares processors out among sessions.
+    It has a session of its own, as a daemon has: the kernel shares processors out among sessions,
+    by the `weight` (a nice value) of each.
     """
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         try:
+            if weight:
+                with suppress(OSError):
+                    Path(f"/proc/{process.pid}/autogroup").write_text(str(weight))
             yield
         finally:
             process.kill()
@@ -108,14 +114,18 @@ def _running(*command: str) -> Iterator[None]:
 
 @contextmanager
 def _envoy_by_hand(node: str, server: str) -> Iterator[None]:
-    """An Envoy in the node's network, as one would write its configuration."""
+    """An Envoy in the node's network, as one would write its configuration.
+
+    It weighs as much as the agent's own, so that only what they do is compared.
+    """
     import envoy
 
     binary = Path(next(iter(envoy.__path__))) / "_bin" / "envoy"
     path = Path("build/envoy-by-hand.json").resolve()
     path.write_text(json.dumps(_configuration(server)))
     options = ["--concurrency", str(WORKERS), "--log-level", "error", "--base-id", "4711"]
-    with _running(*inside(node, str(binary), "-c", str(path), *options)):
+    command = inside(node, str(binary), "-c", str(path), *options)
+    with _running(*command, weight=supervising.SESSION_NICE):
         yield
 
 
