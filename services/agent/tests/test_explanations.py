@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 from cilium.agent.v1 import agent_pb2
 from cilium_agent.errors import PodNotFoundError, RequestError
+from cilium_agent.hostendpoint import host_labels
 from cilium_agent.ipcaches import Entry, IPCache, Source
 from cilium_agent.pods import PodTable
 from cilium_agent.servicers.explaining import Explainer
 from cilium_core.labels import LabelFilter
-from cilium_core.policy import PolicyEngine
+from cilium_core.policy import PolicyEngine, PolicyOptions
 
 POLICY = {
     "apiVersion": "cilium.io/v2",
@@ -135,6 +136,36 @@ def test_a_node_is_to_a_pod_what_it_is_on_the_pods_own_node(explainer):
     assert reached("10.0.1.9") == reached("shop/client") == [False, True, True, False]
     table.upsert("10.0.1.9/32", Source.KVSTORE, replace(client, tunnel_ipv4=None, host_ip=host))
     assert reached("10.0.1.9") == [True, False, False, False]
+
+
+def test_a_nodes_own_policy_goes_by_the_labels_of_that_node(explainer):
+    guarded = {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumClusterwideNetworkPolicy",
+        "metadata": {"name": "guard"},
+        "spec": {
+            "nodeSelector": {"matchLabels": {"role": "db"}},
+            "ingress": [{"fromEntities": ["health"]}],
+        },
+    }
+    engine = PolicyEngine(PolicyOptions(host_firewall=True))
+    engine.upsert_policy(guarded)
+    near, far = "172.30.0.11", "172.30.0.12"
+    roles = {"": "web", near: "web", far: "db"}
+    guard = Explainer(
+        engine,
+        explainer._ipcache,
+        explainer._pods,
+        "node1",
+        host_labels=lambda address: host_labels({"role": roles[address]}),
+    )
+    guard._ipcache.upsert(f"{near}/32", Source.LOCAL, Entry(1, host_ip=near))
+    guard._ipcache.upsert(f"{far}/32", Source.KVSTORE, Entry(6, None, far))
+
+    assert [ask(guard, "198.51.100.7", end).allowed for end in (near, far)] == [True, False]
+    roles.update({"": "db", near: "db", far: "web"})
+    assert [ask(guard, "198.51.100.7", end).allowed for end in (near, far)] == [False, True]
+    assert not ask(guard, "198.51.100.7", "reserved:host").allowed
 
 
 def test_the_value_of_a_secret_counts(explainer):

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from cilium.agent.v1 import agent_pb2
 
+from cilium_agent.hostendpoint import host_labels
 from cilium_agent.servicers.calls import Calls
 from cilium_agent.servicers.explaining import Explainer
 from cilium_agent.servicers.verifying import Verifier
 
 if TYPE_CHECKING:
+    from cilium_core.labels import LabelSet
     from cilium_core.policy import PolicyRef
 
     from cilium_agent.servicers.calls import Context
@@ -52,7 +54,9 @@ class PolicyCalls(Calls):
         agent = self._agent
         node = agent.settings.node_name
         secret = agent.proxies.secrets.value
-        explainer = Explainer(agent.policies.engine, agent.ipcache, agent.pods, node, secret)
+        explainer = Explainer(
+            agent.policies.engine, agent.ipcache, agent.pods, node, secret, self._host_labels
+        )
         question = explainer.ask(request)
         answer = explainer.tell(request, question)
         if request.verify:
@@ -62,6 +66,16 @@ class PolicyCalls(Calls):
                 )
             )
         return answer
+
+    def _host_labels(self, address: str) -> LabelSet | None:
+        """The labels that policies select the node with an address by; of this node without."""
+        nodes = self._agent.nodes
+        if not address:
+            return host_labels(nodes.labels)
+        for record in nodes.all():
+            if any(str(known.ip) == address for known in record.addresses):
+                return host_labels(record.labels)
+        return None
 
     async def ListSelectors(  # noqa: N802
         self, request: agent_pb2.ListSelectorsRequest, context: Context

@@ -38,6 +38,8 @@ from cilium_agent.policies import container_ports
 from cilium_agent.servicers.messages import policy_entry, redirect
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cilium_core.policy import ContainerPort, PolicyEngine
     from cilium_core.policy.explaining import DirectionExplanation, RuleTrace
     from cilium_core.policy.requests import SecretValue
@@ -93,16 +95,19 @@ class Explainer:
         pods: PodTable,
         node: str,
         secret: SecretValue | None = None,
+        host_labels: Callable[[str], LabelSet | None] = lambda _: None,
     ) -> None:
         """`node` is the name of this node; a pod in its network namespace is the host.
 
-        `secret` tells the values of secrets that headers may have to have.
+        `secret` tells the values of secrets that headers may have to have; `host_labels` those by
+        which policies select the node that has an address, this one for an empty text.
         """
         self._engine = engine
         self._ipcache = ipcache
         self._pods = pods
         self._node = node
         self._secret = secret
+        self._host_labels = host_labels
 
     def ask(self, request: agent_pb2.ExplainPolicyRequest) -> Question:
         """Find the verdict about one packet.
@@ -123,10 +128,18 @@ class Explainer:
             destination.party,
             traffic,
             explain_direction(
-                state, Direction.EGRESS, source.party, destination.seen_from(source), traffic
+                state,
+                Direction.EGRESS,
+                self._subject(source.party),
+                destination.seen_from(source),
+                traffic,
             ),
             explain_direction(
-                state, Direction.INGRESS, destination.party, source.seen_from(destination), traffic
+                state,
+                Direction.INGRESS,
+                self._subject(destination.party),
+                source.seen_from(destination),
+                traffic,
             ),
         )
         return Question(source, destination, answer)
@@ -144,6 +157,14 @@ class Explainer:
             ingress=self._direction(found, found.ingress),
             revision=self._engine.revision,
         )
+
+    def _subject(self, party: Party) -> Party:
+        """A party as the rules about itself see it: a node is the host there, with its labels."""
+        here = party.identity == ReservedIdentity.HOST
+        if not here and not (party.address and ReservedIdentity.REMOTE_NODE.label in party.labels):
+            return party
+        labels = self._host_labels(party.address)
+        return party if labels is None else Party(ReservedIdentity.HOST, labels, party.address)
 
     # ---- ends ----
 
