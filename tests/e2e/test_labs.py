@@ -74,17 +74,22 @@ def test_pods_go_where_there_are_the_fewest(start_lab: Callable[[int], Lab]) -> 
 
 def test_an_interrupted_up_cleans_up_after_itself() -> None:
     lab = Lab(f"e{os.getpid()}i")
-    with subprocess.Popen(
-        [str(BIN / "cilium"), "lab", "up", "--name", lab.name, "--nodes", "2"],
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        eventually((lab.folder / "pids" / "etcd").exists, 20, "the start begins")
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+    # what a shell starts in the background ignores the signal, these tests among it
+    heeding = ["env", "--default-signal=INT", str(BIN / "cilium")]
+    try:
+        with subprocess.Popen(
+            [*heeding, "lab", "up", "--name", lab.name, "--nodes", "2"],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            eventually((lab.folder / "pids" / "etcd").exists, 20, "the start begins")
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
 
-    assert process.returncode == 130
-    assert traces(lab) == []
+        assert process.returncode == 130
+        assert traces(lab) == []
+    finally:
+        lab.cilium("lab", "down", "--name", lab.name, exit_code=None)
 
 
 def test_down_clears_what_a_killed_up_left() -> None:
