@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from cilium_core.identities import RESERVED_IDENTITIES, NumericIdentity
 from cilium_core.labels import KEY_NAMESPACE, SOURCE_K8S
@@ -28,7 +28,8 @@ from cilium_core.policy.plans import ResolutionKey, Subject, resolution_key, sel
 from cilium_core.policy.redirects import RedirectTable
 from cilium_core.policy.repositories import Repository, RepositoryChange
 from cilium_core.policy.resolving import ResolvedPolicy, Resources
-from cilium_core.policy.rules import Direction, Policy, PolicyRef, Rule, Tier, Verdict
+from cilium_core.policy.rules import Direction, Policy, PolicyRef, Rule
+from cilium_core.policy.substitutes import MOST_ENTRIES, Substitutes, too_large
 from cilium_core.policy.unions import Conflict, find_conflicts, find_meetings
 
 if TYPE_CHECKING:
@@ -65,10 +66,6 @@ class EndpointUpdate:
     full: bool = False
     redirects: frozenset[int] = frozenset()
     conflicts: tuple[Conflict, ...] = ()
-
-
-MOST_ENTRIES: Final = 1 << 18
-"""Of one endpoint: four times the largest map. What is larger takes too long to be computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +123,7 @@ class PolicyEngine:
         self._changed_identities: set[NumericIdentity] = set()
         self._changed_names: set[str] = set()
         self._fewer_identities = False
-        self._denials: dict[Rule, Rule] = {}
-        self._closures: dict[Rule, Rule] = {}
+        self._substitutes = Substitutes()
         for identity in RESERVED_IDENTITIES.values():
             self.selectors.upsert_identity(identity.id, identity.labels)
 
@@ -443,10 +439,7 @@ class PolicyEngine:
         """Forget cookies and redirects out of use for two sweeps; call it every few minutes."""
         self.redirects.sweep(self.redirects_in_use())
         known = {rule for endpoint in self._endpoints.values() for rule in endpoint.rules}
-        self._denials = {rule: denial for rule, denial in self._denials.items() if rule in known}
-        self._closures = {
-            rule: closure for rule, closure in self._closures.items() if rule in known
-        }
+        self._substitutes.sweep(known)
         return self.cookies.sweep(
             {cookie for resolved in self._resolved.values() for cookie in resolved.cookies()}
         )
@@ -518,10 +511,12 @@ class PolicyEngine:
         endpoint.conflicts = judged[rules]
         if endpoint.conflicts:
             kept = endpoint.accepted
-            rules = kept if kept is not None else self._without(rules, endpoint.conflicts)
+            rules = (
+                kept if kept is not None else self._substitutes.without(rules, endpoint.conflicts)
+            )
         resolved = self._resolved_for(endpoint, rules)
         if resolved.size > MOST_ENTRIES:
-            endpoint.conflicts = (*endpoint.conflicts, _too_large(rules, resolved.size))
+            endpoint.conflicts = (*endpoint.conflicts, too_large(rules, resolved.size))
             self._drop_unused(resolved)
             resolved = self._smaller(endpoint, rules)
         elif not endpoint.conflicts:
@@ -537,19 +532,7 @@ class PolicyEngine:
             if resolved.size <= MOST_ENTRIES:
                 return resolved
             self._drop_unused(resolved)
-        return self._resolved_for(endpoint, self._closed(rules))
-
-    def _closed(self, rules: frozenset[Rule]) -> frozenset[Rule]:
-        """Rules that allow nobody anything in the directions in which others are about."""
-        closed = set()
-        for direction in Direction:
-            about = [one for one in rules if one.direction is direction and not one.audit]
-            if about:
-                rule = min(about, key=lambda one: (one.ref, one.path))
-                if rule not in self._closures:
-                    self._closures[rule] = _closure(rule)
-                closed.add(self._closures[rule])
-        return frozenset(closed)
+        return self._resolved_for(endpoint, self._substitutes.closed(rules))
 
     def _drop_unused(self, resolved: ResolvedPolicy) -> None:
         """Forget a policy that was resolved in vain."""
@@ -574,13 +557,6 @@ class PolicyEngine:
             self._built.append(resolved)
         return resolved
 
-    def _without(self, rules: frozenset[Rule], conflicts: Iterable[Conflict]) -> frozenset[Rule]:
-        """The rules with those in conflict turned into denials of what they would allow."""
-        refused = {rule for conflict in conflicts for rule in (conflict.first, conflict.second)}
-        for rule in refused - self._denials.keys():
-            self._denials[rule] = replace(rule, verdict=Verdict.DENY, l7=None)
-        return (rules - refused) | {self._denials[rule] for rule in refused}
-
     def _leave(self, resolved: ResolvedPolicy | None) -> None:
         """Give up one use of a resolved policy."""
         if resolved is None:
@@ -590,24 +566,3 @@ class PolicyEngine:
             if self._resolved.get(resolved.key) is resolved:
                 del self._resolved[resolved.key]
             resolved.release()
-
-
-def _too_large(rules: frozenset[Rule], size: int) -> Conflict:
-    """Says so of the rule with the most ports, or the first of those."""
-    widest = min(rules, key=lambda rule: (-len(rule.prefixes), rule.ref, rule.path))
-    reason = f"the endpoint would have {size} entries, more than {MOST_ENTRIES}; name fewer ports"
-    return Conflict(widest, widest, reason)
-
-
-def _closure(rule: Rule) -> Rule:
-    """A rule in the direction of another one that turns default deny on, and no more."""
-    return replace(
-        rule,
-        verdict=Verdict.ALLOW,
-        peers=(),
-        ports=None,
-        l7=None,
-        default_deny=True,
-        tier=Tier.NORMAL,
-        priority=(),
-    )
