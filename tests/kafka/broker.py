@@ -7,7 +7,7 @@ import sys
 
 from confluent_kafka import Producer
 
-from tests.e2e.broker import serve
+from tests.kafka.forwarding import serve
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
-from tests.e2e.broker import pump
+from tests.kafka.forwarding import pump
 
 LIMIT_S = 20.0
 

@@ -49,7 +49,9 @@ def _verdict(
     if not candidates:
         return None
     _, entry = max(candidates, key=lambda each: (each[1].precedence, each[0].prefixlen))
-    return entry
+    # what only names who closes the direction drops as if it were not there
+    names_only = entry.deny and not (entry.audit or entry.redirect or entry.precedence & 0xFF)
+    return None if names_only else entry
 
 
 def _difference(
