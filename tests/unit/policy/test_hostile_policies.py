@@ -173,6 +173,24 @@ def test_a_policy_that_grows_too_large_is_closed_until_it_shrinks(step):
     assert size(engine) > 100_000
 
 
+def test_entries_are_counted_as_they_come_and_go():
+    engine = engine_with(5)
+    steps = [
+        lambda: engine.upsert_policy(NARROW),
+        lambda: engine.upsert_identity(2000, labels(6)),
+        lambda: engine.upsert_policy(policy(http({"path": "/a"}), {})),
+        lambda: engine.delete_identity(2000),
+        lambda: engine.upsert_policy(NARROW),
+        lambda: engine.upsert_identity(1003, labels(9)),
+    ]
+    for step in steps:
+        step()
+        engine.flush()
+        resolved = engine._endpoints["web"].resolved
+        assert resolved is not None
+        assert resolved.size == size(engine)
+
+
 def engine_with(identities: int) -> PolicyEngine:
     engine = PolicyEngine()
     for number in range(identities):

@@ -146,7 +146,7 @@ class ResolvedPolicy:
     @property
     def size(self) -> int:
         """How many entries both directions have."""
-        return sum(len(peer.column) for side in self._sides for peer in side.columns.values())
+        return sum(side.size for side in self._sides)
 
     def snapshot(self, revision: int) -> EndpointPolicy:
         """The policy as an immutable value."""
@@ -187,11 +187,14 @@ class _Side:
         "columns",
         "direction",
         "plan",
+        "size",
     )
 
     direction: Direction
     plan: Plan
     columns: dict[int, _Peer]
+    size: int
+    """Entries of all columns, counted as columns come and go."""
     changed: set[int]
     """The identities of which building on another policy changed the column."""
     _base: Base
@@ -212,10 +215,12 @@ class _Side:
         self._memo: dict[tuple[frozenset[Rule], int], _Peer] = {}
         self._redirects: Counter[int] = Counter()
         self.columns = {}
+        self.size = 0
         self.changed = set()
         if previous is not None:
             self._selectors.update(previous._selectors)
             self.columns.update(previous.columns)
+            self.size = previous.size
             self._redirects.update(previous._redirects)
             for cached in self._selectors:
                 cached.uses += 1
@@ -393,10 +398,12 @@ class _Side:
         return peer
 
     def _put(self, identity: int, peer: _Peer | None) -> None:
-        """Replace a column, keeping count of the redirects in use."""
+        """Replace a column, keeping count of the entries and of the redirects in use."""
         before = self.columns.get(identity)
         if before is peer:
             return
+        self.size += len(peer.column) if peer is not None else 0
+        self.size -= len(before.column) if before is not None else 0
         if peer is None:
             del self.columns[identity]
         else:
