@@ -303,7 +303,7 @@ def test_what_an_egress_proxy_sends_meets_the_ingress_policy_of_the_server(
         before = cluster.counted(133)
         here.connect(listening.getsockname()[:2])
         wait_for(lambda: cluster.counted(133) > before)
-        assert len(proxy.seen) == 1
+        wait_for(lambda: len(proxy.seen) == 1)
         # when the rules let the client in, then so goes the proxy on its behalf
         client_only = {PolicyKey(INGRESS, 1010, 0, 0, 0): PolicyEntry(precedence=1, deny=False)}
         cluster.enforce(11, client_only)

@@ -374,6 +374,19 @@ class Stage:
                 asked.setdefault(place, ([], []))[shut].append(question)
         if not orders:
             return ["no probe in this case"]
+        found = self._wrong(orders, asked)
+        if found and all("'then'" in line and line.endswith("expected ok") for line in found):
+            # An answer about a name leaves after a while, whether the kernel knows of it or not
+            # yet; clients send their first packet again, a single echo request does not.
+            found = self._wrong(orders, asked)
+        return found
+
+    def _wrong(
+        self,
+        orders: dict[str, tuple[list[Probe], list[Probe]]],
+        asked: dict[str, tuple[list[Question], list[Question]]],
+    ) -> list[str]:
+        """Ask, and say of each answer that is not the expected one what it was."""
         answers = self.cluster.probe(orders)
         return [
             f"{question.text} (asked {probe}): {answer or 'silence'}, "
