@@ -259,10 +259,8 @@ class Installer:
 
     def _fail(self, endpoint: Endpoint, error: str) -> None:
         REGENERATIONS.add(1, "fail")
-        if endpoint.error == error:
-            repeated = True
-        else:
-            repeated, endpoint.error = False, error
+        repeated = endpoint.error == error
+        endpoint.error = error
         if endpoint.state is State.REGENERATING:
             endpoint.enter(State.WAITING_TO_REGENERATE, f"policy not enforced: {error}")
         if not repeated:
@@ -297,9 +295,9 @@ class Installer:
 
     def _advance(self) -> None:
         """Endpoints that a revision does not touch enforce it as well."""
-        revision = self._engine.revision
+        revision, behind = self._engine.revision, self._stale | self._partial
         for endpoint in self._table:
-            if endpoint.policy_revision and endpoint.id not in self._stale | self._partial:
+            if endpoint.policy_revision and endpoint.id not in behind:
                 endpoint.policy_revision = revision
 
 
