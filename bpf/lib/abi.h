@@ -56,6 +56,14 @@ enum config_flag {
 	CONFIG_DROPS = 64,          /* write drop events */
 	CONFIG_PROXY = 128,         /* connections may be redirected to proxies */
 	CONFIG_HOST_FIREWALL = 256, /* the node has a policy of its own: see struct endpoint_info */
+	CONFIG_LB_PODS = 512,       /* translate what pods send, packet by packet */
+	CONFIG_LB_NODES = 1024,     /* translate what comes from outside: NodePort and its kin */
+	CONFIG_LB_REJECT = 2048,    /* answer where a service has nobody, rather than stay silent */
+	CONFIG_LB_DSR_TCP = 4096,   /* backends of other nodes answer clients themselves */
+	CONFIG_LB_DSR_UDP = 8192,
+	CONFIG_LB_EXTERNAL_CLUSTERIP = 16384, /* cluster addresses are served from outside too */
+	CONFIG_LB_SOCKET_TRACE = 32768,       /* write events of translations at the socket */
+	CONFIG_LB_SOCKET_HOST = 65536,        /* at the socket only for processes of the node */
 };
 
 /* skb->mark: what programs, the node's stack and the proxies' sockets tell each other. */
@@ -130,8 +138,16 @@ struct config {
 	__u32 rate_limit_pps; /* XDP, packets per second and source; 0 is off */
 	__u32 rate_limit_burst;
 	__u16 tunnel_port; /* be; UDP port of the tunnel's outer packets */
+	__u16 node_port_min;
+	__u16 node_port_max;
 	__u16 pad;
-	__u32 reserved[3];
+	__u32 maglev_size;  /* entries of a table of cilium_lb_maglev */
+	__u32 hairpin_ipv4; /* be; source of a pod's packets to itself through a service */
+	__u8 hairpin_ipv6[16];
+	__u64 netns_cookie;           /* of the node's own namespace, for programs at sockets */
+	__u32 ct_timeout_service_tcp; /* seconds; how long a client keeps its backend */
+	__u32 ct_timeout_service_any;
+	__u32 reserved[2];
 };
 
 /* ---- endpoints ---- */
@@ -289,7 +305,7 @@ enum ct_zone {
 
 enum ct_kind {
 	CT_FLOW = 0,
-	CT_SERVICE = 4,
+	CT_SERVICE = 4, /* client to frontend: which backend it got; see struct lb_service */
 };
 
 enum ct_flag {
@@ -329,8 +345,8 @@ struct ct_entry {
 	__u32 tx_reported_bytes;
 	__u32 rx_reported_packets;
 	__u32 rx_reported_bytes;
-	__u32 cookie; /* of the entry that allowed it, ingress or egress */
-	__u32 pad2;
+	__u32 cookie;  /* of the entry that allowed it, ingress or egress */
+	__u32 backend; /* of CT_SERVICE: who serves the client */
 };
 
 /* ---- masquerade: cilium_snat_v4_external, cilium_snat_v6_external ---- */
@@ -364,14 +380,173 @@ struct nat_entry4 {
 	__u64 created_ns;
 	__u32 addr; /* be; what the source (out) or destination (in) becomes */
 	__u16 port;
-	__u16 pad;
+	__u16 rev_nat; /* of NAT_IN: the frontend that was asked, 0 is none */
 };
 
 struct nat_entry6 {
 	__u64 created_ns;
 	__u8 addr[16];
 	__u16 port;
-	__u16 pad[3];
+	__u16 rev_nat;
+	__u32 pad;
+};
+
+/* ---- services ---- */
+
+enum lb_scope {
+	LB_EXTERNAL = 0, /* asked from outside, and by everybody where both are alike */
+	LB_INTERNAL = 1, /* asked by pods and nodes, where that differs: LB_TWO_SCOPES */
+};
+
+/*
+ * Frontends: cilium_lb4_services_v2, cilium_lb6_services_v2. Protocol and port zero stand for the
+ * address as a whole: whatever is not one of its frontends is refused. On the address zero is every
+ * NodePort, for programs at sockets, which do not know all addresses of all nodes.
+ */
+struct lb_key4 {
+	__u32 addr; /* be */
+	__u16 port; /* be */
+	__u8 proto;
+	__u8 scope; /* enum lb_scope */
+};
+
+struct lb_key6 {
+	__u8 addr[16];
+	__u16 port; /* be */
+	__u8 proto;
+	__u8 scope;
+};
+
+enum lb_flag {
+	LB_EXTERNAL_IP = 1,
+	LB_NODE_PORT = 2,
+	LB_EXTERNAL_LOCAL = 4, /* externalTrafficPolicy */
+	LB_HOST_PORT = 8,
+	LB_AFFINITY = 16,
+	LB_LOAD_BALANCER = 32,
+	LB_ROUTABLE = 64, /* may be asked from outside */
+	LB_SOURCE_RANGE = 128,
+	LB_LOCAL_REDIRECT = 256,
+	LB_INTERNAL_LOCAL = 512, /* internalTrafficPolicy */
+	LB_TWO_SCOPES = 1024,
+	LB_SOURCE_RANGE_DENY = 2048,
+	LB_DSR = 4096,       /* where the service asks for it itself */
+	LB_MAGLEV = 8192,    /* chosen from its table in cilium_lb_maglev */
+	LB_WILDCARD = 16384, /* the entry of an address as a whole */
+	LB_SKIP_OWN = 32768, /* local redirect: not for the backends' own traffic */
+	LB_SNAT = 65536,     /* where the service asks for it itself */
+};
+
+/*
+ * A frontend. Its backends are `count` ids at `first` of cilium_lb_slots; frontends with the same
+ * backends share them. A change writes new slots first and then this entry, in one step; what it
+ * replaces is written anew no sooner than nobody can be reading it any more. The first eight bytes
+ * are read with one load, so that they always belong together.
+ */
+struct lb_service {
+	__u32 first;
+	__u16 count;
+	__u16 rev_nat;          /* id of the frontend, of cilium_lb_reverse_nat; never 0 */
+	__u32 flags;            /* enum lb_flag */
+	__u32 affinity_timeout; /* seconds */
+};
+
+enum lb_backend_state {
+	LB_BACKEND_NONE = 0, /* there is no such backend */
+	LB_BACKEND_ACTIVE = 1,
+	LB_BACKEND_TERMINATING = 2, /* keeps its connections, gets no new ones while others can */
+	LB_BACKEND_QUARANTINED = 3, /* the same, until it is well again */
+	LB_BACKEND_MAINTENANCE = 4,
+};
+
+/* Who serves: cilium_lb_backends, by id; 0 is nobody. An id keeps its address while it is in use. */
+struct lb_backend {
+	__u8 addr[16]; /* IPv4 in the first four bytes, the rest zero */
+	__u16 port;    /* be */
+	__u8 proto;
+	__u8 state; /* enum lb_backend_state */
+	__u8 family;
+	__u8 flags; /* enum lb_backend_flag */
+	__u16 pad;
+};
+
+enum lb_backend_flag {
+	LB_BACKEND_LOCAL = 1, /* a pod or a process of this node */
+};
+
+/* The frontend behind a rev_nat id: cilium_lb_reverse_nat, by id. Its port is 0 where there is none. */
+struct lb_frontend {
+	__u8 addr[16];
+	__u16 port; /* be */
+	__u8 proto;
+	__u8 family;
+	__u32 pad;
+};
+
+/* Session affinity: cilium_lb_affinity. */
+struct lb_affinity_key {
+	__u8 client[16]; /* address, or cookie of the namespace in the first eight bytes */
+	__u16 rev_nat;
+	__u8 netns; /* the client is a namespace, as programs at sockets know it */
+	__u8 family;
+};
+
+struct lb_affinity {
+	__u32 last_used; /* seconds of the monotonic clock */
+	__u32 backend;
+};
+
+/* Does the backend (still) serve the frontend? cilium_lb_affinity_match, a set. */
+struct lb_member {
+	__u32 backend;
+	__u16 rev_nat;
+	__u16 pad;
+};
+
+/* Sources of LB_SOURCE_RANGE: cilium_lb4_source_range, cilium_lb6_source_range; sets. */
+struct lb_range_key4 {
+	__u32 prefixlen; /* LB_RANGE_STATIC_BITS and those of the address */
+	__u16 rev_nat;
+	__u16 pad;
+	__u32 addr;
+};
+
+struct lb_range_key6 {
+	__u32 prefixlen;
+	__u16 rev_nat;
+	__u16 pad;
+	__u8 addr[16];
+};
+
+enum lb_range_prefix {
+	LB_RANGE_STATIC_BITS = 32,
+};
+
+/* Translations at sockets, backwards: cilium_lb_reverse_sk, the backend as the socket knows it. */
+struct lb_socket_key {
+	__u64 cookie; /* of the socket */
+	__u8 addr[16];
+	__u16 port; /* be */
+	__u16 pad;
+	__u32 pad2;
+};
+
+struct lb_socket {
+	__u8 addr[16]; /* that the process asked for */
+	__u16 port;    /* be */
+	__u16 rev_nat;
+	__u32 backend;
+};
+
+/* Whose namespace it is: cilium_netns, cookie to pod. */
+struct netns_info {
+	__u32 identity;
+	__u16 endpoint;
+	__u16 flags; /* enum netns_flag */
+};
+
+enum netns_flag {
+	NETNS_NO_REDIRECT = 1, /* local redirect policies with LB_SKIP_OWN do not hold here */
 };
 
 /* ---- fragments: first fragments leave the ports for the later ones ---- */
@@ -457,6 +632,7 @@ enum source_file {
 	FILE_DELIVERY = 106,
 	FILE_NEIGHBOURS = 108,
 	FILE_HOST_FIREWALL = 109,
+	FILE_LB = 110,
 };
 
 /* ---- events: cilium_events, a ring of records for each processor ---- */
@@ -483,6 +659,14 @@ enum trace_point {
 	TRACE_FROM_OVERLAY = 9,
 	TRACE_FROM_NETWORK = 10,
 	TRACE_TO_NETWORK = 11,
+};
+
+/* subtype of EVENT_TRACE_SOCK. */
+enum translation_point {
+	XLATE_PRE_FORWARD = 1,
+	XLATE_POST_FORWARD = 2,
+	XLATE_PRE_REVERSE = 3,
+	XLATE_POST_REVERSE = 4,
 };
 
 /* Connection state of a traced packet. */
@@ -527,9 +711,13 @@ struct event {
 	__u32 cookie;   /* verdict: rules that decided */
 	__u8 saddr[16]; /* IPv4 in the first four bytes, the rest zero */
 	__u8 daddr[16];
-	__u8 orig_saddr[16]; /* source before translation, zero when there was none */
-	__u16 sport;         /* be; ICMP: type, as a be16 too */
-	__u16 dport;         /* be; ICMP: code, as a be16 too */
+	/*
+	 * source before translation, zero when there was none; of EVENT_TRACE_SOCK: cookie of the
+	 * socket, then id of the cgroup
+	 */
+	__u8 orig_saddr[16];
+	__u16 sport; /* be; ICMP: type, as a be16 too */
+	__u16 dport; /* be; ICMP: code, as a be16 too */
 	__u8 tcp_flags;
 	__u8 match; /* verdict: enum policy_match */
 	__u8 file;  /* drop: enum source_file */

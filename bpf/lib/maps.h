@@ -55,13 +55,36 @@ MAP(16, METRICS, "cilium_metrics", PERCPU_HASH, struct metrics_key, struct metri
 /* the events of each processor, EVENT_RING_SIZE slots; written by all, read through memory by anybody */
 MAP(17, EVENTS, "cilium_events", ARRAY, __u32, struct event, 32768 * CPUS, BPF_F_MMAPABLE)
 /* programs of one load, by enum call; never shared between two loads */
-MAP(18, CALLS, "cilium_calls", PROG_ARRAY, __u32, __u32, 32, 0)
+MAP(18, CALLS, "cilium_calls", PROG_ARRAY, __u32, __u32, 64, 0)
 /* the packet at hand and its connection, the stack being too small; within one packet */
 MAP(19, SCRATCH, "cilium_scratch", PERCPU_ARRAY, __u32, struct scratch, 1, 0)
 /* how many events each processor has written */
 MAP(20, EVENT_HEADS, "cilium_event_heads", ARRAY, __u32, struct event_head, CPUS, BPF_F_MMAPABLE)
 /* what the policy of the node itself never stops; written by the agent, read when such a connection is new */
 MAP(21, HOST_EXEMPT, "cilium_host_exempt", HASH, struct exempt_key, __u32, 1024, BPF_F_NO_PREALLOC)
+/* frontends over IPv4 and IPv6; written by the agent, read at sockets, for pods' packets and at the device */
+MAP(22, LB4_SERVICES, "cilium_lb4_services_v2", HASH, struct lb_key4, struct lb_service, 65536, 0)
+MAP(23, LB6_SERVICES, "cilium_lb6_services_v2", HASH, struct lb_key6, struct lb_service, 65536, 0)
+/* ids of backends, a run for each set of backends; written by the agent through memory */
+MAP(24, LB_SLOTS, "cilium_lb_slots", ARRAY, __u32, __u32, 524288, BPF_F_MMAPABLE)
+/* backends by id; written by the agent through memory */
+MAP(25, LB_BACKENDS, "cilium_lb_backends", ARRAY, __u32, struct lb_backend, 65536, BPF_F_MMAPABLE)
+/* frontends by id; written by the agent through memory, read to give answers the address that was asked */
+MAP(26, LB_REVERSE_NAT, "cilium_lb_reverse_nat", ARRAY, __u32, struct lb_frontend, 65536, BPF_F_MMAPABLE)
+/* tables of ids of backends, by frontend; written by the agent */
+MAP(27, LB_MAGLEV, "cilium_lb_maglev", HASH_OF_MAPS, __u32, __u32, 65536, BPF_F_NO_PREALLOC)
+INNER(LB_MAGLEV, ARRAY, __u32, __u32, 16381, 0)
+/* who was served by whom; written by the programs, collected by the agent */
+MAP(28, LB_AFFINITY, "cilium_lb_affinity", LRU_HASH, struct lb_affinity_key, struct lb_affinity, 65536, 0)
+/* who serves what, where affinity asks; written by the agent */
+MAP(29, LB_MEMBERS, "cilium_lb_affinity_match", HASH, struct lb_member, __u32, 65536, BPF_F_NO_PREALLOC)
+/* who may ask a frontend; written by the agent */
+MAP(30, LB4_RANGES, "cilium_lb4_source_range", LPM_TRIE, struct lb_range_key4, __u32, 65536, BPF_F_NO_PREALLOC)
+MAP(31, LB6_RANGES, "cilium_lb6_source_range", LPM_TRIE, struct lb_range_key6, __u32, 65536, BPF_F_NO_PREALLOC)
+/* what sockets asked for, by socket and backend; written and read by the programs at sockets */
+MAP(32, LB_SOCKETS, "cilium_lb_reverse_sk", LRU_HASH, struct lb_socket_key, struct lb_socket, 262144, 0)
+/* pods by cookie of their namespace; written by the agent, read at sockets */
+MAP(33, NETNS, "cilium_netns", HASH, __u64, struct netns_info, 65535, BPF_F_NO_PREALLOC)
 };
 /* clang-format on */
 
