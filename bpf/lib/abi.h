@@ -144,6 +144,7 @@ struct config {
 	__u32 maglev_size;  /* entries of a table of cilium_lb_maglev */
 	__u32 hairpin_ipv4; /* be; source of a pod's packets to itself through a service */
 	__u8 hairpin_ipv6[16];
+	__u32 lb_hash_seed;           /* of the hash into Maglev tables; the same on all nodes */
 	__u64 netns_cookie;           /* of the node's own namespace, for programs at sockets */
 	__u32 ct_timeout_service_tcp; /* seconds; how long a client keeps its backend */
 	__u32 ct_timeout_service_any;
