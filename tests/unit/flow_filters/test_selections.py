@@ -51,12 +51,48 @@ def test_no_filters_pass_everything():
     assert all(map(compile_filters([]), FLOWS))
 
 
-def test_cel_is_refused_rather_than_ignored():
+def cel(*texts):
     wanted = flow_pb2.FlowFilter()
-    wanted.experimental.cel_expression.append("true")
+    wanted.experimental.cel_expression.extend(texts)
+    return wanted
 
-    with pytest.raises(FilterError, match="error compiling CEL expression: "):
-        compile_filters([wanted])
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("_flow.verdict == Verdict.DROPPED", flow_pb2.FlowFilter(verdict=[flow_pb2.DROPPED])),
+        ("has(_flow.l4.TCP)", flow_pb2.FlowFilter(protocol=["tcp"])),
+        (
+            "_flow.l4.TCP.destination_port == 80u || _flow.l4.UDP.destination_port == 80u",
+            flow_pb2.FlowFilter(destination_port=["80"], protocol=["tcp", "udp"]),
+        ),
+    ],
+)
+def test_expressions_select_what_the_same_fields_do(text, same):
+    by_expression, by_fields = compile_filters([cel(text)]), compile_filters([same])
+
+    assert [by_expression(flow) for flow in FLOWS] == [by_fields(flow) for flow in FLOWS]
+
+
+def test_one_of_several_expressions_must_hold_and_one_that_fails_does_not():
+    passes = compile_filters([cel("1 / 0 == 1", "_flow.verdict == Verdict.AUDIT")])
+
+    assert [passes(one) for one in FLOWS] == [one.verdict == flow_pb2.AUDIT for one in FLOWS]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("_flow.nothing == 1", "undefined field 'nothing'"),
+        ("_flow.IP.source", "expected the expression to be a bool, and it is a string"),
+        ("_flow.IP.source == ", "Syntax error"),
+        ("true || " * 600 + "true", "4804 characters, and 4096 is the most"),
+    ],
+)
+def test_what_is_no_expression_about_flows_is_an_error(text, says):
+    with pytest.raises(FilterError, match=r"^error compiling CEL expression: ") as raised:
+        compile_filters([cel(text)])
+    assert says in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,13 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "trace_id": st.sampled_from(["", "ab" * 16]),
     "ip_trace_id": st.integers(0, 1),
 }
+_EXPRESSIONS = [
+    "_flow.verdict == Verdict.DROPPED",
+    "has(_flow.l4.TCP) && _flow.l4.TCP.destination_port < 1000u",
+    "_flow.source.labels.exists(one, one.startsWith('k8s:app'))",
+    "_flow.node_name.endsWith('node1') && _flow.IP.source != ''",
+    "1 / int(_flow.event_type.type - _flow.event_type.type) > 0",
+]
 
 
 @st.composite
@@ -92,6 +99,8 @@ def filters(draw: st.DrawFn) -> flow_pb2.FlowFilter:
     for name in draw(st.lists(st.sampled_from(sorted(_VALUES)), max_size=3, unique=True)):
         values = draw(st.lists(_VALUES[name], min_size=1, max_size=3))
         getattr(entry, name).extend(values)
+    if draw(st.integers(0, 4)) == 0:
+        entry.experimental.cel_expression.append(draw(st.sampled_from(_EXPRESSIONS)))
     return entry
 
 

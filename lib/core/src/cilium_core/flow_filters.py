@@ -89,10 +89,20 @@ def compile_filter(wanted: FlowFilter) -> Predicate:
             _check_http_event_type(field, wanted.event_type)
             checks.append(_HTTP[field](values))
     if wanted.experimental.cel_expression:
-        raise FilterError("error compiling CEL expression: CEL filters are not supported")
+        checks.append(_cel(wanted.experimental.cel_expression))
     if len(checks) == 1:
         return checks[0]
     return lambda flow: all(check(flow) for check in checks)
+
+
+def _cel(texts: Sequence[str]) -> Predicate:
+    from cilium_core.cel import CelError, compile_expression  # few filters need it
+
+    try:
+        expressions = [compile_expression(text) for text in texts]
+    except CelError as error:
+        raise FilterError(f"error compiling CEL expression: {error}") from error
+    return lambda flow: any(holds(flow) for holds in expressions)
 
 
 def _any_of(get: Callable[[Flow], Any]) -> Callable[[Sequence[Any]], Predicate]:

@@ -3,7 +3,8 @@
 Fields about the two ends of a flow, services and devices depend on interned rows alone: they are
 put to `cilium_core.flow_filters` once for each row, as a flow that has nothing but that row.
 Fields about the observing node are put to it once. What only the message of a record says, such as
-the path of an HTTP request, is put to it for the records that pass all the rest.
+the path of an HTTP request, is put to it for the records that pass all the rest. CEL
+expressions may ask for anything: they are put to the messages of all flows that pass the rest.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cilium_core import flow_filters
 from flow import flow_pb2
+from observer import observer_pb2
 
 from hubble_server.encoding import pieces
+from hubble_server.encoding.encoder import Encoder
 from hubble_server.facts import NodeFacts
 from hubble_server.filters.columns import Columns, Mask, RowTest
 from hubble_server.filters.fields import (
@@ -27,6 +30,7 @@ from hubble_server.filters.fields import (
     is_record,
     is_record_of,
 )
+from hubble_server.flows.columns import Batch
 from hubble_server.metadata.directory import Directory
 
 if TYPE_CHECKING:
@@ -53,6 +57,8 @@ class Filters:
     blacklist: tuple[tuple[Test, ...], ...]
     matches: Callable[[flow_pb2.Flow], bool] | None = None
     """Whether a record passes that passed by its columns; None when these say all."""
+    messages: Callable[[Batch], list[flow_pb2.Flow]] | None = None
+    """Makes messages of flows that are no records, where `matches` is to be asked of them too."""
 
     @property
     def pass_all(self) -> bool:
@@ -92,13 +98,26 @@ def compile_filters(
     Raises cilium_core.flow_filters.FilterError with a text for the client.
     """
     matches = flow_filters.compile_filters(whitelist, blacklist)
-    asked = any(_asks_records(entry) for entry in (*whitelist, *blacklist))
+    entries = (*whitelist, *blacklist)
+    asks_all = any(entry.experimental.cel_expression for entry in entries)
+    asked = asks_all or any(_asks_records(entry) for entry in entries)
     return Filters(
-        # what the columns do not decide lets records through, and keeps none out
+        # what the columns do not decide lets flows through, and keeps none out
         tuple(_compile(context, entry, undecided=True) for entry in whitelist),
         tuple(_compile(context, entry, undecided=False) for entry in blacklist),
         matches if asked else None,
+        _messages(context) if asks_all else None,
     )
+
+
+def _messages(context: FilterContext) -> Callable[[Batch], list[flow_pb2.Flow]]:
+    encoder = Encoder(context.node, context.directory)
+
+    def make(batch: Batch) -> list[flow_pb2.Flow]:
+        responses = map(observer_pb2.GetFlowsResponse.FromString, encoder.responses(batch))
+        return [response.flow for response in responses]
+
+    return make
 
 
 def _asks_records(entry: flow_pb2.FlowFilter) -> bool:
@@ -111,6 +130,8 @@ def _compile(
     tests = [build(values) for field, build in FIELDS.items() if (values := getattr(entry, field))]
     if _asks_records(entry):
         tests.append(_records_test(entry, undecided))
+    if entry.experimental.cel_expression:
+        tests.append(constant(undecided))
     tests += _node_tests(context.node, entry)
     tests += _row_tests(context.directory, entry)
     return tuple(tests)

@@ -139,7 +139,7 @@ def _counted(store: FlowStore, block: Block, query: Query) -> Mask:
 
 
 def _passing(store: FlowStore, block: Block, kinds: NDArray[np.uint8], filters: Filters) -> Mask:
-    """Flows that pass the filters; records are read where their columns do not decide."""
+    """Flows that pass the filters; their messages are read where the columns do not decide."""
     mask: Mask = kinds <= KIND_RECORD
     if filters.pass_all or not mask.any():
         return mask
@@ -149,6 +149,9 @@ def _passing(store: FlowStore, block: Block, kinds: NDArray[np.uint8], filters: 
     for row in np.flatnonzero(mask & (kinds == KIND_RECORD)).tolist():
         record = store.attached(block.first + row)
         mask[row] = isinstance(record, bytes) and filters.matches(flow_pb2.Flow.FromString(record))
+    if filters.messages is not None:
+        rows = np.flatnonzero(mask & (kinds == KIND_FLOW))
+        mask[rows] = [filters.matches(flow) for flow in filters.messages(block.take(rows))]
     return mask
 
 
@@ -163,6 +166,11 @@ class Cursor:
         self._stop = None if query.follow else store.head
         self._remaining = query.number if query.number and not query.follow else None
         self.ended = False
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether a step is long enough to be taken on a thread of its own."""
+        return self._query.filters.messages is not None
 
     @property
     def at_end(self) -> bool:

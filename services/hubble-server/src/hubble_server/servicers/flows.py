@@ -101,7 +101,7 @@ class FlowStreams:
 
     async def get_flows(self, request: observer_pb2.GetFlowsRequest, call: Call) -> None:
         """Send one response for each flow."""
-        async with aclosing(self._chunks(request)) as found:
+        async with aclosing(await self._chunks(request)) as found:
             await call.start()
             async for chunk in found:
                 await call.send_many(chunk.responses)
@@ -109,14 +109,14 @@ class FlowStreams:
 
     async def get_flow_batches(self, request: observer_pb2.GetFlowsRequest, call: Call) -> None:
         """Send the same responses, many to a message."""
-        async with aclosing(self._chunks(request)) as found:
+        async with aclosing(await self._chunks(request)) as found:
             await call.start()
             async for chunk in found:
                 batch = flows_pb2.FlowBatch(responses=chunk.responses, times_ns=chunk.times_ns)
                 await call.send(batch)
                 _SENT.add(len(chunk.responses))
 
-    def _chunks(self, request: observer_pb2.GetFlowsRequest) -> AsyncGenerator[Chunk, None]:
+    async def _chunks(self, request: observer_pb2.GetFlowsRequest) -> AsyncGenerator[Chunk, None]:
         """Check a request and take its place in the ring, before anything is sent."""
         check_direction(request)
         node = self._node()
@@ -144,9 +144,13 @@ class FlowStreams:
             response.time.FromNanoseconds(time_ns)
             return response.SerializeToString()
 
+        if filters.messages is not None:
+            cursor = await asyncio.to_thread(Cursor, self._store, query)
+        else:
+            cursor = Cursor(self._store, query)
         return chunks(
             self._store,
-            Cursor(self._store, query),
+            cursor,
             Encoding(encoder.responses, encode, encode_lost),
             self._new_events,
             _OVERTAKEN.add,

@@ -124,7 +124,7 @@ async def chunks(
         chunk = Chunk([], [])
         _tell(chunk, encoding, overtaken.take())
         head = store.head
-        found = cursor.read()
+        found = await asyncio.to_thread(cursor.read) if cursor.is_slow else cursor.read()
         if found.lost:
             overtaken.add(found.lost)
             on_lost(found.lost)
