@@ -322,6 +322,7 @@ enum ct_flag {
 	CT_SEEN_REPLY = 512,
 	CT_PROXY_INGRESS = 1024, /* the redirect is one of ingress policy */
 	CT_PROXY = 2048,         /* opened by a proxy: judged when it came to the proxy */
+	CT_DSR = 4096, /* a frontend of another node was asked: answers get it by NAT_OUT */
 };
 
 struct ct_entry {
@@ -356,6 +357,12 @@ enum nat_direction {
 	NAT_OUT = 0, /* original to translated */
 	NAT_IN = 1,  /* translated to original */
 };
+
+/*
+ * Of what comes from outside to a frontend, NAT_OUT is from the client to the frontend, and NAT_IN
+ * from the backend to the address that it sees. Where a backend answers the client itself, NAT_OUT
+ * is from the backend to the client, and turns its address into that of the frontend.
+ */
 
 struct nat_key4 {
 	__u32 saddr; /* be */

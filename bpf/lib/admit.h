@@ -153,6 +153,13 @@ static __always_inline void ct_renew(const struct packet *p, struct ct_entry *en
 	if (p->seen.reason != REASON_REPLY) {
 		entry->src_identity = p->src_identity;
 		entry->dst_identity = p->dst_identity;
+		if (ct_opens(p)) {
+			entry->rev_nat = p->lb_rev_nat;
+			entry->backend = p->lb_backend;
+			entry->flags &= ~CT_DSR;
+			if (p->asked_other)
+				entry->flags |= CT_DSR;
+		}
 	}
 	if (p->judged.cookie)
 		entry->cookie = p->judged.cookie;

@@ -202,6 +202,10 @@ static __always_inline int ct_create(struct __sk_buff *skb, struct packet *p, __
 		entry->flags |= CT_FROM_TUNNEL;
 	if (p->origin >= ORIGIN_PROXY_INGRESS)
 		entry->flags |= CT_PROXY;
+	entry->rev_nat = p->lb_rev_nat;
+	entry->backend = p->lb_backend;
+	if (p->asked_other)
+		entry->flags |= CT_DSR;
 	if (p->judged.proxy_port) {
 		entry->flags |= CT_PROXY_REDIRECT;
 		if (p->direction == DIR_INGRESS)

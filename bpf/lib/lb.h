@@ -8,15 +8,6 @@
 
 #include "packet.h"
 
-/* A frontend as it was when it was looked up. */
-struct lb_found {
-	__u32 first;
-	__u16 count;
-	__u16 rev_nat;
-	__u32 flags; /* enum lb_flag */
-	__u32 affinity_timeout;
-};
-
 /* One frontend; the fields that belong together are read together. */
 static __always_inline bool lb_find_in(const union address *address, __u16 port, __u8 proto,
 				       __u8 scope, struct lb_found *found, const __u8 family)
@@ -105,9 +96,12 @@ static __always_inline __u32 lb_pick_maglev(const struct lb_found *found, __u32 
 
 /* ---- session affinity ---- */
 
-/* Who served this client before, as far as it is not too long ago and still serves. 0 is nobody. */
+/*
+ * Who served this client before, as far as it is not too long ago and still serves; `touch` says that
+ * it is asked again now. 0 is nobody.
+ */
 static __always_inline __u32 lb_affine(const struct lb_affinity_key *client,
-				       const struct lb_found *found, __u32 now)
+				       const struct lb_found *found, __u32 now, bool touch)
 {
 	struct lb_affinity *last = map_lookup(map_of(LB_AFFINITY), client);
 	struct lb_member member = {.rev_nat = found->rev_nat};
@@ -117,7 +111,8 @@ static __always_inline __u32 lb_affine(const struct lb_affinity_key *client,
 	member.backend = last->backend;
 	if (!map_lookup(map_of(LB_MEMBERS), &member))
 		return 0;
-	last->last_used = now;
+	if (touch)
+		last->last_used = now;
 	return last->backend;
 }
 

@@ -98,6 +98,15 @@ enum way {
 	WAY_STACK = 3,  /* to this node itself */
 };
 
+/* A frontend as it was when it was looked up; see struct lb_service. */
+struct lb_found {
+	__u32 first;
+	__u16 count;
+	__u16 rev_nat;
+	__u32 flags; /* enum lb_flag */
+	__u32 affinity_timeout;
+};
+
 struct packet {
 	struct tuple tuple;
 	__u16 l4_offset; /* from the Ethernet header */
@@ -120,9 +129,12 @@ struct packet {
 	struct sighting seen;
 	struct judgement judged;       /* by the last policy that was asked */
 	struct answer egress, ingress; /* of each policy; for a dry run */
+	__u32 lb_backend;              /* who was chosen to serve, 0 is none */
+	__u16 lb_rev_nat;              /* frontend that was asked, 0 is none */
+	__u8 asked_other; /* a frontend that only the nodes it was asked at know: CT_DSR */
 	__u8 sender_high; /* the packet comes from the end in the high half of the key */
-	__u8 pad2[3];
 	union ct_key key; /* of the connection; set by the look-up */
+	struct lb_found found;
 
 	/* where policy is asked, see note_sides(): not zeroed for packets that ask none */
 	struct side initiator, responder;
