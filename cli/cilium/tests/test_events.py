@@ -151,3 +151,33 @@ def test_the_json_object_of_a_drop() -> None:
     assert document["file"] == {"name": "lxc.c", "line": 7}
     assert document["source"] == "10.0.1.15"
     assert document["time"].startswith("2023-11-14T22:13:20")
+
+
+def _translation(point: int) -> bytes:
+    return record(
+        type=abi.EVENT_TRACE_SOCK,
+        subtype=point,
+        saddr=b"",
+        daddr=ipaddress.ip_address("10.96.4.20").packed,
+        dport=socket.htons(80),
+        orig_saddr=(512201).to_bytes(8, "little") + (9471).to_bytes(8, "little"),
+    )
+
+
+def test_a_translation_at_a_socket_tells_its_point_and_whose_socket_it_is() -> None:
+    (event,) = events.parse(_translation(abi.XLATE_PRE_FORWARD), OFFSET)
+
+    assert events.line(event) == (
+        "[pre-xlate-fwd] cgroup_id: 9471 sock_cookie: 512201, dst [10.96.4.20]:80 tcp"
+    )
+
+
+def test_the_json_object_of_a_translation() -> None:
+    (event,) = events.parse(_translation(abi.XLATE_POST_REVERSE), OFFSET)
+
+    document = events.document(event)
+
+    assert document["type"] == "trace-sock"
+    assert document["xlatePoint"] == "post-xlate-rev"
+    assert (document["sockCookie"], document["cgroupId"]) == (512201, 9471)
+    assert (document["destination"], document["destinationPort"]) == ("10.96.4.20", 80)

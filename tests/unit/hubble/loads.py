@@ -174,7 +174,7 @@ def strange(count: int, seed: int) -> NDArray[Any]:
         }.get(kind, chance.randrange(14))
         one["reason"] = chance.randrange(8)
         one["proto"] = chance.choice([6, 6, 6, 17, 1, 58, 132, 2, 112, 47])
-        one["endpoint"] = chance.choice([0, 1, 2, 3, 99])
+        one["endpoint"] = chance.choice([1, 2, 3] if kind == 7 else [0, 1, 2, 3, 99])
         one["flags"] = sum(bit for bit in flags if chance.random() < 0.7)
         one["flags"] |= names["EVENT_IPV6"] if six else 0
         one["src_identity"] = chance.choice([0, 2, identity_of(0), identity_of(1), 7777])

@@ -86,6 +86,8 @@ def flow_of(event: Any, names: Names) -> flow_pb2.Flow:
     subtype = 0 if kind == 5 else int(event["subtype"])
     flow.event_type.type, flow.event_type.sub_type = kind, subtype
 
+    if kind == 7:
+        return _socket_flow(flow, event, names)
     source = address(event["saddr"], ipv6=six)
     original = address(event["orig_saddr"], ipv6=six)
     translated = ""
@@ -143,6 +145,37 @@ def _l4(flow: flow_pb2.Flow, event: Any) -> None:
             flow.l4.ICMPv6.SetInParent()
 
 
+def _socket_flow(flow: flow_pb2.Flow, event: Any, names: Names) -> flow_pb2.Flow:
+    """Complete the flow of a translation at a socket of a pod."""
+    six, point = flag(event, "IPV6"), int(event["subtype"])
+    (pod,) = (
+        ip
+        for ip, endpoint in names.endpoints.items()
+        if endpoint.id == int(event["endpoint"]) and (":" in ip) == six
+    )
+    source, destination = pod, address(event["daddr"], ipv6=six)
+    source_port, destination_port = 0, big_endian(event["dport"])
+    if point in (3, 4):
+        source, destination = destination, source
+        source_port, destination_port = destination_port, source_port
+    if flag(event, "L3"):
+        flow.IP.source, flow.IP.destination = source, destination
+        flow.IP.ipVersion = flow_pb2.IPv6 if six else flow_pb2.IPv4
+    transport = {6: flow.l4.TCP, 17: flow.l4.UDP}.get(int(event["proto"]))
+    if transport is not None and flag(event, "L4"):
+        transport.source_port, transport.destination_port = source_port, destination_port
+        transport.SetInParent()
+    _end(flow.source, source, 0, names)
+    _end(flow.destination, destination, 0, names)
+    flow.sock_xlate_point = point
+    flow.verdict = flow_pb2.TRACED if point in (1, 3) else flow_pb2.TRANSLATED
+    original = bytes(event["orig_saddr"])
+    flow.socket_cookie = int.from_bytes(original[:8], "little")
+    flow.cgroup_id = int.from_bytes(original[8:], "little")
+    flow.Summary = {6: "TCP", 17: "UDP"}.get(int(event["proto"]), "Unknown")
+    return flow
+
+
 def _end(end: flow_pb2.Endpoint, ip: str, identity: int, names: Names) -> None:
     end.SetInParent()
     local = names.endpoints.get(ip)
@@ -195,9 +228,6 @@ def _outcome(flow: flow_pb2.Flow, event: Any, kind: int, subtype: int, has_origi
                 flow.traffic_direction = flow_pb2.EGRESS
         case 3:
             flow.debug_capture_point = subtype
-        case 7:
-            flow.sock_xlate_point = subtype
-            flow.verdict = flow_pb2.TRACED if subtype in (1, 3) else flow_pb2.TRANSLATED
     if flow.drop_reason in flow_pb2.DropReason.values():
         flow.drop_reason_desc = flow.drop_reason
 

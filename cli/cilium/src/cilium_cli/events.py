@@ -59,6 +59,12 @@ _MATCHES = {
     abi.MATCH_L3_PROTO: "L3-Proto",
     abi.MATCH_PROTO_ONLY: "Proto-Only",
 }
+_TRANSLATIONS = {
+    abi.XLATE_PRE_FORWARD: "pre-xlate-fwd",
+    abi.XLATE_POST_FORWARD: "post-xlate-fwd",
+    abi.XLATE_PRE_REVERSE: "pre-xlate-rev",
+    abi.XLATE_POST_REVERSE: "post-xlate-rev",
+}
 _FIRST_HEADER = 100
 """Sources with higher numbers are headers that the programs share."""
 _FILES = {
@@ -203,7 +209,24 @@ def _line(event: Event) -> str:
             f"{_STATES.get(raw.reason, raw.reason)} ifindex {raw.ifindex} orig-ip {orig}: "
             f"{tuple_text(event)}"
         )
+    if raw.type == abi.EVENT_TRACE_SOCK:
+        cookie, cgroup = _socket(raw)
+        place = f"[{address(event, 'daddr')}]:{socket.ntohs(raw.dport)}"
+        return (
+            f"[{_translation(raw)}] cgroup_id: {cgroup} sock_cookie: {cookie}, "
+            f"dst {place} {_protocol(raw.proto)}"
+        )
     return f"{event.type} event of endpoint {raw.endpoint}: {tuple_text(event)}"
+
+
+def _socket(raw: Any) -> tuple[int, int]:
+    """Cookie of the socket and id of the cgroup of a translation."""
+    octets = bytes(abi.ffi.buffer(raw.orig_saddr))
+    return int.from_bytes(octets[:8], "little"), int.from_bytes(octets[8:], "little")
+
+
+def _translation(raw: Any) -> str:
+    return _TRANSLATIONS.get(raw.subtype, f"point {raw.subtype}")
 
 
 def _action(raw: Any) -> str:
@@ -226,6 +249,17 @@ def document(event: Event) -> dict[str, Any]:
         "bytes": raw.bytes,
         "summary": tuple_text(event),
     }
+    if raw.type == abi.EVENT_TRACE_SOCK:
+        cookie, cgroup = _socket(raw)
+        del found["summary"], found["packets"], found["bytes"], found["ifindex"]
+        return found | {
+            "xlatePoint": _translation(raw),
+            "sockCookie": cookie,
+            "cgroupId": cgroup,
+            "destination": address(event, "daddr"),
+            "destinationPort": socket.ntohs(raw.dport),
+            "protocol": _protocol(raw.proto),
+        }
     if raw.flags & abi.EVENT_L3:
         found |= {"source": address(event, "saddr"), "destination": address(event, "daddr")}
     if raw.type == abi.EVENT_TRACE:

@@ -248,7 +248,7 @@ class Ingest:
             self._note_losses(flow_pb2.PERF_EVENT_RING_BUFFER, reading.lost)
 
     def _store_flows(self, events: Events) -> None:
-        are_flows = decoding.are_flows(events)
+        are_flows = decoding.are_flows(events, self._directory)
         if not are_flows.all():
             self._store_others(pick(events, ~are_flows))
             events = pick(events, are_flows)
@@ -262,7 +262,7 @@ class Ingest:
 
     def _store_others(self, events: Events) -> None:
         """Keep debug events as messages; count what is of no known kind."""
-        for event in events:
+        for event in pick(events, ~decoding.is_left_out(events)):
             if event["type"] != TYPE_DEBUG:
                 _UNDECODED.add()
                 continue

@@ -29,7 +29,7 @@ from hubble_server.encoding.wire import (
     timestamps,
     uuids,
 )
-from hubble_server.flows.columns import TYPE_DROP, TYPE_TRACE, Batch
+from hubble_server.flows.columns import TYPE_DROP, TYPE_SOCK, TYPE_TRACE, Batch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,7 +85,10 @@ class Encoder:
         )
         self._l4s: PieceCache[int] = PieceCache(
             lambda key: pieces.l4(
-                key >> 40 & 0xFF, key >> 24 & 0xFFFF, key >> 8 & 0xFFFF, key & 0xFF
+                key >> 40 & 0xFF,
+                key >> 24 & 0xFFFF,
+                key >> 8 & 0xFFFF,
+                None if key >> 48 else key & 0xFF,
             )
         )
         self._summaries: PieceCache[int] = PieceCache(
@@ -186,7 +189,8 @@ class Encoder:
         if "IP" in wanted:
             lists.append(self._ip_column(batch, flags))
         has_l4 = (flags & _L4) != 0
-        transport = _transport_keys(batch)
+        at_sockets = batch["type"] == TYPE_SOCK
+        transport = _transport_keys(batch, at_sockets)
         if "l4" in wanted:
             l4s = self._l4s
             lists.append(
@@ -215,9 +219,12 @@ class Encoder:
             lists.append(self._tunnel_column(batch, (flags & _TUNNEL) != 0))
         if batch["rules"].any() and not wanted.isdisjoint(_RULE_FIELDS):
             lists.append(self._rules_column(batch))
+        if at_sockets.any() and not wanted.isdisjoint(pieces.SOCKET_FIELDS):
+            lists.append(self._sockets_column(batch, at_sockets))
         if "Summary" in wanted:
             kinds = (flags & (_L3 | _L4 | _IPV6)).astype(np.uint64) << np.uint64(48)
             summaries = self._summaries
+            kinds |= at_sockets.astype(np.uint64) << np.uint64(63)
             lists.append([summaries[key] for key in (_said(transport) | kinds).tolist()])
         return lists
 
@@ -255,14 +262,18 @@ class Encoder:
         return [piece if ok else b"" for piece, ok in zip(found, there.tolist(), strict=True)]
 
     def _ip_column(self, batch: Batch, flags: NDArray[np.uint16]) -> list[bytes]:
+        translated = batch["translated_high"], batch["translated_low"]
+        at_sockets = batch["type"] == TYPE_SOCK
+        if at_sockets.any():
+            high, low = (np.where(at_sockets, 0, half).astype(np.uint64) for half in translated)
+            translated = high, low
         keys = np.stack(
             [
                 batch["source_high"],
                 batch["source_low"],
                 batch["destination_high"],
                 batch["destination_low"],
-                batch["translated_high"],
-                batch["translated_low"],
+                *translated,
                 (flags & _IPV6).astype(np.uint64),
             ],
             axis=1,
@@ -277,6 +288,18 @@ class Encoder:
     def _service_column(self, field: str, batch: Batch) -> list[bytes]:
         services = self._directory.services
         return [pieces.service(field, services[row]) for row in batch[field].tolist()]
+
+    def _sockets_column(self, batch: Batch, there: NDArray[np.bool_]) -> list[bytes]:
+        wanted = self._wanted
+        return [
+            pieces.socket(wanted, cookie, cgroup) if ok else b""
+            for cookie, cgroup, ok in zip(
+                batch["translated_high"].tolist(),
+                batch["translated_low"].tolist(),
+                there.tolist(),
+                strict=True,
+            )
+        ]
 
     def _names_column(self, field: str, batch: Batch) -> list[bytes]:
         rows = self._directory.names.rows
@@ -322,8 +345,10 @@ def _pack(*parts: tuple[NDArray[Any], int]) -> NDArray[np.uint64]:
     return packed
 
 
-def _transport_keys(batch: Batch) -> NDArray[np.uint64]:
+def _transport_keys(batch: Batch, at_sockets: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Protocol, ports and flags in one number, with bit 48 where no packet stands behind them."""
     return _pack(
+        (at_sockets, 48),
         (batch["protocol"], 40),
         (batch["source_port"], 24),
         (batch["destination_port"], 8),
@@ -332,10 +357,12 @@ def _transport_keys(batch: Batch) -> NDArray[np.uint64]:
 
 
 _PORTS = np.uint64(0xFFFFFFFF << 8)
+_PACKET = np.uint64((1 << 48) - 1)
 
 
 def _said(transport: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Reduce transport keys to what a summary tells: no ports for protocols that have them."""
+    transport = transport & _PACKET
     protocols = transport >> np.uint64(40)
     is_icmp = (protocols == texts.ICMPV4) | (protocols == texts.ICMPV6)
     return np.where(is_icmp, transport, transport & ~_PORTS)

@@ -45,6 +45,12 @@ MARKS = (
 )  # fmt: skip
 """The small fields that `marks` makes."""
 
+SOCKET_FIELDS = ("socket_cookie", "cgroup_id")
+"""The fields that `socket` makes."""
+
+AT_SOCKET = 1 << 15
+"""Beside the flags of an event: it is one of a socket, with no packet behind it."""
+
 _TO_ENDPOINT = abi.constants["TRACE_TO_LXC"]
 _VXLAN_PORT = 8472
 _HOST_VNI = abi.constants["ID_REMOTE_NODE"]
@@ -131,11 +137,15 @@ def ip(source: bytes, destination: bytes, translated: bytes, *, is_ipv6: bool) -
     return message_field(FIELDS["IP"], payload)
 
 
-def l4(protocol: int, first: int, second: int, tcp_flags: int) -> bytes:
-    """Field l4; nothing for a protocol that flow.Layer4 has no place for."""
+def l4(protocol: int, first: int, second: int, tcp_flags: int | None) -> bytes:
+    """Field l4; nothing for a protocol that flow.Layer4 has no place for.
+
+    `tcp_flags` is None where there are none, as no packet was seen.
+    """
     pair = number_field(1, first) + number_field(2, second)
     if protocol == texts.TCP:
-        return message_field(FIELDS["l4"], message_field(1, pair + _tcp_flags(tcp_flags)))
+        flags = b"" if tcp_flags is None else _tcp_flags(tcp_flags)
+        return message_field(FIELDS["l4"], message_field(1, pair + flags))
     place = {texts.UDP: 2, texts.ICMPV4: 3, texts.ICMPV6: 4, texts.SCTP: 5}.get(protocol)
     return b"" if place is None else message_field(FIELDS["l4"], message_field(place, pair))
 
@@ -174,6 +184,12 @@ def service(field: str, row: ServiceRow) -> bytes:
     if not row.name:
         return b""
     return message_field(FIELDS[field], text_field(1, row.name) + text_field(2, row.namespace))
+
+
+def socket(wanted: Container[str], cookie: int, cgroup: int) -> bytes:
+    """Fields that say whose socket an address was translated at."""
+    values = zip(SOCKET_FIELDS, (cookie, cgroup), strict=True)
+    return b"".join(number_field(FIELDS[name], value) for name, value in values if name in wanted)
 
 
 def interface(row: InterfaceRow) -> bytes:
@@ -217,7 +233,9 @@ def proxy_port(port: int) -> bytes:
 
 
 def summary(flags: int, protocol: int, first: int, second: int, tcp_flags: int) -> bytes:
-    """Field Summary; `flags` are those of the event."""
+    """Field Summary; `flags` are those of the event, and AT_SOCKET."""
+    if flags & AT_SOCKET:
+        return text_field(FIELDS["Summary"], texts.socket_summary(protocol))
     names = abi.constants
     text = texts.summary(
         has_ip=bool(flags & names["EVENT_L3"]),

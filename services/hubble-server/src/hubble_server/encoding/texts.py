@@ -134,6 +134,11 @@ def summary(
     return "IPv6" if is_ipv6 else "IPv4"
 
 
+def socket_summary(protocol: int) -> str:
+    """One line about a translation at a socket."""
+    return {TCP: "TCP", UDP: "UDP"}.get(protocol, "Unknown")
+
+
 def _icmp(types: dict[int, str], codes: dict[int, tuple[str, ...]], kind: int, code: int) -> str:
     name = types.get(kind)
     if name is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubble_server.encoding.texts import address_text
+from hubble_server.flows.columns import TYPE_SOCK
 from hubble_server.hashing import MISSING, Index
 from hubble_server.metadata.addresses import key_of, masks, salted
 
@@ -48,6 +49,7 @@ def address_mask(values: Iterable[str], column: str) -> Callable[[Columns], Mask
         found &= block.has_ip
         if column == "translated":
             found &= (high | low) != 0
+            found &= block["type"] != TYPE_SOCK
         return found
 
     return mask

@@ -24,8 +24,8 @@ SCHEMA: Final[dict[str, np.dtype[Any]]] = {
         "source_low": "u8",
         "destination_high": "u8",
         "destination_low": "u8",
-        "translated_high": "u8",  # source after translation, zero when there was none
-        "translated_low": "u8",
+        "translated_high": "u8",  # source after translation, zero when there was none;
+        "translated_low": "u8",  # of TYPE_SOCK the socket's cookie, and the id of its cgroup
         "source_row": "u4",  # of metadata.rows
         "destination_row": "u4",
         "source_service": "u4",

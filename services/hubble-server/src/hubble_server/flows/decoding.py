@@ -5,12 +5,15 @@ Runs on the ingest thread, on whole columns; the rules are those of Hubble for e
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from cilium_core import abi
 from flow import flow_pb2
+from numpy.typing import NDArray
 
+from hubble_server.encoding.texts import TCP, UDP
 from hubble_server.flows.columns import (
     KIND_FLOW,
     REPLY_NO,
@@ -25,9 +28,9 @@ from hubble_server.flows.columns import (
 from hubble_server.ring.records import EVENT_DTYPE, Events
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from hubble_server.metadata.directory import Directory
+
+    Halves = tuple[NDArray[np.uint64], NDArray[np.uint64]]
 
 CHUNK: Final = 4096
 """Events decoded at once: small enough to stay in the processor's cache."""
@@ -38,6 +41,7 @@ DENIED_BY_RULES: Final = (flow_pb2.POLICY_DENY, flow_pb2.POLICY_DENIED)
 _FLAGS = abi.enum("event_flag").__members__
 _IPV6 = int(_FLAGS["EVENT_IPV6"])
 _L3 = int(_FLAGS["EVENT_L3"])
+_L4 = int(_FLAGS["EVENT_L4"])
 _AUDITED = int(_FLAGS["EVENT_AUDITED"])
 _INGRESS = int(_FLAGS["EVENT_INGRESS"])
 _EGRESS = int(_FLAGS["EVENT_EGRESS"])
@@ -46,6 +50,8 @@ _REASON_REPLY = abi.constants["REASON_REPLY"]
 _REASON_UNKNOWN = abi.constants["REASON_UNKNOWN"]
 _FIRST_SRV6_REASON = _REASON_UNKNOWN + 1
 _ENCRYPTED_BIT = 0x80
+_REVERSE_POINTS = (abi.constants["XLATE_PRE_REVERSE"], abi.constants["XLATE_POST_REVERSE"])
+_SOCKET_PROTOCOLS = (TCP, UDP)
 
 _WORDS = EVENT_DTYPE.itemsize // 8
 _SOURCE = EVENT_DTYPE.fields["saddr"][1] // 8  # type: ignore[index]
@@ -66,9 +72,20 @@ _TRACE_REASONS[:5] += 1
 _TRACE_REASONS[_REASON_UNKNOWN] = 0
 
 
-def are_flows(events: Events) -> NDArray[np.bool_]:
-    """Which of the events become flows."""
-    return _IS_FLOW.take(events["type"])
+def are_flows(events: Events, directory: Directory) -> NDArray[np.bool_]:
+    """Which of the events become flows: of those of sockets, the ones of pods of this node."""
+    found: NDArray[np.bool_] = _IS_FLOW.take(events["type"])
+    at = np.flatnonzero(events["type"] == TYPE_SOCK)
+    if len(at):
+        is_ipv6 = (events["flags"][at] & _IPV6) != 0
+        found[at] = directory.endpoint_addresses(events["endpoint"][at], is_ipv6)[2]
+    return found
+
+
+def is_left_out(events: Events) -> NDArray[np.bool_]:
+    """Which of the events that become no flow are of a kind that is known all the same."""
+    known: NDArray[np.bool_] = events["type"] == TYPE_SOCK
+    return known
 
 
 def decode(
@@ -106,13 +123,25 @@ def decode(
             np.where(swap, original[0], source[0]),
             np.where(swap, original[1], source[1]),
         )
+    ends = _Ends(
+        source,
+        destination,
+        events["sport"].byteswap(),
+        events["dport"].byteswap(),
+        np.ascontiguousarray(events["src_identity"]),
+        np.ascontiguousarray(events["dst_identity"]),
+    )
+    tcp_flags = events["tcp_flags"]
+    at_sockets = np.flatnonzero(types == TYPE_SOCK)
+    if len(at_sockets):
+        tcp_flags = np.where(types == TYPE_SOCK, 0, tcp_flags).astype(np.uint8)
+        flags = _at_sockets(events, at_sockets, flags, is_ipv6, ends, directory)
+        for column, part in zip(translated, original, strict=True):
+            column[at_sockets] = part[at_sockets]
+    source, destination = ends.source, ends.destination
 
-    source_rows = directory.endpoint_rows(
-        *source, is_ipv6, np.ascontiguousarray(events["src_identity"])
-    )
-    destination_rows = directory.endpoint_rows(
-        *destination, is_ipv6, np.ascontiguousarray(events["dst_identity"])
-    )
+    source_rows = directory.endpoint_rows(*source, is_ipv6, ends.source_identities)
+    destination_rows = directory.endpoint_rows(*destination, is_ipv6, ends.destination_identities)
     directory.seen(source_rows)
     directory.seen(destination_rows)
 
@@ -134,16 +163,20 @@ def decode(
     if len(at):
         subtypes[at] = 0
         _verdicts(events[at], at, directory, verdicts, drop_reasons, reply, direction, rules)
-    is_sock = types == TYPE_SOCK
-    if is_sock.any():
-        after = is_sock & ((subtypes & 1) == 0)
-        verdicts[after] = flow_pb2.TRANSLATED
+    if len(at_sockets):
+        verdicts[at_sockets[(subtypes[at_sockets] & 1) == 0]] = flow_pb2.TRANSLATED
 
-    source_ports = events["sport"].byteswap()
-    destination_ports = events["dport"].byteswap()
     protocols = np.ascontiguousarray(events["proto"])
+    # an answer of a service has its frontend in the header, and the backend as the original
+    asked = source
+    if has_original.any():
+        header = _address(words, _SOURCE)
+        asked = (
+            np.where(has_original, header[0], source[0]),
+            np.where(has_original, header[1], source[1]),
+        )
     services = _services(
-        directory, source, destination, is_ipv6, source_ports, destination_ports, protocols
+        directory, asked, destination, is_ipv6, ends.source_ports, ends.destination_ports, protocols
     )
     destination_ids = directory.endpoint_ids(destination_rows)
     source_names = directory.names.find(destination_ids, *source, is_ipv6)
@@ -175,8 +208,8 @@ def decode(
         "packets": events["packets"],
         "flags": flags,
         "endpoint": endpoints,
-        "source_port": source_ports,
-        "destination_port": destination_ports,
+        "source_port": ends.source_ports,
+        "destination_port": ends.destination_ports,
         "line": events["line"],
         "ethertype": events["ethertype"].byteswap(),
         "proxy_port": np.where(to_proxy, events["dst_id"], 0).astype(np.uint16),
@@ -189,7 +222,7 @@ def decode(
         "direction": direction,
         "reply": reply,
         "drop_reason": drop_reasons,
-        "tcp_flags": events["tcp_flags"],
+        "tcp_flags": tcp_flags,
         "match": np.where(is_verdict, events["match"], 0).astype(np.uint8),
         "file": events["file"],
         "l7": np.zeros(count, dtype=np.uint8),
@@ -198,7 +231,48 @@ def decode(
     }
 
 
-def _address(words: NDArray[np.uint64], at: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+@dataclass(slots=True)
+class _Ends:
+    """Columns about the two ends."""
+
+    source: Halves
+    destination: Halves
+    source_ports: NDArray[np.uint16]
+    destination_ports: NDArray[np.uint16]
+    source_identities: NDArray[np.uint32]
+    destination_identities: NDArray[np.uint32]
+
+
+def _at_sockets(
+    events: Events,
+    at: NDArray[np.intp],
+    flags: NDArray[np.uint16],
+    is_ipv6: NDArray[np.bool_],
+    ends: _Ends,
+    directory: Directory,
+) -> NDArray[np.uint16]:
+    """Fill what is special to events of sockets, those at positions `at`; returns their flags.
+
+    Such an event knows the pod and the other end. On the way back the pod is the destination.
+    """
+    pods = directory.endpoint_addresses(events["endpoint"][at], is_ipv6[at])[:2]
+    backward = np.isin(events["subtype"][at], _REVERSE_POINTS)
+    for half, (source, destination) in enumerate(zip(ends.source, ends.destination, strict=True)):
+        pod, other = pods[half], destination[at]
+        source[at] = np.where(backward, other, pod)
+        destination[at] = np.where(backward, pod, other)
+    ports = ends.destination_ports[at]
+    ends.source_ports[at] = np.where(backward, ports, 0)
+    ends.destination_ports[at] = np.where(backward, 0, ports)
+    ends.source_identities[at] = ends.destination_identities[at] = 0
+    flags = flags.copy()
+    flags[at] &= np.uint16(_IPV6 | _L3 | _L4)
+    without_ports = ~np.isin(events["proto"][at], _SOCKET_PROTOCOLS)
+    flags[at[without_ports]] &= np.uint16(_IPV6 | _L3)
+    return flags
+
+
+def _address(words: NDArray[np.uint64], at: int) -> Halves:
     return np.ascontiguousarray(words[:, at]), np.ascontiguousarray(words[:, at + 1])
 
 
@@ -238,8 +312,8 @@ def _verdicts(
 
 def _services(
     directory: Directory,
-    source: tuple[NDArray[np.uint64], NDArray[np.uint64]],
-    destination: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+    source: Halves,
+    destination: Halves,
     is_ipv6: NDArray[np.bool_],
     source_ports: NDArray[np.uint16],
     destination_ports: NDArray[np.uint16],

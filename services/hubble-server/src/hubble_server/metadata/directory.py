@@ -15,6 +15,7 @@ from cilium.metadata.v1 import metadata_pb2
 
 from hubble_server.hashing import MISSING, Index, Keys
 from hubble_server.metadata.addresses import (
+    IPV4_SALT,
     AddressKey,
     Prefix,
     PrefixTable,
@@ -330,6 +331,22 @@ class Directory:
     def endpoint_ids(self, rows: NDArray[np.uint32]) -> NDArray[np.uint16]:
         """Ids of the local endpoints behind rows, 0 for others."""
         return self._row_endpoints.take(rows).view(np.uint16)
+
+    def endpoint_addresses(
+        self, numbers: NDArray[np.uint16], is_ipv6: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]:
+        """Addresses of local endpoints by their ids, one of the family each; and which have one."""
+        high, low = np.zeros(len(numbers), dtype=np.uint64), np.zeros(len(numbers), dtype=np.uint64)
+        known = np.zeros(len(numbers), dtype=np.bool_)
+        wanted = zip(numbers.tolist(), is_ipv6.tolist(), strict=True)
+        for at, (number, six) in enumerate(wanted):
+            endpoint = self._endpoints.get(number)
+            for text in endpoint.ips if endpoint is not None else ():
+                if (":" in text) == six and (prefix := _prefix(text)) is not None:
+                    salt = 0 if six else IPV4_SALT
+                    high[at], low[at], known[at] = prefix.key.high, prefix.key.low ^ salt, True
+                    break
+        return high, low, known
 
     def service_rows(
         self,
