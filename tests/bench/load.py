@@ -11,7 +11,7 @@ from tests.bench.peers import PORT, Pair, inside, run
 from tests.e2e.running import Lab, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 # One processor for both ends of a connection: the figure is then the cost of the path, not of
 # waking another processor. The other one is left to the services.
@@ -29,10 +29,10 @@ def build() -> Path:
 
 
 @contextmanager
-def serving(binary: Path, namespace: str, kind: str) -> Iterator[None]:
+def serving(binary: Path, namespace: str, kind: str, port: int = PORT) -> Iterator[None]:
     """A server in a namespace for as long as the block runs."""
     mode = "sink" if kind == "stream" else "serve"
-    command = inside(namespace, "taskset", "-c", CPU, str(binary), mode, str(PORT))
+    command = inside(namespace, "taskset", "-c", CPU, str(binary), mode, str(port))
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         try:
             assert server.stdout is not None
@@ -46,6 +46,12 @@ def measure(binary: Path, pair: Pair, kind: str) -> float:
     """One run between a client and a server that is already there; see KINDS for the unit."""
     command = ["taskset", "-c", CPU, str(binary), kind, pair.address, str(PORT), SECONDS]
     return float(run(*inside(pair.client, *command)))
+
+
+def measure_services(binary: Path, client: Sequence[str], address: str, count: int) -> float:
+    """Connections per second to so many addresses in no order; `client` is how to run a command."""
+    command = ["taskset", "-c", CPU, str(binary), "crr", address, str(PORT), SECONDS, str(count)]
+    return float(run(*client, *command))
 
 
 def prepare(pair: Pair) -> None:

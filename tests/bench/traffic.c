@@ -6,7 +6,8 @@
  *   traffic serve PORT              echo bytes of one connection after the other, v4 and v6
  *   traffic sink PORT               read and forget
  *   traffic rr ADDR PORT SECONDS    request/response of one byte on one connection, per second
- *   traffic crr ADDR PORT SECONDS   connect, request, response, close, per second
+ *   traffic crr ADDR PORT SECONDS [COUNT]   connect, request, response, close, per second, to COUNT
+ *                                           IPv4 addresses from ADDR on, in no order
  *   traffic stream ADDR PORT SECONDS   bulk TCP, Gbit/s
  */
 #include <arpa/inet.h>
@@ -14,12 +15,16 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+
+/* A prime: no neighbour is asked after its neighbour, and all are asked. */
+#define STRIDE 7919
 
 static char buffer[128 * 1024];
 
@@ -83,18 +88,26 @@ int main(int argc, char **argv)
 {
 	struct addrinfo hint = { .ai_socktype = SOCK_STREAM }, *to;
 	double start, end, elapsed, count = 0;
+	unsigned long addresses = 1, turn = 0;
 	int connection;
 
 	if (argc == 3 && (!strcmp(argv[1], "serve") || !strcmp(argv[1], "sink")))
 		serve(atoi(argv[2]), argv[1][1] == 'e');
-	if (argc != 5 || getaddrinfo(argv[2], argv[3], &hint, &to)) {
+	if (argc == 6 && !strcmp(argv[1], "crr"))
+		addresses = strtoul(argv[5], NULL, 10);
+	if (argc < 5 || argc > 6 || !addresses || getaddrinfo(argv[2], argv[3], &hint, &to)) {
 		fputs("traffic: see the head of traffic.c for how to call it\n", stderr);
 		return 2;
 	}
 	start = now();
 	end = start + atof(argv[4]);
 	if (!strcmp(argv[1], "crr")) {
+		struct sockaddr_in *in = (struct sockaddr_in *)to->ai_addr;
+		uint32_t first = ntohl(in->sin_addr.s_addr);
+
 		for (; now() < end; count++) {
+			if (addresses > 1)
+				in->sin_addr.s_addr = htonl(first + (turn += STRIDE) % addresses);
 			connection = dial(to);
 			exchange(connection);
 			close(connection);
