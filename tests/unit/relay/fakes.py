@@ -125,6 +125,20 @@ class FakeNode(
             for at in times:
                 yield response(self.name, at)
 
+    async def GetAgentEvents(self, request, context):
+        async for times in self._batches(request, context):
+            for at in times:
+                answer = observer_pb2.GetAgentEventsResponse(node_name=self.name)
+                answer.time.FromNanoseconds(at)
+                yield answer
+
+    async def GetDebugEvents(self, request, context):
+        async for times in self._batches(request, context):
+            for at in times:
+                answer = observer_pb2.GetDebugEventsResponse(node_name=self.name)
+                answer.time.FromNanoseconds(at)
+                yield answer
+
     async def GetFlowBatches(self, request, context):
         async for times in self._batches(request, context):
             yield flows_pb2.FlowBatch(

@@ -260,13 +260,37 @@ async def test_an_unreachable_node_is_told_of_at_the_start(tmp_path):
     assert stream.times == [1]
 
 
-@pytest.mark.parametrize("method", ["GetAgentEvents", "GetDebugEvents"])
-async def test_events_of_agents_are_not_for_relays(tmp_path, method):
-    async with cluster(tmp_path, *nodes_in(tmp_path, "a")) as (_, channel):
-        stub = observer_pb2_grpc.ObserverStub(channel)
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            async for _ in getattr(stub, method)(getattr(observer_pb2, f"{method}Request")()):
-                pass
+async def events(channel, method, **fields):
+    stub = observer_pb2_grpc.ObserverStub(channel)
+    request = getattr(observer_pb2, f"{method}Request")(**fields)
+    return [one async for one in getattr(stub, method)(request)]
 
-    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert raised.value.details() == f"{method} not yet implemented"
+
+@pytest.mark.parametrize("method", ["GetAgentEvents", "GetDebugEvents"])
+async def test_events_of_all_nodes_come_in_the_order_of_time(tmp_path, method):
+    nodes = nodes_in(tmp_path, "a", "b")
+    times = interleaved(nodes)
+    async with cluster(tmp_path, *nodes) as (_, channel):
+        told = await events(channel, method)
+        last = await events(channel, method, number=1)
+
+    assert [one.time.ToNanoseconds() for one in told] == times
+    assert {one.node_name for one in told} == {"a", "b"}
+    assert [one.node_name for one in last] == ["a", "b"]
+
+
+async def test_nodes_that_cannot_tell_their_events_are_named_at_the_end(tmp_path):
+    good, bad = nodes_in(tmp_path, "a", "b")
+    good.flows, bad.error = [1], (grpc.StatusCode.RESOURCE_EXHAUSTED, "too much")
+    told = []
+    async with cluster(tmp_path, good, bad) as (_, channel):
+        stub = observer_pb2_grpc.ObserverStub(channel)
+        call = stub.GetAgentEvents(observer_pb2.GetAgentEventsRequest())
+        told.append((await call.read()).node_name)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call.read()
+
+    assert told == ["a"]
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    text = "rpc error: code = ResourceExhausted desc = too much"
+    assert raised.value.details() == f"events are missing of b: {text}"

@@ -8,14 +8,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cilium_core.errors import InvalidError
-from cilium_core.serving.packed import PackedServer, Status, server_context
+from cilium_core.serving.packed import PackedServer, server_context
 from cilium_core.serving.programs import own_version
 from cilium_core.serving.sockets import stop_signal
 from cilium_core.telemetry import REGISTRY, Health, get_logger
 
 from hubble_relay.collecting import CollectingOptions
 from hubble_relay.connections import ClientTls, Pool, dial
-from hubble_relay.errors import NotImplementedByRelay
 from hubble_relay.peers import Directory, PeerWatcher
 from hubble_relay.servicers.flows import FlowsServicer
 from hubble_relay.servicers.observer import ObserverServicer
@@ -107,10 +106,7 @@ class Relay:
         )
         flows = FlowsServicer(self.pool, options)
         observer = ObserverServicer(self.pool, relay_version)
-        server = PackedServer(
-            metadata={"hubble-relay-version": relay_version},
-            statuses={NotImplementedByRelay: Status.UNIMPLEMENTED},
-        )
+        server = PackedServer(metadata={"hubble-relay-version": relay_version})
         server.add("observer.Observer", observer.methods() | flows.public_methods())
         server.add("cilium.flows.v1.FlowsService", flows.batch_methods())
         return server

@@ -1,10 +1,10 @@
-"""One request for flows, put to all nodes and answered as one stream.
+"""One request for flows or events, put to all nodes and answered as one stream.
 
 Every node gets the request as it came, so its `number` counts per node. A node is asked for batches
-first, and for single flows once it said that it has no batches. A node that fails is told of in the
-stream, which goes on with the others. When following, nodes that are new, failed or came back are
-asked every two seconds; one that told flows already is asked for later ones only, so that nothing
-comes twice.
+of flows first, and for single ones once it said that it has no batches. A node that fails is told
+of in the stream, or at its end where answers have no room for that, and the stream goes on with the
+others. When following, nodes that are new, failed or came back are asked every two seconds; one
+that told something already is asked for later things only, so that nothing comes twice.
 
 One task per node reads, one task merges and sends; a client that does not read holds back the
 merging, that the readers, and flow control the nodes. All tasks end with the request.
@@ -13,6 +13,7 @@ merging, that the readers, and flow control the nodes. All tasks end with the re
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from cilium_core.telemetry import get_logger
 from observer import observer_pb2
 from relay import relay_pb2
 
+from hubble_relay.errors import MissingNodesError
 from hubble_relay.merging import Merger
 from hubble_relay.statuses import ErrorGathering, error_text, node_status
 
@@ -32,13 +34,32 @@ if TYPE_CHECKING:
 
     from hubble_relay.connections import Connection, Pool
 
+    Request = (
+        observer_pb2.GetFlowsRequest
+        | observer_pb2.GetAgentEventsRequest
+        | observer_pb2.GetDebugEventsRequest
+    )
     Send = Callable[[list[int], list[bytes]], Awaitable[None]]
 
 log = get_logger()
 
-_GET_FLOWS = "/observer.Observer/GetFlows"
 _GET_BATCHES = "/cilium.flows.v1.FlowsService/GetFlowBatches"
 _REFRESH_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """What nodes are asked for: a streaming method of observer.Observer."""
+
+    method: str
+    response: type[Any]
+    is_flows: bool = False
+    """Whether nodes may have batches of it, and its answers can tell the state of nodes."""
+
+
+FLOWS = Topic("GetFlows", observer_pb2.GetFlowsResponse, is_flows=True)
+AGENT_EVENTS = Topic("GetAgentEvents", observer_pb2.GetAgentEventsResponse)
+DEBUG_EVENTS = Topic("GetDebugEvents", observer_pb2.GetDebugEventsResponse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +79,13 @@ class Collector:
     def __init__(
         self,
         pool: Pool,
-        request: observer_pb2.GetFlowsRequest,
+        topic: Topic,
+        request: Request,
         metadata: Sequence[tuple[str, str]],
         options: CollectingOptions,
     ) -> None:
         self._pool = pool
+        self._topic = topic
         self._request = request
         self._metadata = tuple(metadata)
         self._options = options
@@ -74,6 +97,7 @@ class Collector:
         )
         self._errors = ErrorGathering()
         self._messages: list[bytes] = []
+        self._missing: list[str] = []
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._last_ns: dict[str, int] = {}
         self._finished: set[str] = set()
@@ -81,7 +105,10 @@ class Collector:
         self._taken = asyncio.Event()
 
     async def run(self, send: Send) -> None:
-        """Send times and encoded answers until the nodes have no more, or for ever if following."""
+        """Send times and encoded answers until the nodes have no more, or for ever if following.
+
+        Raises MissingNodesError at the end where the stream itself could not tell.
+        """
         try:
             self._announce()
             refresh_at = time.monotonic() + self._options.refresh_s
@@ -96,6 +123,8 @@ class Collector:
                 await self._wait(refresh_at)
             self._gather(self._errors.flush())
             await self._send_ready(send, time.monotonic())
+            if self._missing:
+                raise MissingNodesError(f"events are missing of {'; '.join(self._missing)}")
         finally:
             for reader in self._readers.values():
                 reader.cancel()
@@ -109,9 +138,7 @@ class Collector:
             (relay_pb2.NODE_UNAVAILABLE, [one.name for one in connections if not one.available]),
         ):
             if names:
-                self._messages.append(
-                    node_status(state, names, self._options.own_name, time.time_ns())
-                )
+                self._tell(state, names)
         self._ask_available()
 
     def _ask_available(self) -> None:
@@ -162,11 +189,15 @@ class Collector:
     def _gather(self, found: tuple[str, list[str]] | None) -> None:
         if found is not None:
             text, nodes = found
-            self._messages.append(
-                node_status(
-                    relay_pb2.NODE_ERROR, nodes, self._options.own_name, time.time_ns(), text
-                )
-            )
+            self._tell(relay_pb2.NODE_ERROR, nodes, text)
+
+    def _tell(self, state: int, names: list[str], text: str = "") -> None:
+        """Tell of the state of nodes, in the stream or, without room there, at its end."""
+        if self._topic.is_flows:
+            message = node_status(state, names, self._options.own_name, time.time_ns(), text)
+            self._messages.append(message)
+        elif state != relay_pb2.NODE_CONNECTED:
+            self._missing += [f"{name}: {text or 'cannot be reached'}" for name in names]
 
     async def _read(self, connection: Connection) -> None:
         """Read what one node tells, until it ends or fails."""
@@ -206,7 +237,7 @@ class Collector:
     ) -> AsyncIterator[tuple[Sequence[int], Sequence[bytes]]]:
         """Times and encoded answers of a node. Raises AioRpcError."""
         request = self._request_for(connection.name).SerializeToString()
-        if connection.batches:
+        if self._topic.is_flows and connection.batches:
             try:
                 async for encoded in self._stream(connection, _GET_BATCHES, request):
                     batch = flows_pb2.FlowBatch.FromString(encoded)
@@ -219,8 +250,9 @@ class Collector:
                 connection.batches = False
             else:
                 return
-        async for encoded in self._stream(connection, _GET_FLOWS, request):
-            response = observer_pb2.GetFlowsResponse.FromString(encoded)
+        method = f"/observer.Observer/{self._topic.method}"
+        async for encoded in self._stream(connection, method, request):
+            response = self._topic.response.FromString(encoded)
             yield (response.time.ToNanoseconds(),), (encoded,)
 
     async def _stream(
@@ -235,13 +267,12 @@ class Collector:
         finally:
             call.cancel()
 
-    def _request_for(self, name: str) -> observer_pb2.GetFlowsRequest:
+    def _request_for(self, name: str) -> Request:
         """The request, or what is left of it for a node that told something already."""
         last_ns = self._last_ns.get(name)
         if last_ns is None:
             return self._request
-        rest = observer_pb2.GetFlowsRequest()
-        rest.CopyFrom(self._request)
+        rest = copy.deepcopy(self._request)
         rest.number = 0
         rest.since.FromNanoseconds(last_ns + 1)
         return rest

@@ -1,20 +1,21 @@
 """What can go wrong in the relay.
 
     CiliumError (cilium_core.errors)
-    ├── NotImplementedByRelay   a call that makes sense on a node only   UNIMPLEMENTED
+    ├── MissingNodesError       events of some nodes could not be had    UNAVAILABLE
     └── TlsMismatchError        a peer with TLS and a relay without it, or the other way around
 
-Errors of peers are never raised through: they become NODE_ERROR messages of a stream, or a node's
-state in an answer.
+Errors of peers are not raised through: they become NODE_ERROR messages of a stream, or a node's
+state in an answer. Streams of agent and debug events have no room for that, so these end with an
+error that names the nodes, after everything the others had to tell.
 """
 
 from __future__ import annotations
 
-from cilium_core.errors import CiliumError
+from cilium_core.errors import CiliumError, UnavailableError
 
 
-class NotImplementedByRelay(CiliumError):  # noqa: N818  names the status that it becomes
-    """A call that makes sense on a node only."""
+class MissingNodesError(UnavailableError):
+    """Some nodes did not tell their events, or not all of them."""
 
 
 class TlsMismatchError(CiliumError):

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-from cilium_core.serving.packed import Method, stream, unary
+from cilium_core.serving.packed import Method, unary
 from observer import observer_pb2
 from relay import relay_pb2
-
-from hubble_relay.errors import NotImplementedByRelay
 
 if TYPE_CHECKING:
     from cilium_core.serving.packed import Call
@@ -24,7 +22,7 @@ _UNAVAILABLE_NAMES = 10
 
 
 class ObserverServicer:
-    """The parts of observer.Observer that are not flows."""
+    """The parts of observer.Observer that answer once."""
 
     def __init__(self, pool: Pool, version: str) -> None:
         self._pool = pool
@@ -36,8 +34,6 @@ class ObserverServicer:
             "ServerStatus": unary(self._server_status, observer_pb2.ServerStatusRequest),
             "GetNodes": unary(self._get_nodes, observer_pb2.GetNodesRequest),
             "GetNamespaces": unary(self._get_namespaces, observer_pb2.GetNamespacesRequest),
-            "GetAgentEvents": stream(self._get_agent_events, observer_pb2.GetAgentEventsRequest),
-            "GetDebugEvents": stream(self._get_debug_events, observer_pb2.GetDebugEventsRequest),
         }
 
     async def _ask_all(
@@ -108,12 +104,6 @@ class ObserverServicer:
                 for cluster, namespace in sorted(found)
             ]
         )
-
-    async def _get_agent_events(self, _: observer_pb2.GetAgentEventsRequest, __: Call) -> None:
-        raise NotImplementedByRelay("GetAgentEvents not yet implemented")
-
-    async def _get_debug_events(self, _: observer_pb2.GetDebugEventsRequest, __: Call) -> None:
-        raise NotImplementedByRelay("GetDebugEvents not yet implemented")
 
 
 def _node(connection: Connection, answer: Any) -> observer_pb2.Node:
