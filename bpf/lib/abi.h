@@ -91,11 +91,16 @@ enum mark {
  * namespace to another, so no pod can ask for it.
  */
 enum dry_run {
-	DRY_RUN_OUTCOMES = 0, /* enum outcome: egress in bits 0 to 7, ingress in bits 8 to 15 */
+	/*
+	 * enum outcome: egress in bits 0 to 7, ingress in bits 8 to 15; from bit 16 on the id of the
+	 * backend that was chosen, 0 is none
+	 */
+	DRY_RUN_OUTCOMES = 0,
 	DRY_RUN_EGRESS_COOKIE = 1, /* of the entry that decided */
 	DRY_RUN_INGRESS_COOKIE = 2,
-	DRY_RUN_REASON = 3,  /* drop reason, or else the port of the proxy */
-	DRY_RUN_MATCHES = 4, /* enum policy_match, as the outcomes */
+	DRY_RUN_REASON = 3, /* drop reason, or else the port of the proxy */
+	/* enum policy_match, as the outcomes; from bit 16 on the id of the frontend that was asked */
+	DRY_RUN_MATCHES = 4,
 };
 
 enum outcome {
@@ -534,8 +539,9 @@ enum lb_range_prefix {
 struct lb_socket_key {
 	__u64 cookie; /* of the socket */
 	__u8 addr[16];
-	__u16 port; /* be */
-	__u16 pad;
+	__u16 port;  /* be */
+	__u8 family; /* enum family; of a mapped address that of IPv4 */
+	__u8 pad;
 	__u32 pad2;
 };
 

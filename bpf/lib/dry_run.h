@@ -41,11 +41,13 @@ static __always_inline int answer_dry_run(struct __sk_buff *skb, const struct pa
 	__u32 reason = verdict == DRY_RUN_PASSES ? bpf_ntohs(p->judged.proxy_port) :
 						   drop_reason_of(verdict);
 
-	skb->cb[DRY_RUN_OUTCOMES] = p->egress.outcome | p->ingress.outcome << 8;
+	skb->cb[DRY_RUN_OUTCOMES] = p->egress.outcome | p->ingress.outcome << 8 |
+				    p->lb_backend << 16;
 	skb->cb[DRY_RUN_EGRESS_COOKIE] = p->egress.cookie;
 	skb->cb[DRY_RUN_INGRESS_COOKIE] = p->ingress.cookie;
 	skb->cb[DRY_RUN_REASON] = reason;
-	skb->cb[DRY_RUN_MATCHES] = p->egress.match | p->ingress.match << 8;
+	skb->cb[DRY_RUN_MATCHES] = p->egress.match | p->ingress.match << 8 |
+				   (__u32)p->lb_rev_nat << 16;
 	return TC_ACT_SHOT;
 }
 

@@ -185,6 +185,8 @@ class Connection:
     cookie: int
     proxy_port: int
     rev_nat: int
+    backend: int = 0
+    """Id of who serves; only where `kind` is CT_SERVICE, a client and its frontend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,8 @@ class NatEntry:
     to_port: int
     created_ns: int
     """On the monotonic clock."""
+    rev_nat: int = 0
+    """Id of the frontend that was asked from outside, 0 for none; of the inward half."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ _NAT_FIELDS = ("saddr", "daddr", "sport", "dport", "proto", "direction")
 _CT_KEYS = {4: abi.view("ct_key4", *_CT_FIELDS), 6: abi.view("ct_key6", *_CT_FIELDS)}
 _NAT_KEYS = {4: abi.view("nat_key4", *_NAT_FIELDS), 6: abi.view("nat_key6", *_NAT_FIELDS)}
 _NAT_VALUES = {
-    4: abi.view("nat_entry4", "created_ns", "addr", "port"),
-    6: abi.view("nat_entry6", "created_ns", "addr", "port"),
+    4: abi.view("nat_entry4", "created_ns", "addr", "port", "rev_nat"),
+    6: abi.view("nat_entry6", "created_ns", "addr", "port", "rev_nat"),
 }
 _CT_ENTRY = abi.view(
     "ct_entry",
@@ -47,6 +47,7 @@ _CT_ENTRY = abi.view(
     "rev_nat",
     "proxy_port",
     "cookie",
+    "backend",
 )
 _LIFETIME = abi.view("ct_entry", "lifetime")
 _CREATED = {4: abi.view("nat_entry4", "created_ns"), 6: abi.view("nat_entry6", "created_ns")}
@@ -97,7 +98,7 @@ def decode_connection(version: int, key: bytes, value: bytes) -> Connection:
     low, high, low_port, high_port, proto, kind, zone = _CT_KEYS[version].unpack(key)
     fields = _CT_ENTRY.unpack(value)
     tx_packets, tx_bytes, rx_packets, rx_bytes, lifetime, flags, out_rev, in_rev = fields[:8]
-    src_identity, dst_identity, tx_flags, rx_flags, rev_nat, proxy_port, cookie = fields[8:]
+    src_identity, dst_identity, tx_flags, rx_flags, rev_nat, proxy_port, cookie = fields[8:15]
     ends = [
         (_address(version, low), socket.ntohs(low_port)),
         (_address(version, high), socket.ntohs(high_port)),
@@ -128,13 +129,14 @@ def decode_connection(version: int, key: bytes, value: bytes) -> Connection:
         cookie=cookie,
         proxy_port=socket.ntohs(proxy_port),
         rev_nat=rev_nat,
+        backend=fields[15] if kind == abi.CT_SERVICE else 0,
     )
 
 
 def decode_nat(version: int, key: bytes, value: bytes) -> NatEntry:
     """Return one half of a masqueraded connection."""
     saddr, daddr, sport, dport, proto, direction = _NAT_KEYS[version].unpack(key)
-    created, addr, port = _NAT_VALUES[version].unpack(value)
+    created, addr, port, rev_nat = _NAT_VALUES[version].unpack(value)
     return NatEntry(
         proto=proto,
         direction=direction,
@@ -145,6 +147,7 @@ def decode_nat(version: int, key: bytes, value: bytes) -> NatEntry:
         to_address=_address(version, addr),
         to_port=socket.ntohs(port),
         created_ns=created,
+        rev_nat=rev_nat,
     )
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_SOURCE_PORT: Final = 61234
 _SEQUENCE: Final = 1
 _SYN: Final = 0x02
 _WINDOW: Final = 64240
@@ -61,25 +60,33 @@ class Trial:
     """What the programs did.
 
     `reason` is the drop code, 0 when the packet would go on; `proxy_port` is 0 without a redirect.
+    `frontend` and `backend` are the ids of the service that was asked and of who was chosen, 0
+    without.
     """
 
     egress: Answer
     ingress: Answer
     reason: int
     proxy_port: int
+    frontend: int = 0
+    backend: int = 0
 
 
 class Packet(NamedTuple):
-    """The first packet of a connection; `port` is the destination's, or the ICMP type."""
+    """The first packet of a connection; `port` is the destination's, or the ICMP type.
+
+    `source_port` is the one it comes from, or the identifier of ICMP.
+    """
 
     source: Address
     destination: Address
     protocol: int
     port: int
+    source_port: int = 61234
 
     def encode(self, source_mac: bytes = _NO_MAC, destination_mac: bytes = _NO_MAC) -> bytes:
         """The frame. Checksums above IP are left out, as programs leave them to the receiver."""
-        payload = _transport(self.protocol, self.port)
+        payload = _transport(self.protocol, self.port, self.source_port)
         if self.source.version == 4:
             kind = 0x0800
             header = struct.pack(
@@ -155,23 +162,25 @@ class Trials:
             Answer(ingress, words[abi.DRY_RUN_INGRESS_COOKIE]),
             reason=0 if redirected else reason,
             proxy_port=reason if redirected else 0,
+            frontend=words[abi.DRY_RUN_MATCHES] >> 16,
+            backend=outcomes >> 16,
         )
 
 
-def _transport(protocol: int, port: int) -> bytes:
+def _transport(protocol: int, port: int, source_port: int) -> bytes:
     match protocol:
         case Protocol.TCP:
             return struct.pack(
-                "!HHIIBBHHH", _SOURCE_PORT, port, _SEQUENCE, 0, 5 << 4, _SYN, _WINDOW, 0, 0
+                "!HHIIBBHHH", source_port, port, _SEQUENCE, 0, 5 << 4, _SYN, _WINDOW, 0, 0
             )
         case Protocol.UDP:
-            return struct.pack("!HHHH", _SOURCE_PORT, port, 8, 0)
+            return struct.pack("!HHHH", source_port, port, 8, 0)
         case Protocol.SCTP:
             # an INIT chunk with one stream each way
             chunk = struct.pack("!BBHIIHHI", 1, 0, 20, _SEQUENCE, 65536, 1, 1, _SEQUENCE)
-            return struct.pack("!HHII", _SOURCE_PORT, port, 0, 0) + chunk
+            return struct.pack("!HHII", source_port, port, 0, 0) + chunk
         case Protocol.ICMP | Protocol.ICMPV6:
-            return struct.pack("!BBHHH", port, 0, 0, _SOURCE_PORT, 1)
+            return struct.pack("!BBHHH", port, 0, 0, source_port, 1)
         case _:
             return b""
 
