@@ -16,10 +16,13 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from click.shell_completion import CompletionItem
     from google.protobuf.descriptor import EnumDescriptor
     from google.protobuf.message import Message
 
 FORMATS = ("table", "json", "yaml")
+JSONPATH = "jsonpath="
+"""Begins a format that picks parts of the document; see `jsonpaths`."""
 
 _COLOURS = {
     "Ok": "green",
@@ -41,15 +44,47 @@ def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "-o",
         "--output",
-        type=click.Choice(FORMATS),
+        type=_Format(),
         default="table",
         show_default=True,
-        help="How to print.",
+        help="How to print: table, json, yaml, or jsonpath='{.some.field}'.",
     )(command)
 
 
+class _Format(click.ParamType[str]):
+    """One of FORMATS, or a JSONPath template that can be read."""
+
+    name = "format"
+
+    def get_metavar(self, *_: Any, **__: Any) -> str:
+        """Tell the formats in a usage line."""
+        return f"[{'|'.join(FORMATS)}|{JSONPATH}TEMPLATE]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the format."""
+        if value.startswith(JSONPATH):
+            from cilium_cli.jsonpaths import TemplateError, parse
+
+            try:
+                parse(value.removeprefix(JSONPATH))
+            except TemplateError as error:
+                self.fail(str(error), param, ctx)
+        elif value not in FORMATS:
+            formats = ", ".join(FORMATS)
+            self.fail(f"{value!r} is none of {formats} and {JSONPATH}TEMPLATE", param, ctx)
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Complete the names."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(one) for one in (*FORMATS, JSONPATH) if one.startswith(incomplete)]
+
+
 def emit(output: str, document: Any, render: Callable[[], None]) -> None:
-    """Print the document as JSON or YAML, or call `render` for people."""
+    """Print the document as JSON or YAML, or parts of it; or call `render` for people."""
     if output == "json":
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
     elif output == "yaml":
@@ -58,6 +93,10 @@ def emit(output: str, document: Any, render: Callable[[], None]) -> None:
         click.echo(
             yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100), nl=False
         )
+    elif output.startswith(JSONPATH):
+        from cilium_cli.jsonpaths import evaluate, parse
+
+        click.echo(evaluate(parse(output.removeprefix(JSONPATH)), document))
     else:
         render()
 
