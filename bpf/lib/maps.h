@@ -73,7 +73,7 @@ MAP(25, LB_BACKENDS, "cilium_lb_backends", ARRAY, __u32, struct lb_backend, 6553
 MAP(26, LB_REVERSE_NAT, "cilium_lb_reverse_nat", ARRAY, __u32, struct lb_frontend, 65536, BPF_F_MMAPABLE)
 /* tables of ids of backends, by frontend; written by the agent */
 MAP(27, LB_MAGLEV, "cilium_lb_maglev", HASH_OF_MAPS, __u32, __u32, 65536, BPF_F_NO_PREALLOC)
-INNER(LB_MAGLEV, ARRAY, __u32, __u32, 16381, 0)
+INNER(LB_MAGLEV, ARRAY, __u32, __u32, 16381, BPF_F_MMAPABLE)
 /* who was served by whom; written by the programs, collected by the agent */
 MAP(28, LB_AFFINITY, "cilium_lb_affinity", LRU_HASH, struct lb_affinity_key, struct lb_affinity, 65536, 0)
 /* who serves what, where affinity asks; written by the agent */

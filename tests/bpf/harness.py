@@ -23,6 +23,7 @@ from cilium_agent.datapath.endpoints import Endpoints
 from cilium_agent.datapath.ipcache import Ipcache
 from cilium_agent.datapath.models import NodeConfig
 from cilium_agent.datapath.policies import Policies
+from cilium_agent.datapath.services import Services
 from cilium_agent.datapath.tracking import Nat, Tracking
 from cilium_core import abi, drops
 
@@ -47,6 +48,17 @@ _SIZES = {
     "cilium_ipv4_frag_datagrams": 256,
     "cilium_ipv6_frag_datagrams": 256,
     "cilium_ratelimit": 256,
+    "cilium_lb4_services_v2": 1024,
+    "cilium_lb6_services_v2": 1024,
+    "cilium_lb_slots": 4096,
+    "cilium_lb_backends": 1024,
+    "cilium_lb_reverse_nat": 2048,
+    "cilium_lb_maglev": 251,
+    "cilium_lb_affinity": 1024,
+    "cilium_lb_affinity_match": 2048,
+    "cilium_lb4_source_range": 1024,
+    "cilium_lb6_source_range": 1024,
+    "cilium_lb_reverse_sk": 1024,
 }
 _NOT_EMPTIED = {"EVENTS", "EVENT_HEADS", "SCRATCH"}
 """Rings are read on, and scratch room holds nothing from one packet to the next."""
@@ -216,11 +228,13 @@ class Plane:
         self.namespace = Namespace()
         self.ring = EventRing(self.maps)
         self._devices: dict[str, int] = {}
+        self.services = Services(self.maps)
         self.reset()
 
     def reset(self) -> None:
         """Empty every map and forget the events, as if all had just been made."""
         self.ring.skip()
+        self.services.erase()
         for held in self.maps:
             if held.spec.name in _NOT_EMPTIED:
                 continue
@@ -286,6 +300,7 @@ class Plane:
     def close(self) -> None:
         """Let go of everything."""
         self.ring.close()
+        self.services.close()
         self.policy.close()
         self.generation.close()
         self.maps.close()
