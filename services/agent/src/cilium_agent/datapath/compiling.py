@@ -35,6 +35,8 @@ _log = structlog.get_logger(__name__)
 
 _FORMAT = 1
 _FLAGS = ("-O2", "-Wno-everything")
+_TYPES = {"sock": "CGROUP_SOCK_ADDR", "sock_bind": "CGROUP_SOCK", "xdp": "XDP"}
+"""Types of the programs of a C file by its name; others are of tc."""
 _COMPILER = Path(__file__).with_name("_compiler.py")
 _TIMEOUT_S = 120.0
 _VERSIONS_KEPT = 8
@@ -71,7 +73,7 @@ def compile_all(folder: Path, cache: Path) -> list[Template]:
 
 def program_type(file: Path) -> int:
     """Type of a C file's programs, which its name tells."""
-    return syscalls.PROG_TYPES["XDP" if file.stem == "xdp" else "SCHED_CLS"]
+    return syscalls.PROG_TYPES[_TYPES.get(file.stem, "SCHED_CLS")]
 
 
 def _template(folder: Path, file: Path, shared: bytes, cache: Path) -> Template:

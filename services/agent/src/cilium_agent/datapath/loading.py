@@ -235,16 +235,20 @@ def _load_in_parallel(generation: Generation, kind: int, programs: Mapping[str, 
 
 def _load_one(kind: int, name: str, code: bytes) -> int:
     log = mmap.mmap(-1, _LOG_SIZE)  # costs memory only if the verifier has something to say
+    opts = syscalls.ProgLoadOpts(
+        sz=ctypes.sizeof(syscalls.ProgLoadOpts),
+        expected_attach_type=syscalls.ATTACH_TYPES.get(name, 0),
+    )
     fd = _bcc_prog_load()(
         kind,
         name.encode(),
-        code,
-        len(code),
         _LICENCE,
-        0,
-        0,
+        code,
+        ctypes.byref(opts),
+        len(code),
         (ctypes.c_char * _LOG_SIZE).from_buffer(log),
         _LOG_SIZE,
+        True,
     )
     if fd < 0:
         number = ctypes.get_errno() or errno.EINVAL
@@ -258,18 +262,18 @@ def _bcc_prog_load() -> Any:
     """Return BCC's loader; a restart that reuses a generation never comes here."""
     import bcc
 
-    function = bcc.lib.bcc_prog_load
+    function = bcc.lib.bcc_prog_load_xattr
     function.restype = ctypes.c_int
     function.argtypes = (
         ctypes.c_int,  # program type
         ctypes.c_char_p,  # name
-        ctypes.c_char_p,  # instructions
-        ctypes.c_int,  # bytes of them
         ctypes.c_char_p,  # licence
-        ctypes.c_uint,  # kernel version, for types not used here
-        ctypes.c_int,  # log level; on failure BCC asks once more with a log
-        ctypes.c_void_p,
+        ctypes.c_char_p,  # instructions
+        ctypes.c_void_p,  # options; on failure BCC asks once more with a log
+        ctypes.c_int,  # bytes of instructions
+        ctypes.c_void_p,  # log
         ctypes.c_uint,
+        ctypes.c_bool,  # raise the limit of locked memory where old kernels ask for it
     )
     return function
 

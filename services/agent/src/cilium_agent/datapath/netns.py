@@ -137,6 +137,15 @@ def check(
             raise NamespaceError(f"{netns}: interface {ifname} lacks the address {address}")
 
 
+def run_inside(netns: str | Path, function: Callable[[], T]) -> T:
+    """Run a function in a thread inside a pod's namespace and return its result.
+
+    Raises NamespaceError when the namespace is not there, is none or is the caller's own.
+    """
+    with _opened(netns) as pod:
+        return _in_namespace(pod, function)
+
+
 def _host_side(netlink: Any, name: str, with_ipv6: bool) -> int:
     nl.write_sysctl(f"net/ipv4/conf/{name}/rp_filter", 0)
     if with_ipv6:

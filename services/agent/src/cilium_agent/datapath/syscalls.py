@@ -52,8 +52,23 @@ MAP_FLAGS = {
     "BPF_F_INNER_MAP": 1 << 12,
 }
 
-PROG_TYPES = {"SCHED_CLS": 3, "XDP": 6}
+PROG_TYPES = {"SCHED_CLS": 3, "XDP": 6, "CGROUP_SOCK": 9, "CGROUP_SOCK_ADDR": 18}
 """enum bpf_prog_type of the kernel."""
+
+ATTACH_TYPES = {
+    "cil_sock4_connect": 10,
+    "cil_sock6_connect": 11,
+    "cil_sock4_post_bind": 12,
+    "cil_sock6_post_bind": 13,
+    "cil_sock4_sendmsg": 14,
+    "cil_sock6_sendmsg": 15,
+    "cil_sock4_recvmsg": 19,
+    "cil_sock6_recvmsg": 20,
+    "cil_sock4_getpeername": 29,
+    "cil_sock6_getpeername": 30,
+    "cil_sock_release": 34,
+}
+"""enum bpf_attach_type of the kernel, for programs that are loaded for one place only."""
 
 _OBJECT_NAME_LENGTH = 15
 _BATCH = 4096
@@ -133,6 +148,31 @@ class _TestRunOpts(ct.Structure):
     )
 
 
+class _CgroupLinkInfo(ct.Structure):
+    """Start of struct bpf_link_info, of a link to a cgroup."""
+
+    _fields_ = (
+        ("type", ct.c_uint32),
+        ("id", ct.c_uint32),
+        ("prog_id", ct.c_uint32),
+        ("cgroup_id", ct.c_uint64),
+        ("attach_type", ct.c_uint32),
+        ("pad", ct.c_uint32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupLink:
+    """A program's place at a cgroup."""
+
+    program: int
+    """The kernel's number of the program."""
+    cgroup: int
+    """Inode number of the cgroup's folder, 0 when the cgroup is gone."""
+    attach_type: int
+    """enum bpf_attach_type."""
+
+
 @dataclass(frozen=True, slots=True)
 class MapInfo:
     """Shape of a map that the kernel has."""
@@ -176,6 +216,9 @@ def _lib() -> Any:
         "bpf_obj_get": (ct.c_char_p,),
         "bpf_obj_get_info_by_fd": (fd, pointer, pointer),
         "bpf_prog_test_run_opts": (fd, pointer),
+        "bpf_link_create": (fd, ct.c_int, ct.c_int, pointer),
+        "bpf_link_update": (fd, ct.c_int, pointer),
+        "bpf_link_detach": (fd,),
         "bpf_prog_load": (
             ct.c_int,
             ct.c_char_p,
@@ -249,6 +292,30 @@ def prog_name(number: int) -> str:
     finally:
         os.close(fd)
     return str(info.name.decode(errors="replace"))
+
+
+def link_create(program_fd: int, cgroup_fd: int, attach_type: int) -> int:
+    """Put a program at a cgroup, beside those of others; returns the descriptor of the link."""
+    made = _lib().bpf_link_create(program_fd, cgroup_fd, attach_type, None)
+    return _checked(made, f"cgroup program: attach as {attach_type}")
+
+
+def link_update(fd: int, program_fd: int) -> None:
+    """Put another program into a link in the place of the one before it, in one step."""
+    _checked(_lib().bpf_link_update(fd, program_fd, None), "cgroup program: replace")
+
+
+def link_detach(fd: int) -> None:
+    """Take a link's program off at once, whoever holds the link."""
+    _checked(_lib().bpf_link_detach(fd), "cgroup program: detach")
+
+
+def cgroup_link(fd: int) -> CgroupLink:
+    """Tell what an open link to a cgroup holds."""
+    info = _CgroupLinkInfo()
+    size = ct.c_uint32(ct.sizeof(info))
+    _checked(_lib().bpf_obj_get_info_by_fd(fd, ct.byref(info), ct.byref(size)), "link info")
+    return CgroupLink(info.prog_id, info.cgroup_id, info.attach_type)
 
 
 def map_by_id(number: int) -> int:
@@ -412,7 +479,9 @@ def wait_for_running_programs() -> None:
         time.sleep(0.1)
 
 
-class _ProgLoadOpts(ct.Structure):
+class ProgLoadOpts(ct.Structure):
+    """struct bpf_prog_load_opts of libbpf, which libbcc takes as well."""
+
     _fields_ = (
         ("sz", ct.c_size_t),
         ("attempts", ct.c_int),
@@ -442,7 +511,7 @@ def prog_load_raw(kind: int, name: str, instructions: bytes, licence: str = "Dua
 
     Programs of the data plane are loaded through libbcc, see `loading`.
     """
-    opts = _ProgLoadOpts(sz=ct.sizeof(_ProgLoadOpts), attempts=1)
+    opts = ProgLoadOpts(sz=ct.sizeof(ProgLoadOpts), attempts=1)
     made = _lib().bpf_prog_load(
         kind,
         name.encode()[:_OBJECT_NAME_LENGTH],
