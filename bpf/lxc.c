@@ -10,8 +10,10 @@
 #include "lib/admit.h"
 #include "lib/delivery.h"
 #include "lib/host_firewall.h"
+#include "lib/lb_pods.h"
 #include "lib/neighbours.h"
 #include "lib/proxy.h"
+#include "lib/refusal.h"
 #include "lib/sockets.h"
 
 /* What the stack shall know of a packet that leaves through it. */
@@ -46,11 +48,12 @@ static __always_inline const struct endpoint_info *find_way(struct packet *p, co
 	return NULL;
 }
 
-/* From here on the packet is well-formed and really the pod's. */
-static __always_inline int send(struct __sk_buff *skb, struct packet *p,
-				const struct endpoint_info *pod, const __u8 family)
+/* Judge the packet, and send it the way that was found; `peer` is the pod it leads to, if any. */
+static __always_inline int send_on(struct __sk_buff *skb, struct packet *p,
+				   const struct endpoint_info *pod,
+				   const struct endpoint_info *peer, const __u8 family)
 {
-	const struct endpoint_info *peer = find_way(p, family), *judge = peer;
+	const struct endpoint_info *judge = peer;
 	int verdict;
 
 	if (peer && unlikely_(peer->flags & ENDPOINT_NOT_READY)) {
@@ -65,6 +68,11 @@ static __always_inline int send(struct __sk_buff *skb, struct packet *p,
 	verdict = admit(skb, p, pod, judge, family);
 	if (unlikely_(verdict))
 		return verdict < 0 ? verdict : to_proxy(skb, family);
+	if (unlikely_(p->answers)) {
+		verdict = answer_as_frontend(skb, p, family);
+		if (verdict)
+			return verdict;
+	}
 	if (peer)
 		return deliver_to_pod(skb, p, peer, family);
 	switch (p->way) {
@@ -74,6 +82,42 @@ static __always_inline int send(struct __sk_buff *skb, struct packet *p,
 		return deliver_to_stack(skb, p, TRACE_TO_STACK, mark_of(p), family);
 	}
 	return deliver_to_world(skb, p, mark_of(p), family);
+}
+
+/*
+ * What is for no pod may be for a service: go on in the program that knows what to do. Returns 0
+ * when it is for none.
+ */
+static __always_inline int to_service(struct __sk_buff *skb, struct packet *p, const __u8 family)
+{
+	const bool v4 = family == FAMILY_IPV4;
+	__u32 call;
+
+	if (is_hairpin(&p->tuple.daddr, family))
+		call = v4 ? CALL_HAIRPIN_BACK_IPV4 : CALL_HAIRPIN_BACK_IPV6;
+	else if (unlikely_(p->flags & PACKET_ICMP_ERROR))
+		call = v4 ? CALL_SERVICE_ERROR_IPV4 : CALL_SERVICE_ERROR_IPV6;
+	else if (lb_find(&p->tuple.daddr, p->tuple.dport, p->tuple.proto, true, &p->found, family))
+		call = v4 ? CALL_SERVICE_IPV4 : CALL_SERVICE_IPV6;
+	else
+		return 0;
+	bpf_tail_call_(map_of(CALLS), skb, call);
+	return DROP(DROP_MISSED_TAIL_CALL);
+}
+
+/* From here on the packet is well-formed and really the pod's. */
+static __always_inline int send(struct __sk_buff *skb, struct packet *p,
+				const struct endpoint_info *pod, const __u8 family)
+{
+	const struct endpoint_info *peer = find_way(p, family);
+	int verdict;
+
+	if (pods_balanced() && (p->way == WAY_WORLD || p->way == WAY_STACK)) {
+		verdict = forget(p, to_service(skb, p, family));
+		if (verdict)
+			return verdict;
+	}
+	return send_on(skb, p, pod, peer, family);
 }
 
 static __always_inline int from_container(struct __sk_buff *skb, struct packet *p,
@@ -107,8 +151,15 @@ static __always_inline int from_container(struct __sk_buff *skb, struct packet *
 	if (!same_address(&p->tuple.saddr, address, family) ||
 	    same_address(&p->tuple.daddr, address, family))
 		return DROP(DROP_INVALID_SOURCE_IP);
-	if (!is_unicast(&p->tuple.daddr, family))
-		return DROP(DROP_UNKNOWN_L3_TARGET_ADDRESS);
+	if (!is_unicast(&p->tuple.daddr, family)) {
+		/* a link-local address may be the one of pods that serve themselves */
+		if (!is_hairpin(&p->tuple.daddr, family))
+			return DROP(DROP_UNKNOWN_L3_TARGET_ADDRESS);
+		bpf_tail_call_(map_of(CALLS), skb,
+			       family == FAMILY_IPV4 ? CALL_HAIRPIN_BACK_IPV4 :
+						       CALL_HAIRPIN_BACK_IPV6);
+		return DROP(DROP_MISSED_TAIL_CALL);
+	}
 	return send(skb, p, pod, family);
 }
 
@@ -124,6 +175,184 @@ int tail_from_container_ipv6(struct __sk_buff *skb)
 	struct packet *p = packet_begin(DIR_EGRESS);
 
 	return p ? conclude(skb, p, from_container(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
+}
+
+/* ---- to a service ---- */
+
+/* The packet has another destination now: find the way to it, and go on. */
+static __always_inline int send_translated(struct __sk_buff *skb, struct packet *p,
+					   const struct endpoint_info *pod, const __u8 family)
+{
+	p->way = WAY_WORLD;
+	return send_on(skb, p, pod, find_way(p, family), family);
+}
+
+/* To a frontend, p->found. */
+static __always_inline int send_to_service(struct __sk_buff *skb, struct packet *p,
+					   const __u8 family)
+{
+	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
+	union address to = {};
+	__u16 port = 0;
+	int verdict;
+
+	if (!pod)
+		return DROP(DROP_EP_NOT_READY);
+	if (unlikely_(skips_redirect(p, pod)))
+		return send_on(skb, p, pod, NULL, family);
+	verdict = forget(p, lb_serve(p, &to, &port, family));
+	if (verdict < 0)
+		return verdict;
+	if (unlikely_(!verdict)) {
+		bpf_tail_call_(map_of(CALLS), skb,
+			       family == FAMILY_IPV4 ? CALL_SERVICE_REFUSE_IPV4 :
+						       CALL_SERVICE_REFUSE_IPV6);
+		return DROP(DROP_MISSED_TAIL_CALL);
+	}
+	verdict = forget(p, ask_backend(skb, p, &to, port, family));
+	if (verdict)
+		return verdict;
+	if (unlikely_(same_address(&p->tuple.saddr, &to, family))) {
+		bpf_tail_call_(map_of(CALLS), skb,
+			       family == FAMILY_IPV4 ? CALL_HAIRPIN_ASK_IPV4 :
+						       CALL_HAIRPIN_ASK_IPV6);
+		return DROP(DROP_MISSED_TAIL_CALL);
+	}
+	return send_translated(skb, p, pod, family);
+}
+
+int tail_service_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, send_to_service(skb, p, FAMILY_IPV4), FAMILY_IPV4) :
+		   TC_ACT_SHOT;
+}
+
+int tail_service_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, send_to_service(skb, p, FAMILY_IPV6), FAMILY_IPV6) :
+		   TC_ACT_SHOT;
+}
+
+/* An error, which may be about an answer of a frontend. */
+static __always_inline int send_service_error(struct __sk_buff *skb, struct packet *p,
+					      const __u8 family)
+{
+	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
+	int verdict;
+
+	if (!pod)
+		return DROP(DROP_EP_NOT_READY);
+	verdict = forget(p, error_to_backend(skb, p, family));
+	if (verdict < 0)
+		return verdict;
+	if (verdict == ERROR_TO_ITSELF) {
+		see(skb, p, REASON_RELATED, true);
+		p->dst_identity = p->src_identity;
+		return deliver_to_pod(skb, p, pod, family);
+	}
+	return send_translated(skb, p, pod, family);
+}
+
+int tail_service_error_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, send_service_error(skb, p, FAMILY_IPV4), FAMILY_IPV4) :
+		   TC_ACT_SHOT;
+}
+
+int tail_service_error_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, send_service_error(skb, p, FAMILY_IPV6), FAMILY_IPV6) :
+		   TC_ACT_SHOT;
+}
+
+/* The backend is the pod that asks. */
+static __always_inline int ask_itself(struct __sk_buff *skb, struct packet *p, const __u8 family)
+{
+	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
+	int verdict;
+
+	if (!pod)
+		return DROP(DROP_EP_NOT_READY);
+	if (is_dry_run(p))
+		return DRY_RUN_PASSES;
+	verdict = hairpin_ask(skb, p, pod, family);
+	return verdict ? verdict : deliver_to_pod(skb, p, pod, family);
+}
+
+int tail_hairpin_ask_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, ask_itself(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
+}
+
+int tail_hairpin_ask_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, ask_itself(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
+}
+
+static __always_inline int answer_itself(struct __sk_buff *skb, struct packet *p, const __u8 family)
+{
+	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
+	int verdict;
+
+	if (!pod)
+		return DROP(DROP_EP_NOT_READY);
+	verdict = hairpin_answer(skb, p, pod, family);
+	return verdict ? verdict : deliver_to_pod(skb, p, pod, family);
+}
+
+int tail_hairpin_back_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, answer_itself(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
+}
+
+int tail_hairpin_back_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, answer_itself(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
+}
+
+/* Nobody serves. The drop is told, whether the pod gets an answer or not. */
+static __always_inline int refuse_service(struct __sk_buff *skb, struct packet *p,
+					  const __u8 family)
+{
+	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
+	int verdict = DROP(DROP_SERVICE_BACKEND_NOT_FOUND);
+
+	if (!pod || is_dry_run(p) || !(config_of()->flags & CONFIG_LB_REJECT))
+		return verdict;
+	report_drop(skb, p, verdict, family);
+	if (forget(p, make_refusal(skb, p, family)))
+		return TC_ACT_SHOT;
+	return bpf_redirect_peer(pod->ifindex, 0);
+}
+
+int tail_service_refuse_ipv4(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, refuse_service(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
+}
+
+int tail_service_refuse_ipv6(struct __sk_buff *skb)
+{
+	struct packet *p = packet_at_hand();
+
+	return p ? conclude(skb, p, refuse_service(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
 }
 
 static __always_inline int from_container_arp(struct __sk_buff *skb, struct packet *p)
@@ -261,6 +490,11 @@ static __always_inline int to_container(struct __sk_buff *skb, struct packet *p,
 	verdict = admit(skb, p, node, pod, family);
 	if (unlikely_(verdict))
 		return verdict < 0 ? verdict : bounce_to_proxy(skb, p, family);
+	if (unlikely_(p->answers)) {
+		verdict = answer_as_frontend(skb, p, family);
+		if (verdict)
+			return verdict;
+	}
 	trace_to(skb, p, TRACE_TO_LXC, pod->id, family);
 	count_forward(skb, DIR_INGRESS);
 	return TC_ACT_OK;

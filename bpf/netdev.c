@@ -6,6 +6,7 @@
 #define SOURCE_FILE FILE_NETDEV
 
 #include "lib/admit.h"
+#include "lib/answers.h"
 #include "lib/delivery.h"
 #include "lib/host_firewall.h"
 #include "lib/nat.h"
@@ -19,6 +20,41 @@ static __always_inline bool comes_otherwise(const struct packet *p, const struct
 	    info->flags & IPCACHE_HAS_TUNNEL)
 		return true;
 	return endpoint_of_address(&p->tuple.saddr, family);
+}
+
+/*
+ * What services have to do with a packet that is for no pod as it is, or comes from another node that
+ * was asked: the programs of nodeport.c go on. 0 is nothing, less than 0 a drop.
+ */
+static __always_inline int serve_nodes(struct __sk_buff *skb, struct packet *p,
+				       const struct endpoint_info *local, const __u8 family)
+{
+	const bool v4 = family == FAMILY_IPV4;
+	const struct ipcache_info *info;
+	__u32 call;
+
+	if (skb->cb[CONTROL_OPTION] == OPTION_TAKEN) {
+		p->lb_rev_nat = LB_OTHER_FRONTEND;
+		p->asked_other = true;
+		return 0;
+	}
+	if (local && unlikely_(may_have_option(p, family)) && !skb->cb[CONTROL_OPTION]) {
+		call = v4 ? CALL_NODES_LEARN_IPV4 : CALL_NODES_LEARN_IPV6;
+	} else if (local && !(local->flags & ENDPOINT_HOST)) {
+		return 0;
+	} else if (unlikely_(p->flags & PACKET_ICMP_ERROR)) {
+		call = v4 ? CALL_NODES_ERROR_IPV4 : CALL_NODES_ERROR_IPV6;
+	} else {
+		if (!asks_service(p, local, family))
+			return 0;
+		info = ipcache_of(&p->tuple.saddr, family);
+		p->src_identity = identity_or_world(info);
+		if (comes_otherwise(p, info, family))
+			return DROP(DROP_INVALID_SOURCE_IP);
+		call = v4 ? CALL_NODES_SERVE_IPV4 : CALL_NODES_SERVE_IPV6;
+	}
+	bpf_tail_call_(map_of(CALLS), skb, call);
+	return DROP(DROP_MISSED_TAIL_CALL);
 }
 
 /*
@@ -36,15 +72,26 @@ static __always_inline int from_netdev(struct __sk_buff *skb, struct packet *p, 
 	verdict = parse(skb, p, family);
 	if (!(p->flags & PACKET_L3))
 		return TC_ACT_OK;
-	if (masquerade_on(family) && !verdict) {
+	if ((masquerade_on(family) || nodes_served()) && !verdict) {
 		masquerade_address(&mine, family);
 		if (same_address(&p->tuple.daddr, &mine, family)) {
 			restored = restore(skb, p, family);
 			if (restored < 0)
 				return restored;
+			if (restored == RESTORE_CLIENT) {
+				bpf_tail_call_(map_of(CALLS), skb,
+					       family == FAMILY_IPV4 ? CALL_NODES_RETURN_IPV4 :
+								       CALL_NODES_RETURN_IPV6);
+				return DROP(DROP_MISSED_TAIL_CALL);
+			}
 		}
 	}
 	local = endpoint_of_address(&p->tuple.daddr, family);
+	if (nodes_served() && !verdict && !restored) {
+		verdict = forget(p, serve_nodes(skb, p, local, family));
+		if (verdict)
+			return verdict;
+	}
 	if (local)
 		p->dst_identity = local->identity;
 	if (!local || local->flags & ENDPOINT_HOST) {
@@ -75,6 +122,11 @@ static __always_inline int from_netdev(struct __sk_buff *skb, struct packet *p, 
 	verdict = admit(skb, p, NULL, local, family);
 	if (unlikely_(verdict))
 		return verdict < 0 ? verdict : to_proxy(skb, family);
+	if (unlikely_(p->answers)) {
+		verdict = answer_as_frontend(skb, p, family);
+		if (verdict)
+			return verdict;
+	}
 	return deliver_to_pod(skb, p, local, family);
 }
 
@@ -134,6 +186,7 @@ int tail_host_ingress_ipv6(struct __sk_buff *skb)
 
 int cil_from_netdev(struct __sk_buff *skb)
 {
+	skb->cb[CONTROL_OPTION] = OPTION_NOT_SOUGHT;
 	switch (skb->protocol) {
 	case be16(ETH_P_IP):
 		bpf_tail_call_(map_of(CALLS), skb, CALL_FROM_NETDEV_IPV4);
@@ -210,6 +263,15 @@ static __always_inline int to_netdev(struct __sk_buff *skb, struct packet *p, co
 	local = endpoint_of_address(&p->tuple.saddr, family);
 	p->src_identity = local ? local->identity : ID_UNKNOWN;
 	if (!local || local->flags & ENDPOINT_HOST) {
+		/* an answer with the address of a frontend, judged with that of the backend */
+		if (nodes_served() && (skb->mark & MARK_MASK) == MARK_SNAT_DONE)
+			return TC_ACT_OK;
+		if (local && nodes_served() && !verdict && answers_as_frontend(p, family)) {
+			bpf_tail_call_(map_of(CALLS), skb,
+				       family == FAMILY_IPV4 ? CALL_NODES_ANSWER_IPV4 :
+							       CALL_NODES_ANSWER_IPV6);
+			return DROP(DROP_MISSED_TAIL_CALL);
+		}
 		if (unlikely_(is_node_address(local, &p->tuple.saddr, family) && node_endpoint())) {
 			bpf_tail_call_(map_of(CALLS), skb,
 				       family == FAMILY_IPV4 ? CALL_HOST_EGRESS_IPV4 :
@@ -257,6 +319,16 @@ static __always_inline int proxy_to_netdev(struct __sk_buff *skb, struct packet 
 	verdict = admit(skb, p, pod, NULL, family);
 	if (verdict)
 		return verdict < 0 ? verdict : bounce_to_proxy(skb, p, family);
+	if (unlikely_(p->answers)) {
+		verdict = answer_as_frontend(skb, p, family);
+		if (verdict)
+			return verdict;
+	}
+	if (unlikely_(p->answers)) {
+		verdict = answer_as_frontend(skb, p, family);
+		if (verdict)
+			return verdict;
+	}
 	if (p->node)
 		return deliver_to_node(skb, p, p->node, p->src_identity, family);
 	count_forward(skb, DIR_EGRESS);

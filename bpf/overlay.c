@@ -6,9 +6,34 @@
 #define SOURCE_FILE FILE_OVERLAY
 
 #include "lib/admit.h"
+#include "lib/answers.h"
 #include "lib/delivery.h"
+#include "lib/dsr.h"
 #include "lib/host_firewall.h"
+#include "lib/nodeport.h"
 #include "lib/proxy.h"
+
+/* What services have to do with the packet; goes on here when that is nothing. Less than 0 is a drop. */
+static __always_inline int serve_nodes(struct __sk_buff *skb, struct packet *p, const __u8 family)
+{
+	if (skb->cb[CONTROL_OPTION] == OPTION_TAKEN) {
+		p->lb_rev_nat = LB_OTHER_FRONTEND;
+		p->asked_other = true;
+	} else if (unlikely_(may_have_option(p, family)) && !skb->cb[CONTROL_OPTION] &&
+		   !is_cluster_identity(p->src_identity)) {
+		bpf_tail_call_(map_of(CALLS), skb,
+			       family == FAMILY_IPV4 ? CALL_NODES_LEARN_IPV4 :
+						       CALL_NODES_LEARN_IPV6);
+		return DROP(DROP_MISSED_TAIL_CALL);
+	}
+	if (answers_client_of_node(skb, p, family)) {
+		bpf_tail_call_(map_of(CALLS), skb,
+			       family == FAMILY_IPV4 ? CALL_NODES_RETURN_IPV4 :
+						       CALL_NODES_RETURN_IPV6);
+		return DROP(DROP_MISSED_TAIL_CALL);
+	}
+	return 0;
+}
 
 static __always_inline int from_overlay(struct __sk_buff *skb, struct packet *p, const __u8 family)
 {
@@ -33,6 +58,11 @@ static __always_inline int from_overlay(struct __sk_buff *skb, struct packet *p,
 		return verdict;
 	if (p->flags & PACKET_CONTROL)
 		return DROP(DROP_FORBIDDEN_ICMPV6_MESSAGE);
+	if (nodes_served()) {
+		verdict = forget(p, serve_nodes(skb, p, family));
+		if (verdict)
+			return verdict;
+	}
 	/* what is here cannot come from there */
 	if (endpoint_of_address(&p->tuple.saddr, family))
 		return DROP(DROP_INVALID_SOURCE_IP);
@@ -50,6 +80,11 @@ static __always_inline int from_overlay(struct __sk_buff *skb, struct packet *p,
 		verdict = admit(skb, p, NULL, judge, family);
 		if (unlikely_(verdict))
 			return verdict < 0 ? verdict : to_proxy(skb, family);
+		if (unlikely_(p->answers)) {
+			verdict = answer_as_frontend(skb, p, family);
+			if (verdict)
+				return verdict;
+		}
 	} else {
 		see_alone(skb, p);
 	}
@@ -88,6 +123,7 @@ int cil_from_overlay(struct __sk_buff *skb)
 		return refuse(skb, DROP(DROP_INVALID_IDENTITY), DIR_INGRESS);
 	skb->cb[CONTROL_IDENTITY] = key.tunnel_id;
 	skb->cb[CONTROL_PEER] = bpf_htonl(key.remote_ipv4);
+	skb->cb[CONTROL_OPTION] = OPTION_NOT_SOUGHT;
 	switch (skb->protocol) {
 	case be16(ETH_P_IP):
 		bpf_tail_call_(map_of(CALLS), skb, CALL_FROM_OVERLAY_IPV4);

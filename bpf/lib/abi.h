@@ -170,7 +170,8 @@ enum endpoint_flag {
 	ENDPOINT_ENFORCE_INGRESS = 2, /* look ingress traffic up in the policy map */
 	ENDPOINT_ENFORCE_EGRESS = 4,
 	ENDPOINT_AUDIT = 8,
-	ENDPOINT_NOT_READY = 16, /* policy not installed yet: drop */
+	ENDPOINT_NOT_READY = 16,   /* policy not installed yet: drop */
+	ENDPOINT_NO_REDIRECT = 32, /* local redirect policies with LB_SKIP_OWN do not hold for it */
 };
 
 /*
@@ -472,6 +473,11 @@ enum lb_backend_state {
 	LB_BACKEND_MAINTENANCE = 4,
 };
 
+/* In the place of a rev_nat: NAT_OUT has the frontend, which is one that only other nodes have. */
+enum lb_other {
+	LB_OTHER_FRONTEND = 65535,
+};
+
 /* Who serves: cilium_lb_backends, by id; 0 is nobody. An id keeps its address while it is in use. */
 struct lb_backend {
 	__u8 addr[16]; /* IPv4 in the first four bytes, the rest zero */
@@ -647,6 +653,7 @@ enum source_file {
 	FILE_NEIGHBOURS = 108,
 	FILE_HOST_FIREWALL = 109,
 	FILE_LB = 110,
+	FILE_NODEPORT = 111,
 };
 
 /* ---- events: cilium_events, a ring of records for each processor ---- */

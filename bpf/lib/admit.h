@@ -12,13 +12,14 @@
 /* Of judge_anew(): the packet goes on, its connection is written down. */
 #define ADMIT_DONE 2
 
+/* A connection that lives; `high` is whether the source is the end in the high half of its key. */
 static __always_inline struct ct_entry *ct_alive(const struct tuple *t, const __u16 zone, __u32 now,
-						 const __u8 family)
+						 bool *high, const __u8 family)
 {
 	union ct_key key = {};
 	struct ct_entry *entry;
 
-	ct_key_of(&key, t, zone, family);
+	*high = ct_key_of(&key, t, zone, family);
 	entry = ct_find(&key, t->proto == IPPROTO_TCP, family);
 	return entry && (__s32)(entry->lifetime - now) >= 0 ? entry : NULL;
 }
@@ -32,14 +33,18 @@ static __always_inline bool related(struct __sk_buff *skb, struct packet *p, boo
 {
 	struct ct_entry *entry;
 	struct quoted q = {};
+	bool high;
 
 	if (!quote(skb, p, &q, family))
 		return false;
 	if (from_pod && !same_address(&q.tuple.daddr, &p->tuple.saddr, family))
 		return false;
-	entry = ct_alive(&q.tuple, CT_ZONE_PODS, now, family);
+	entry = ct_alive(&q.tuple, CT_ZONE_PODS, now, &high, family);
+	/* what the initiator has sent to a frontend is quoted as it came to the backend */
+	if (entry && entry->rev_nat && !(entry->flags & CT_INITIATOR_HIGH) == !high)
+		p->answers = entry->rev_nat;
 	if ((!entry || entry->flags & CT_PROXY_REDIRECT) && proxies_on() &&
-	    ct_alive(&q.tuple, CT_ZONE_PROXIES, now, family)) {
+	    ct_alive(&q.tuple, CT_ZONE_PROXIES, now, &high, family)) {
 		p->flags |= PACKET_PROXIED;
 		return true;
 	}
@@ -198,6 +203,18 @@ static __always_inline struct ct_entry *special_connection(struct packet *p, str
 	return entry;
 }
 
+/*
+ * An answer to somebody who asked a frontend goes on with its address. Whoever asks says anew which
+ * one it is, unless only the first packet could: the same two ends may speak past the service next.
+ */
+static __always_inline void follow_service(struct packet *p, struct ct_entry *entry)
+{
+	if (p->seen.reason == REASON_REPLY)
+		p->answers = entry->rev_nat;
+	else if (!(entry->flags & (CT_NODE_PORT | CT_DSR)))
+		entry->rev_nat = p->lb_rev_nat;
+}
+
 static __always_inline int admitted(const struct packet *p)
 {
 	return unlikely_(p->flags & PACKET_PROXIED) ? ADMIT_PROXY : 0;
@@ -266,6 +283,8 @@ static __always_inline int admit(struct __sk_buff *skb, struct packet *p,
 		p->seen.reason = REASON_RELATED;
 		return admitted(p);
 	}
+	if (entry && unlikely_(entry->rev_nat != p->lb_rev_nat))
+		follow_service(p, entry);
 	barrier();
 	if (unlikely_(!entry || !ct_current(p, entry, src, dst))) {
 		note_sides(p, entry, src, dst);

@@ -125,7 +125,8 @@ static __always_inline void trace_to(struct __sk_buff *skb, const struct packet 
 				     const __u8 point, __u32 dst_id, const __u8 family)
 {
 	if (traced(p))
-		trace(skb, p, point, dst_id, NULL, family);
+		trace(skb, p, point, dst_id, p->flags & PACKET_TRANSLATED ? &p->original : NULL,
+		      family);
 }
 
 static __always_inline void report_verdict(struct __sk_buff *skb, const struct packet *p,
@@ -151,27 +152,20 @@ static __always_inline void report_verdict(struct __sk_buff *skb, const struct p
 	event_write(skb, e, sequence);
 }
 
-/*
- * The one exit of every program: passes an action on, turns a drop into its count and its event.
- */
-static __always_inline int conclude(struct __sk_buff *skb, struct packet *p, int verdict,
-				    const __u8 family)
+/* Count a drop and tell of it. */
+static __always_inline void report_drop(struct __sk_buff *skb, const struct packet *p, int verdict,
+					const __u8 family)
 {
 	struct event *e;
 	__u32 sequence;
 
-	verdict = forget(p, verdict);
-	if (likely_(verdict >= 0))
-		return verdict;
-	if (unlikely_(is_dry_run(p)))
-		return answer_dry_run(skb, p, verdict);
 	count(drop_reason_of(verdict), p->direction, drop_file_of(verdict), drop_line_of(verdict),
 	      skb->len);
 	if (!(config_of()->flags & CONFIG_DROPS))
-		return TC_ACT_SHOT;
+		return;
 	e = event_begin(EVENT_DROP, drop_reason_of(verdict), &sequence);
 	if (!e)
-		return TC_ACT_SHOT;
+		return;
 	e->line = drop_line_of(verdict);
 	e->file = drop_file_of(verdict);
 	e->packets = 1;
@@ -184,6 +178,20 @@ static __always_inline int conclude(struct __sk_buff *skb, struct packet *p, int
 		e->flags |= EVENT_EGRESS;
 	}
 	event_write(skb, e, sequence);
+}
+
+/*
+ * The one exit of every program: passes an action on, turns a drop into its count and its event.
+ */
+static __always_inline int conclude(struct __sk_buff *skb, struct packet *p, int verdict,
+				    const __u8 family)
+{
+	verdict = forget(p, verdict);
+	if (likely_(verdict >= 0))
+		return verdict;
+	if (unlikely_(is_dry_run(p)))
+		return answer_dry_run(skb, p, verdict);
+	report_drop(skb, p, verdict, family);
 	return TC_ACT_SHOT;
 }
 

@@ -7,6 +7,7 @@
 #define CILIUM_NEIGHBOURS_H
 
 #include "delivery.h"
+#include "rewrite.h"
 
 #define NEIGHBOURS_DROP(reason) DROP_AT(FILE_NEIGHBOURS, reason)
 
@@ -82,14 +83,6 @@ struct ndp_pseudo_header {
 #define NDP_FLAGS_ANSWER        0x60000000 /* solicited, override */
 #define NDP_SOLICITATION_LENGTH 24         /* without options */
 
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (__u16) ~((sum & 0xffff) + (sum >> 16));
-}
-
 static __always_inline int answer_solicitation(struct __sk_buff *skb, const struct packet *p,
 					       const struct endpoint_info *pod,
 					       const union address *target)
@@ -112,7 +105,7 @@ static __always_inline int answer_solicitation(struct __sk_buff *skb, const stru
 	__builtin_memcpy(answer.mac, pod->node_mac, 6);
 	__builtin_memcpy(pseudo.saddr, target, 16);
 	__builtin_memcpy(pseudo.daddr, &p->tuple.saddr, 16);
-	answer.check = fold(
+	answer.check = folded_sum(
 		(__u32)bpf_csum_diff(NULL, 0, (void *)&answer, sizeof(answer),
 				     bpf_csum_diff(NULL, 0, (void *)&pseudo, sizeof(pseudo), 0)));
 

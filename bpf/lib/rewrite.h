@@ -10,6 +10,15 @@
 
 #include "quoted.h"
 
+/* An internet checksum, of the sum of what it covers. */
+static __always_inline __u16 folded_sum(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (__u16) ~((sum & 0xffff) + (sum >> 16));
+}
+
 /* Offset of the layer 4 checksum in its header; 0 where an address or port does not enter it. */
 static __always_inline __u32 checksum_offset(__u8 proto, const __u8 family)
 {
