@@ -31,7 +31,7 @@ from cilium_core.resources.keys import identify, key_of, kind_of
 from tests.e2e.running import BIN, PYTHON, Lab, Pod, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 PROBER = Path(__file__).with_name("prober.py")
 LIMIT_S = 10.0
@@ -56,6 +56,8 @@ class PodSpec(NamedTuple):
     serve: str = "--tcp 80,81 --udp 80,81 --sctp 80,81"
     ports: tuple[tuple[str, int, str], ...] = ()
     """Container ports: name, number, protocol."""
+    host_ports: tuple[tuple[int, int, str], ...] = ()
+    """Ports of the node that lead to the pod: number on the node, number here, protocol."""
     service_account: str = "default"
     beside: tuple[str, ...] = ()
     """Command of a second container."""
@@ -149,6 +151,10 @@ class Cluster:
                 "ports": [
                     {"name": name, "containerPort": port, "protocol": protocol}
                     for name, port, protocol in spec.ports
+                ]
+                + [
+                    {"hostPort": outside, "containerPort": inside, "protocol": protocol}
+                    for outside, inside, protocol in spec.host_ports
                 ],
             }
             metadata = {"name": spec.name, "namespace": spec.namespace, "labels": spec.labels}
@@ -182,6 +188,14 @@ class Cluster:
         self._processes.append(
             subprocess.Popen([*command, PYTHON, str(PROBER), str(path), *options])
         )
+        self._connect(place, path)
+
+    def serve_beside(self, pod: str, place: str) -> None:
+        """Have one more prober in a pod's network, in no group of the lab, under a name."""
+        path = self._path("", place)
+        netns = self.layout.pod_netns(*pod.split("/"))
+        command = ["nsenter", f"--net=/run/netns/{netns}", PYTHON, str(PROBER), str(path)]
+        self._processes.append(subprocess.Popen(command))
         self._connect(place, path)
 
     def _path(self, namespace: str, name: str) -> Path:
@@ -367,10 +381,26 @@ class Cluster:
         for node in self.nodes:
             eventually(lambda node=node: known(node), LIMIT_S, f"{node} knows every pod")
 
+    # ---- services ----
+
+    def frontends(self, node: str) -> list[agent_pb2.Service]:
+        """What a node has in its data plane of services."""
+        asked = agent_pb2.ListServicesRequest()
+        parts = self._agents[node].ListServices(asked, timeout=10)
+        return [service for part in parts for service in part.services]
+
+    def put(self, *objects: dict[str, Any]) -> None:
+        """Store objects of any kind, whose effect the caller waits for."""
+        self._etcd.put({key_of(obj): json.dumps(obj).encode() for obj in objects})
+
+    def remove(self, *objects: dict[str, Any]) -> None:
+        """Remove objects stored by `put`."""
+        self._etcd.delete([key_of(obj) for obj in objects])
+
     # ---- probes ----
 
     def probe(
-        self, probes: dict[str, tuple[Sequence[Probe], Sequence[Probe]]]
+        self, probes: Mapping[str, tuple[Sequence[Probe], Sequence[Probe]]]
     ) -> dict[str, list[str]]:
         """Run probes from several places at once: those to be answered, and those not to be."""
         with ThreadPoolExecutor(len(probes) or 1) as pool:

@@ -2,7 +2,9 @@
 
     prober.py SOCKET [--tcp 80,81] [--udp 80] [--sctp 80] [--dns ZONES.json] [--tls 443,CERT,KEY]
 
-TCP ports answer HTTP requests and echo all else, UDP and SCTP ports echo. A client connects to the
+TCP ports answer HTTP requests and echo all else, UDP and SCTP ports echo. Whoever asks WHO over
+any of them is told the name of the server, which is that of its socket, and the address and port
+that it saw the question come from. A client connects to the
 unix socket and sends lines of JSON:
 
     {"open": [PROBE, ...], "shut": [PROBE, ...], "limit_s": 3, "window_s": 0.3}
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -28,6 +31,7 @@ import socket
 import ssl
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +45,24 @@ SCTP = 132
 _INIT, _INIT_ACK = 1, 2
 _IP_PKTINFO, _IPV6_RECVPKTINFO, _IPV6_PKTINFO = 8, 49, 50
 _ECHO = b"hello"
+WHO = b"who?"
 _METHODS = (b"GET ", b"PUT ", b"POST ", b"HEAD ", b"DELETE ", b"PATCH ", b"OPTIONS ")
 _SHORTEST_S = 0.02
+
+
+class Work:
+    """What this process has been asked."""
+
+    name = ""
+    last = 0.0
+    """When something was last asked, by the monotonic clock."""
+    open = 0
+    """Connections that are served right now."""
+
+    @classmethod
+    def told(cls, peer: tuple[Any, ...]) -> bytes:
+        """What whoever asks is told."""
+        return f"{cls.name} {peer[0].removeprefix('::ffff:')} {peer[1]}".encode()
 
 
 # ---- serving ----
@@ -50,9 +70,13 @@ _SHORTEST_S = 0.02
 
 async def serve_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer HTTP requests with what they said; send anything else back."""
+    Work.open += 1
+    Work.last = time.monotonic()
     with contextlib.suppress(OSError, asyncio.IncompleteReadError):
         while data := await reader.read(65536):
-            if data.startswith(_METHODS):
+            if data == WHO:
+                writer.write(Work.told(writer.get_extra_info("peername")))
+            elif data.startswith(_METHODS):
                 while b"\r\n\r\n" not in data:
                     data += await reader.read(65536)
                 writer.write(http_answer(data))
@@ -60,6 +84,7 @@ async def serve_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
                 writer.write(data)
             await writer.drain()
     writer.close()
+    Work.open -= 1
 
 
 def http_answer(request: bytes) -> bytes:
@@ -91,6 +116,8 @@ def serve_datagrams(family: socket.AddressFamily, port: int) -> None:
                     reply = (level, _IPV6_PKTINFO, info[:16] + bytes(4))
                 else:
                     reply = (level, _IP_PKTINFO, bytes(4) + info[8:12] + bytes(4))
+                if data == WHO:
+                    data = Work.told(peer)
                 with contextlib.suppress(OSError):
                     datagrams.sendmsg([data], [reply], 0, peer)
 
@@ -105,7 +132,7 @@ class Associations:
 
     def __init__(self) -> None:
         self.served: set[int] = set()
-        self._waiting: dict[tuple[str, int, int], asyncio.Future[None]] = {}
+        self._waiting: dict[tuple[str, int, int], asyncio.Future[str]] = {}
         self._ports = itertools.count(random.randrange(20000, 40000))
         self._raw: dict[int, socket.socket] = {}
 
@@ -123,8 +150,8 @@ class Associations:
             self._raw[version] = raw
             loop.add_reader(raw, self._receive, version)
 
-    async def probe(self, address: str, port: int, sender: str | None) -> None:
-        """Send INIT until INIT ACK comes; cancel to give up."""
+    async def probe(self, address: str, port: int, sender: str | None) -> str:
+        """Send INIT until INIT ACK comes, and return what it tells; cancel to give up."""
         source = 20000 + next(self._ports) % 40000
         key = (address, port, source)
         answered = self._waiting[key] = asyncio.get_running_loop().create_future()
@@ -132,16 +159,24 @@ class Associations:
             while True:
                 self._send(address, source, port, _INIT, sender)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(answered), 0.5)
-                    return
+                    return await asyncio.wait_for(asyncio.shield(answered), 0.5)
         finally:
             del self._waiting[key]
 
     def _send(
-        self, address: str, source: int, target: int, chunk: int, sender: str | None = None
+        self,
+        address: str,
+        source: int,
+        target: int,
+        chunk: int,
+        sender: str | None = None,
+        told: bytes = b"",
     ) -> None:
         body = struct.pack("!IIHHI", 1, 65536, 1, 1, 1)
-        packet = struct.pack("!HHIIBBH", source, target, 0, 0, chunk, 0, 20) + body
+        if told:
+            # a parameter whose type says that who does not know it shall go on
+            body += struct.pack("!HH", 0x8FFF, 4 + len(told)) + told
+        packet = struct.pack("!HHIIBBH", source, target, 0, 0, chunk, 0, 4 + len(body)) + body
         packet = packet[:8] + struct.pack("<I", queues.crc32c(packet)) + packet[12:]
         raw = self._raw[6 if ":" in address else 4]
         if sender is None:
@@ -167,11 +202,12 @@ class Associations:
                 source, target, _, _, chunk = struct.unpack_from("!HHIIB", data)
                 if chunk == _INIT and target in self.served:
                     with contextlib.suppress(OSError):
-                        self._send(peer[0], target, source, _INIT_ACK, asked)
+                        told = Work.told((peer[0], source))
+                        self._send(peer[0], target, source, _INIT_ACK, asked, told)
                 elif chunk == _INIT_ACK:
                     waiting = self._waiting.get((peer[0], source, target))
                     if waiting is not None and not waiting.done():
-                        waiting.set_result(None)
+                        waiting.set_result(data[36:].decode())
 
 
 associations = Associations()
@@ -227,6 +263,70 @@ async def probe_sctp(probe: dict[str, Any]) -> str:
     """Whether an INIT is answered."""
     await associations.probe(probe["address"], probe["port"], probe.get("source"))
     return "ok"
+
+
+async def probe_who(probe: dict[str, Any]) -> str:
+    """Who answers `over` tcp, udp or sctp, and who it thinks asked, without its port.
+
+    `udp` is a connected socket and `udp-each` one that is not. An answer that does not come from
+    where the question went is told as "answer from …", and "unreachable" is what it says.
+    """
+    loop = asyncio.get_running_loop()
+    over, at = probe["over"], (probe["address"], probe["port"])
+    try:
+        if over == "tcp":
+            reader, writer = await connect(probe)
+            try:
+                writer.write(WHO)
+                peer, told = writer.get_extra_info("peername"), await reader.read(1000)
+            finally:
+                writer.close()
+        elif over == "sctp":
+            peer = at
+            told = (await associations.probe(*at, probe.get("source"))).encode()
+        else:
+            peer, told = await ask_datagram(loop, probe, over == "udp")
+    except ConnectionRefusedError:
+        return "refused"
+    except OSError as error:
+        if error.errno in {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPERM}:
+            return "unreachable"
+        raise
+    if tuple(peer[:2]) != at:
+        return f"answer from {peer[0]} {peer[1]}"
+    return told.decode().rpartition(" ")[0]
+
+
+async def ask_datagram(
+    loop: asyncio.AbstractEventLoop, probe: dict[str, Any], connected: bool
+) -> tuple[Any, bytes]:
+    """Whom an answer comes from, as the socket knows, and what it is; asked again now and then."""
+    at = (probe["address"], probe["port"])
+    family = socket.AF_INET6 if ":" in at[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as datagrams:
+        datagrams.setblocking(False)
+        if "source" in probe:
+            datagrams.bind((probe["source"], 0))
+        if connected:
+            datagrams.connect(at)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                if connected:
+                    await loop.sock_sendall(datagrams, WHO)
+                    told = await asyncio.wait_for(loop.sock_recv(datagrams, 1000), 0.5)
+                    return datagrams.getpeername(), told
+                await loop.sock_sendto(datagrams, WHO, at)
+                told, peer = await asyncio.wait_for(loop.sock_recvfrom(datagrams, 1000), 0.5)
+                return peer, told
+
+
+async def probe_quiet(probe: dict[str, Any]) -> str:
+    """Whether this process has served nobody for `seconds`; waits until it has."""
+    while True:
+        left = Work.last + probe["seconds"] - time.monotonic()
+        if not Work.open and left <= 0:
+            return "ok"
+        await asyncio.sleep(max(left, 0.01))
 
 
 async def probe_icmp(probe: dict[str, Any]) -> str:
@@ -328,6 +428,8 @@ async def probe_name(probe: dict[str, Any]) -> str:
 
 
 PROBES = {
+    "who": probe_who,
+    "quiet": probe_quiet,
     "tcp": probe_tcp,
     "udp": probe_udp,
     "sctp": probe_sctp,
@@ -418,7 +520,9 @@ def main() -> None:
         parser.add_argument(f"--{kind}", type=ports, default=[])
     parser.add_argument("--dns", type=zones)
     parser.add_argument("--tls")
-    asyncio.run(serve(parser.parse_args()))
+    given = parser.parse_args()
+    Work.name = Path(given.socket).stem
+    asyncio.run(serve(given))
 
 
 if __name__ == "__main__":
