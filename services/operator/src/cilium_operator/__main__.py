@@ -22,7 +22,7 @@ def main() -> None:
         OperatorSettings,
         _serve,
         program=_NAME,
-        about="gives pod CIDRs to nodes and collects unused identities, once per cluster.",
+        about="gives pod CIDRs to nodes and addresses to services, once per cluster.",
         shared_directory=True,
     )
 

@@ -12,6 +12,7 @@ import contextlib
 import secrets
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ from cilium_operator.announcing import Announcer
 from cilium_operator.assigning import LostLeadershipError, PodCIDRAssigner, read_assignments
 from cilium_operator.collecting import IdentityCollector
 from cilium_operator.jobs import Job
+from cilium_operator.services.assigning import ServiceAssigner
+from cilium_operator.services.publishing import SlicePublisher
 
 if TYPE_CHECKING:
     from cilium_core.kvstore import Compare, Lease, Store
@@ -66,6 +69,8 @@ class App:
         self._beating = Job("heartbeat")
         self._judging = Job("policy-validation")
         self._sweeping = Job("event-gc")
+        self._giving = Job("service-allocation")
+        self._slicing = Job("endpoint-slices")
         self._assigner: PodCIDRAssigner | None = None
         self._heartbeat_lease: Lease | None = None
         self.health = Health()
@@ -74,7 +79,15 @@ class App:
     @property
     def jobs(self) -> list[Job]:
         """Give the jobs with how they fare."""
-        return [self._assigning, self._collecting, self._beating, self._judging, self._sweeping]
+        return [
+            self._assigning,
+            self._collecting,
+            self._beating,
+            self._judging,
+            self._sweeping,
+            self._giving,
+            self._slicing,
+        ]
 
     @property
     def leads(self) -> bool:
@@ -136,10 +149,13 @@ class App:
                     group.create_task(
                         self._collecting.every(settings.identity_gc_interval, collector.run)
                     )
+                announcer = Announcer(self.store)
+                group.create_task(self._sweeping.every(_SWEEP_S, announcer.sweep))
                 if settings.validate_network_policy:
-                    announcer = Announcer(self.store)
                     group.create_task(self._judge_always(announcer))
-                    group.create_task(self._sweeping.every(_SWEEP_S, announcer.sweep))
+                if settings.manage_services:
+                    group.create_task(self._giving.every(1.0, partial(self._give, announcer)))
+                    group.create_task(self._slicing.every(1.0, self._slice))
         finally:
             self._assigner = None
 
@@ -172,6 +188,22 @@ class App:
             on_pass=self._judging.done,
         )
         await self._judging.every(1.0, judge.run)
+
+    async def _give(self, announcer: Announcer) -> None:
+        """Give Services what they lack, from a fresh view of the store after each failure."""
+        await ServiceAssigner(
+            self.store,
+            self.settings.service_cluster_ip_range,
+            self.settings.node_ports(),
+            announcer,
+            balance=self.settings.enable_lb_ipam,
+            fence=self._fence,
+            on_pass=self._giving.done,
+        ).run()
+
+    async def _slice(self) -> None:
+        """Keep EndpointSlices, from a fresh view of the store after each failure."""
+        await SlicePublisher(self.store, fence=self._fence, on_pass=self._slicing.done).run()
 
     def _fence(self) -> list[Compare]:
         return [self.election.fence] if self.settings.enable_leader_election else []

@@ -26,6 +26,7 @@ _SERVING = "Serving"
 _LEADING = "Leader election"
 _IDENTITIES = "Identity garbage collection"
 _VALIDATION = "Policy validation"
+_SERVICES = "Services"
 _MOST_BITS = 32
 
 
@@ -54,8 +55,46 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True)
+class ServiceSettings:
+    """What Services are given where there is no Kubernetes to do it."""
+
+    manage_services: bool = setting(
+        True,
+        "Give the Services in etcd their addresses and ports, and keep their EndpointSlices. Turn "
+        "it off where something else does.",
+        group=_SERVICES,
+    )
+    service_cluster_ip_range: tuple[IPv4Network | IPv6Network, ...] = setting(
+        (IPv4Network("10.96.0.0/16"), IPv6Network("fd00:96::/112")),
+        "Networks of cluster addresses, at most one per family. Services that ask for no family "
+        "get the first one's.",
+        group=_SERVICES,
+    )
+    service_node_port_range: str = setting(
+        "30000-32767", "Node ports, first and last; the agents' too.", group=_SERVICES
+    )
+    enable_lb_ipam: bool = setting(
+        True,
+        "Give load balancers addresses of CiliumLoadBalancerIPPools.",
+        group=_SERVICES,
+    )
+
+    def node_ports(self) -> range:
+        """The node ports. Raises ValueError when the setting is no range of ports."""
+        first, _, last = self.service_node_port_range.partition("-")
+        if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536):
+            raise ValueError(f"{self.service_node_port_range!r} is no range such as 30000-32767")
+        return range(int(first), int(last) + 1)
+
+
+@dataclass(frozen=True)
 class OperatorSettings(
-    ValidationSettings, TelemetrySettings, NodeSettings, ClusterSettings, KvstoreSettings
+    ServiceSettings,
+    ValidationSettings,
+    TelemetrySettings,
+    NodeSettings,
+    ClusterSettings,
+    KvstoreSettings,
 ):
     """Everything the operator can be told."""
 
@@ -143,6 +182,28 @@ class OperatorSettings(
         ):
             if enabled:
                 yield from _check_pools(version, pools, size)
+        if self.manage_services:
+            yield from self._check_services()
+
+    def _check_services(self) -> Iterator[Problem]:
+        networks = self.service_cluster_ip_range
+        key = "service-cluster-ip-range"
+        if not networks:
+            yield Problem(key, "is empty; give a network, or set manage-services to false")
+        if len({network.version for network in networks}) < len(networks):
+            yield Problem(key, "has two networks of one family; keep one of them")
+        for network in networks:
+            pools: tuple[IPv4Network | IPv6Network, ...] = (
+                *self.cluster_pool_ipv4_cidr,
+                *self.cluster_pool_ipv6_cidr,
+            )
+            for pool in pools:
+                if network.overlaps(pool):
+                    yield Problem(key, f"{network} overlaps the pod CIDR pool {pool}")
+        try:
+            self.node_ports()
+        except ValueError as error:
+            yield Problem("service-node-port-range", str(error))
 
 
 def _check_pools(

@@ -13,7 +13,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from cilium_core.errors import ConflictError, InvalidError, NotFoundError
-from cilium_core.kvstore import Delete, EventKind, KeyValue, Put, Store, absent, unchanged
+from cilium_core.kvstore import (
+    Delete,
+    EventKind,
+    KeyValue,
+    Put,
+    Store,
+    absent,
+    unchanged,
+)
+from cilium_core.resources.allocated import with_allocated
 from cilium_core.resources.keys import Kind, identify
 from cilium_core.resources.model import Applied, Change, Object, ObjectEvent
 from cilium_core.telemetry import get_logger
@@ -121,6 +130,21 @@ class EtcdSource:
                 return True
         raise ConflictError(f"{kind.name} {name}: somebody else changes it all the time; try again")
 
+    async def replace(self, old: Object, new: Object, conditions: Sequence[Compare] = ()) -> bool:
+        """Write another version of an object as it was read, if it is still that.
+
+        Returns whether it was: False also when one of `conditions` does not hold. The object's
+        metadata stay, but for the generation, which grows with the spec.
+        """
+        kind, namespace, name = identify(old)
+        key = kind.key(namespace, name)
+        metadata = dict(old["metadata"])
+        unmoved = unchanged(KeyValue(key, b"", 0, int(metadata.pop("resourceVersion"))))
+        if _spec(new) != _spec(old):
+            metadata["generation"] = int(metadata.get("generation", 0)) + 1
+        value = json.dumps({**new, "metadata": metadata}, separators=(",", ":")).encode()
+        return await self._store.transaction([*conditions, unmoved], [Put(key, value)])
+
     async def delete(self, kind: Kind, namespace: str, name: str) -> None:
         """See Source."""
         key = kind.key(namespace, name)
@@ -172,8 +196,9 @@ def _merge(
     for owned in ("uid", "creationTimestamp", "generation"):
         if owned in before["metadata"]:
             metadata[owned] = before["metadata"][owned]
-    if kind.group and "status" in before:
+    if (kind.group or kind.name == "Service") and "status" in before:
         desired.setdefault("status", before["status"])  # whoever judged the object wrote it
+    desired = with_allocated(kind.name, desired, before)
     if desired == before:
         return desired, Applied.UNCHANGED
     if _spec(desired) != _spec(before):
