@@ -76,6 +76,8 @@ _COMMANDS = {
     ),
     "proxy": ("cilium_cli.commands.proxies:proxy", "Proxies for rules above L4: status."),
     "fqdn": ("cilium_cli.commands.names:fqdn", "DNS names that pods looked up: cache, names."),
+    "service": ("cilium_cli.commands.services:service", "Services: list, get, explain."),
+    "lrp": ("cilium_cli.commands.redirects:lrp", "Local redirect policies: list."),
     "bpf": ("cilium_cli.commands.bpf:bpf", "Maps of the data plane, read from the kernel."),
     "prefilter": ("cilium_cli.commands.prefilters:prefilter", "XDP deny list and rate limit."),
     "monitor": ("cilium_cli.commands.monitor:monitor", "Data plane events as they happen."),

@@ -3,40 +3,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import click
 from cilium.agent.v1 import agent_pb2
 
-from cilium_cli.connecting import agent
-from cilium_cli.outputs import emit, output_option, plain, table
+from cilium_cli.addresses import address_text
+from cilium_cli.commands.bpf_services import affinity, lb, maglev
+from cilium_cli.map_dumps import dump, emit_entries
+from cilium_cli.outputs import output_option, table
 from cilium_cli.policy_texts import identity_text, port_text, protocol_text
 from cilium_cli.targets import Target, node_options
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-_TIMEOUT_S = 60.0
-"""Large maps take seconds to read."""
-
-Rows = list[agent_pb2.MapEntry]
 
 
 @click.group(short_help="Maps of the data plane, read from the kernel.")
 def bpf() -> None:
     """Print the data plane's maps, read from the kernel."""
-
-
-def _dump(target: Target, kind: agent_pb2.MapKind, endpoint_id: int = 0) -> Rows:
-    request = agent_pb2.DumpMapRequest(map=kind, endpoint_id=endpoint_id)
-    with agent(target) as stub:
-        return [
-            entry for part in stub.DumpMap(request, timeout=_TIMEOUT_S) for entry in part.entries
-        ]
-
-
-def _emit(output: str, entries: Sequence[Any], render: Callable[[], None]) -> None:
-    emit(output, [plain(entry) for entry in entries], render)
 
 
 def _group(name: str, help_text: str) -> click.Group:
@@ -51,7 +31,9 @@ ipcache = _group("ipcache", "Prefixes, their identities and tunnels.")
 endpoint = _group("endpoint", "Local addresses.")
 tunnel = _group("tunnel", "Remote pod prefixes and the nodes they are on.")
 metrics = _group("metrics", "Counters of forwarded and dropped packets.")
-nat = _group("nat", "Source translations.")
+nat = _group("nat", "Translations of addresses of what leaves and comes back.")
+for _command in (lb, maglev, affinity):
+    bpf.add_command(_command)
 
 
 @ct.command("list")
@@ -61,9 +43,9 @@ nat = _group("nat", "Source translations.")
 def list_ct(target: Target, output: str, scope: str | None) -> None:
     """List the tracked connections, each once, from its initiator's side."""
     del scope  # accepted for those used to `ct list global`; there is one table
-    entries = [entry.ct for entry in _dump(target, agent_pb2.MAP_KIND_CT)]
+    entries = [entry.ct for entry in dump(target, agent_pb2.MAP_KIND_CT)]
     lines = "\n".join(connection_text(entry) for entry in entries)
-    _emit(output, entries, lambda: click.echo(lines))
+    emit_entries(output, entries, lambda: click.echo(lines))
 
 
 def connection_text(entry: agent_pb2.ConntrackEntry) -> str:
@@ -77,13 +59,9 @@ def connection_text(entry: agent_pb2.ConntrackEntry) -> str:
         f"TxFlagsSeen=0x{entry.tx_flags_seen:02x} "
         f"RxPackets={entry.rx_packets} RxBytes={entry.rx_bytes} "
         f"RxFlagsSeen=0x{entry.rx_flags_seen:02x} "
-        f"Flags=[ {' '.join(entry.flags)} ] SourceSecurityID={entry.source_identity}"
+        f"Flags=[ {' '.join(entry.flags)} ] RevNAT={entry.rev_nat} "
+        f"SourceSecurityID={entry.source_identity} BackendID={entry.backend}"
     )
-
-
-def address_text(address: str, port: int) -> str:
-    """Return `10.0.1.15:8080` or `[fd00::1]:8080`."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 @policy.command("list")
@@ -104,7 +82,7 @@ def get_policy(target: Target, output: str, endpoint_id: int) -> None:
 
 
 def _policy(target: Target, output: str, endpoint_id: int) -> None:
-    entries = [entry.policy for entry in _dump(target, agent_pb2.MAP_KIND_POLICY, endpoint_id)]
+    entries = [entry.policy for entry in dump(target, agent_pb2.MAP_KIND_POLICY, endpoint_id)]
 
     def render() -> None:
         table(
@@ -135,7 +113,7 @@ def _policy(target: Target, output: str, endpoint_id: int) -> None:
             ],
         )
 
-    _emit(output, entries, render)
+    emit_entries(output, entries, render)
 
 
 @ipcache.command("list")
@@ -143,7 +121,7 @@ def _policy(target: Target, output: str, endpoint_id: int) -> None:
 @node_options
 def list_ipcache(target: Target, output: str) -> None:
     """List prefixes, the identities they stand for and the nodes they are tunnelled to."""
-    entries = [entry.ipcache for entry in _dump(target, agent_pb2.MAP_KIND_IPCACHE)]
+    entries = [entry.ipcache for entry in dump(target, agent_pb2.MAP_KIND_IPCACHE)]
 
     def render() -> None:
         table(
@@ -161,7 +139,7 @@ def list_ipcache(target: Target, output: str) -> None:
             ],
         )
 
-    _emit(output, entries, render)
+    emit_entries(output, entries, render)
 
 
 @endpoint.command("list")
@@ -169,7 +147,7 @@ def list_ipcache(target: Target, output: str) -> None:
 @node_options
 def list_endpoint(target: Target, output: str) -> None:
     """List the addresses that are delivered on the node."""
-    entries = [entry.endpoint for entry in _dump(target, agent_pb2.MAP_KIND_ENDPOINT)]
+    entries = [entry.endpoint for entry in dump(target, agent_pb2.MAP_KIND_ENDPOINT)]
 
     def render() -> None:
         table(
@@ -187,7 +165,7 @@ def list_endpoint(target: Target, output: str) -> None:
             ],
         )
 
-    _emit(output, entries, render)
+    emit_entries(output, entries, render)
 
 
 @tunnel.command("list")
@@ -195,12 +173,12 @@ def list_endpoint(target: Target, output: str) -> None:
 @node_options
 def list_tunnel(target: Target, output: str) -> None:
     """List remote pod prefixes and the nodes they are tunnelled to."""
-    entries = [entry.tunnel for entry in _dump(target, agent_pb2.MAP_KIND_TUNNEL)]
+    entries = [entry.tunnel for entry in dump(target, agent_pb2.MAP_KIND_TUNNEL)]
 
     def render() -> None:
         table(["TUNNEL", "VALUE"], [[item.prefix, item.endpoint] for item in entries])
 
-    _emit(output, entries, render)
+    emit_entries(output, entries, render)
 
 
 @metrics.command("list")
@@ -208,7 +186,7 @@ def list_tunnel(target: Target, output: str) -> None:
 @node_options
 def list_metrics(target: Target, output: str) -> None:
     """List the counters: why packets were dropped, and how many were forwarded."""
-    entries = [entry.metrics for entry in _dump(target, agent_pb2.MAP_KIND_METRICS)]
+    entries = [entry.metrics for entry in dump(target, agent_pb2.MAP_KIND_METRICS)]
 
     def render() -> None:
         table(
@@ -219,29 +197,35 @@ def list_metrics(target: Target, output: str) -> None:
             ],
         )
 
-    _emit(output, entries, render)
+    emit_entries(output, entries, render)
 
 
 @nat.command("list")
 @output_option
 @node_options
 def list_nat(target: Target, output: str) -> None:
-    """List the source translations of traffic to the outside."""
-    entries = [entry.nat for entry in _dump(target, agent_pb2.MAP_KIND_NAT)]
+    """List the translations of addresses.
+
+    OUT is the source of what leaves, IN the destination of what comes back. An answer to a
+    service's client gets the address of the frontend with the id REVNAT besides.
+    """
+    entries = [entry.nat for entry in dump(target, agent_pb2.MAP_KIND_NAT)]
 
     def render() -> None:
         table(
-            ["PROTO", "SOURCE", "DESTINATION", "TRANSLATED TO", "AGE"],
+            ["PROTO", "DIRECTION", "SOURCE", "DESTINATION", "TRANSLATED TO", "REVNAT", "AGE"],
             [
                 [
                     protocol_text(item.protocol),
+                    item.direction,
                     address_text(item.source, item.source_port),
                     address_text(item.destination, item.destination_port),
                     address_text(item.translated, item.translated_port),
+                    item.rev_nat or "",
                     f"{item.age_s}s",
                 ]
                 for item in entries
             ],
         )
 
-    _emit(output, entries, render)
+    emit_entries(output, entries, render)
