@@ -39,6 +39,7 @@ enum packet_flag {
 	PACKET_STRAY = 512,    /* an answer past the proxy whose connection it claims to be of */
 	PACKET_PROXIED = 1024, /* goes to a proxy */
 	PACKET_CHANGED = 2048, /* policy wants another proxy, or one or none where it was not so */
+	PACKET_TRANSLATED = 4096, /* its source was another, see `original` */
 };
 
 /* Who hands a packet over. */
@@ -131,10 +132,13 @@ struct packet {
 	struct answer egress, ingress; /* of each policy; for a dry run */
 	__u32 lb_backend;              /* who was chosen to serve, 0 is none */
 	__u16 lb_rev_nat;              /* frontend that was asked, 0 is none */
+	__u16 answers;    /* frontend with whose address the packet goes on, 0 is none */
 	__u8 asked_other; /* a frontend that only the nodes it was asked at know: CT_DSR */
 	__u8 sender_high; /* the packet comes from the end in the high half of the key */
 	union ct_key key; /* of the connection; set by the look-up */
 	struct lb_found found;
+	struct tuple asked;     /* client and frontend, of a packet to a service from outside */
+	union address original; /* of PACKET_TRANSLATED: source before that */
 
 	/* where policy is asked, see note_sides(): not zeroed for packets that ask none */
 	struct side initiator, responder;
