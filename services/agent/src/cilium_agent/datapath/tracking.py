@@ -79,6 +79,7 @@ def connection_key(
     destination: Address,
     destination_port: int,
     zone: int = abi.CT_ZONE_PODS,
+    kind: int = abi.CT_FLOW,
 ) -> bytes:
     """Key under which the programs keep a connection, whichever end is named first."""
     ends = sorted([(source.packed, source_port), (destination.packed, destination_port)])
@@ -90,7 +91,7 @@ def connection_key(
     else:
         low_raw, high_raw = low, high
     ports = socket.htons(low_port), socket.htons(high_port)
-    return _CT_KEYS[version].pack(low_raw, high_raw, *ports, proto, abi.CT_FLOW, zone)
+    return _CT_KEYS[version].pack(low_raw, high_raw, *ports, proto, kind, zone)
 
 
 def decode_connection(version: int, key: bytes, value: bytes) -> Connection:
