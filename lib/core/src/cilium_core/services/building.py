@@ -55,9 +55,13 @@ def build(
 ) -> tuple[Frontend, ...]:
     """All frontends of a service."""
     found: list[Frontend] = []
+    hints = service.topology or (
+        options.service_topology and service.topology_annotation is not False
+    )
     for port in service.ports:
+        chosen = _Choices(backends[port], node, hints=hints)
         for place in places(service, port, node, options):
-            found += _frontends(service, port, place, backends[port], node, options)
+            found += _frontends(service, port, place, chosen, options)
     found += _whole_addresses(service, found, node)
     return tuple(found)
 
@@ -87,6 +91,27 @@ def places(
             yield Place(FrontendKind.EXTERNAL_IPS, address, port.port)
 
 
+class _Choices:
+    """Who serves a port, worked out once for all frontends that are served alike."""
+
+    def __init__(self, known: tuple[Candidate, ...], node: NodeFacts, *, hints: bool) -> None:
+        self._known = known
+        self._node = node
+        self._hints = hints
+        self._made: dict[tuple[int, bool], tuple[tuple[Backend, ...], tuple[Backend, ...]]] = {}
+
+    def of(
+        self, version: int, *, local_only: bool
+    ) -> tuple[tuple[Backend, ...], tuple[Backend, ...]]:
+        """All backends of a family and the eligible ones; the same question has the same answer."""
+        made = self._made.get((version, local_only))
+        if made is None:
+            family = [one for one in self._known if one.at.address.version == version]
+            made = choose(family, local_only=local_only, hints=self._hints, node=self._node)
+            self._made[version, local_only] = made
+        return made
+
+
 def _versions(service: ServiceObject) -> list[int]:
     """The families of a service: those of its cluster addresses, or both while it has none."""
     return sorted({address.version for address in service.cluster_ips}) or [4, 6]
@@ -96,19 +121,14 @@ def _frontends(
     service: ServiceObject,
     port: ServicePort,
     place: Place,
-    known: tuple[Candidate, ...],
-    node: NodeFacts,
+    chosen: _Choices,
     options: ServiceOptions,
 ) -> Iterator[Frontend]:
     outside = place.kind in _OUTSIDE
-    family = [one for one in known if one.at.address.version == place.address.version]
     two_scopes = outside and service.external_local != service.internal_local
     scopes = (Scope.EXTERNAL, Scope.INTERNAL) if two_scopes else (Scope.EXTERNAL,)
     routable = not place.surrogate and (outside or options.external_cluster_ip)
     algorithm = service.algorithm or options.algorithm
-    hints = service.topology or (
-        options.service_topology and service.topology_annotation is not False
-    )
     ranged = place.kind is FrontendKind.LOAD_BALANCER or (
         outside and options.source_range_all_types
     )
@@ -119,7 +139,7 @@ def _frontends(
             if outside and scope is Scope.EXTERNAL
             else service.internal_local
         )
-        backends, eligible = choose(family, local_only=local, hints=hints, node=node)
+        backends, eligible = chosen.of(place.address.version, local_only=local)
         asked_outside = routable and scope is Scope.EXTERNAL
         yield Frontend(
             at=L4Address(place.address, place.port, port.protocol),
