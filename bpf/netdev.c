@@ -8,8 +8,10 @@
 #include "lib/admit.h"
 #include "lib/answers.h"
 #include "lib/delivery.h"
+#include "lib/dsr.h"
 #include "lib/host_firewall.h"
 #include "lib/nat.h"
+#include "lib/nodeport.h"
 #include "lib/proxy.h"
 
 /* Pods of other nodes come through the tunnel, those of this one from their own devices. */

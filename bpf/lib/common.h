@@ -45,6 +45,14 @@
 enum control {
 	CONTROL_IDENTITY = 0, /* of the sender, where the entry program knows it */
 	CONTROL_PEER = 1,     /* be; node at the other end of the tunnel */
+	CONTROL_OPTION = 2,   /* enum option_seen */
+};
+
+/* Was the packet looked at for the option of dsr.h? */
+enum option_seen {
+	OPTION_NOT_SOUGHT = 0,
+	OPTION_NONE = 1,
+	OPTION_TAKEN = 2,
 };
 
 /* Drop encoding: file, line and reason. */

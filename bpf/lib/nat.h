@@ -27,7 +27,8 @@ union nat_key {
 /* One form for both entry types: their fields are read and written through these. */
 struct mapping {
 	union address address;
-	__u16 port; /* be */
+	__u16 port;    /* be */
+	__u16 rev_nat; /* frontend that was asked, 0 is none */
 };
 
 static __always_inline void nat_key_of(union nat_key *key, const struct tuple *t,
@@ -65,6 +66,7 @@ static __always_inline bool nat_find(const struct tuple *t, const __u8 direction
 			return false;
 		found->address.v4 = entry->addr;
 		found->port = entry->port;
+		found->rev_nat = entry->rev_nat;
 		return true;
 	}
 
@@ -74,12 +76,14 @@ static __always_inline bool nat_find(const struct tuple *t, const __u8 direction
 		return false;
 	__builtin_memcpy(&found->address, entry->addr, 16);
 	found->port = entry->port;
+	found->rev_nat = entry->rev_nat;
 	return true;
 }
 
-/* Make an entry where there is none. */
-static __always_inline bool nat_insert(const struct tuple *t, const __u8 direction,
-				       const union address *address, __u16 port, const __u8 family)
+/* Make an entry; `flags` are those of the update of a map. */
+static __always_inline bool nat_write(const struct tuple *t, const __u8 direction,
+				      const union address *address, __u16 port, __u16 rev_nat,
+				      const __u64 flags, const __u8 family)
 {
 	union nat_key key = {};
 
@@ -89,18 +93,28 @@ static __always_inline bool nat_insert(const struct tuple *t, const __u8 directi
 			.created_ns = bpf_ktime_get_coarse_ns(),
 			.addr = address->v4,
 			.port = port,
+			.rev_nat = rev_nat,
 		};
 
-		return !map_update(map_of(SNAT4), &key, &entry, BPF_NOEXIST);
+		return !map_update(map_of(SNAT4), &key, &entry, flags);
 	}
 
 	struct nat_entry6 entry = {
 		.created_ns = bpf_ktime_get_coarse_ns(),
 		.port = port,
+		.rev_nat = rev_nat,
 	};
 
 	__builtin_memcpy(entry.addr, address, 16);
-	return !map_update(map_of(SNAT6), &key, &entry, BPF_NOEXIST);
+	return !map_update(map_of(SNAT6), &key, &entry, flags);
+}
+
+/* Make an entry where there is none. */
+static __always_inline bool nat_insert(const struct tuple *t, const __u8 direction,
+				       const union address *address, __u16 port, __u16 rev_nat,
+				       const __u8 family)
+{
+	return nat_write(t, direction, address, port, rev_nat, BPF_NOEXIST, family);
 }
 
 static __always_inline void nat_remove(const struct tuple *t, const __u8 direction,
@@ -137,6 +151,16 @@ static __always_inline bool in_nat_range(__u16 port)
 	return number >= config->nat_port_min && number <= config->nat_port_max;
 }
 
+/* The same ends the other way around. */
+static __always_inline void reversed(struct tuple *back, const struct tuple *t)
+{
+	back->saddr = t->daddr;
+	back->daddr = t->saddr;
+	back->sport = t->dport;
+	back->dport = t->sport;
+	back->proto = t->proto;
+}
+
 /* The tuple of an answer to a packet that was translated to `to`. */
 static __always_inline void answer_of(struct tuple *back, const struct tuple *t,
 				      const struct mapping *to)
@@ -148,9 +172,13 @@ static __always_inline void answer_of(struct tuple *back, const struct tuple *t,
 	back->proto = t->proto;
 }
 
-/* Find a port for a new connection and write both entries. */
+/*
+ * Find a port for a new connection and write both entries. `t` is what is translated, `sent` the same
+ * with the destination that the packet leaves for; `to` holds the source address that it gets.
+ */
 static __always_inline int nat_allocate(struct __sk_buff *skb, const struct tuple *t,
-					struct mapping *to, const __u8 family)
+					const struct tuple *sent, struct mapping *to, __u16 rev_nat,
+					const __u8 family)
 {
 	const struct config *config = config_of();
 	__u32 first = config->nat_port_min;
@@ -173,11 +201,11 @@ static __always_inline int nat_allocate(struct __sk_buff *skb, const struct tupl
 			to->port = bpf_htons(first + candidate);
 		if (++candidate >= size)
 			candidate = 0;
-		answer_of(&back, t, to);
+		answer_of(&back, sent, to);
 		/* an original of the node itself already owns its socket */
 		if ((same_address(&t->saddr, &to->address, family) ||
 		     !node_takes(skb, &back, family)) &&
-		    nat_insert(&back, NAT_IN, &t->saddr, t->sport, family)) {
+		    nat_insert(&back, NAT_IN, &t->saddr, t->sport, rev_nat, family)) {
 			taken = true;
 			break;
 		}
@@ -186,7 +214,7 @@ static __always_inline int nat_allocate(struct __sk_buff *skb, const struct tupl
 	}
 	if (!taken)
 		return NAT_DROP(DROP_NO_MAPPING_FOR_NAT_MASQUERADE);
-	if (nat_insert(t, NAT_OUT, &to->address, to->port, family))
+	if (nat_insert(t, NAT_OUT, &to->address, to->port, rev_nat, family))
 		return 0;
 	/* another processor was faster with the same connection: its mapping counts */
 	nat_remove(&back, NAT_IN, family);
@@ -197,25 +225,28 @@ static __always_inline int nat_allocate(struct __sk_buff *skb, const struct tupl
 
 /* The mapping of an outgoing packet, made when it is the first, mended when half of it is lost. */
 static __always_inline int nat_mapping_of(struct __sk_buff *skb, const struct tuple *t,
-					  struct mapping *to, const __u8 family)
+					  const struct tuple *sent, const union address *mine,
+					  struct mapping *to, __u16 rev_nat, const __u8 family)
 {
 	struct mapping original = {};
 	struct tuple back = {};
 
 	if (nat_find(t, NAT_OUT, to, family)) {
-		answer_of(&back, t, to);
-		if (nat_find(&back, NAT_IN, &original, family)) {
+		answer_of(&back, sent, to);
+		if (!same_address(&to->address, mine, family)) {
+			/* the node has another address now, or the way is another */
+		} else if (nat_find(&back, NAT_IN, &original, family)) {
 			if (same_address(&original.address, &t->saddr, family) &&
-			    original.port == t->sport)
+			    original.port == t->sport && original.rev_nat == rev_nat)
 				return 0;
-		} else if (nat_insert(&back, NAT_IN, &t->saddr, t->sport, family)) {
+		} else if (nat_insert(&back, NAT_IN, &t->saddr, t->sport, rev_nat, family)) {
 			return 0;
 		}
 		/* the port has gone to somebody else in between */
 		nat_remove(t, NAT_OUT, family);
 	}
-	masquerade_address(&to->address, family);
-	return nat_allocate(skb, t, to, family);
+	to->address = *mine;
+	return nat_allocate(skb, t, sent, to, rev_nat, family);
 }
 
 /* An error that a pod sends about a translated packet: it must quote what the peer knows. */
@@ -229,11 +260,7 @@ static __always_inline int masquerade_error(struct __sk_buff *skb, struct packet
 	if (!quote(skb, p, &q, family))
 		/* quoted by the one who got the packet: its destination is who sends the error */
 		return NAT_DROP(DROP_NO_MAPPING_FOR_NAT_MASQUERADE);
-	original.saddr = q.tuple.daddr;
-	original.daddr = q.tuple.saddr;
-	original.sport = q.tuple.dport;
-	original.dport = q.tuple.sport;
-	original.proto = q.tuple.proto;
+	reversed(&original, &q.tuple);
 	if (!nat_find(&original, NAT_OUT, &to, family))
 		return NAT_DROP(DROP_NO_MAPPING_FOR_NAT_MASQUERADE);
 	if (rewrite_quoted(skb, p, &q, false, &to.address, to.port, family) ||
@@ -245,6 +272,7 @@ static __always_inline int masquerade_error(struct __sk_buff *skb, struct packet
 /* Give an outgoing packet the node's address. */
 static __always_inline int masquerade(struct __sk_buff *skb, struct packet *p, const __u8 family)
 {
+	union address mine = {};
 	struct mapping to = {};
 	int verdict;
 
@@ -255,7 +283,8 @@ static __always_inline int masquerade(struct __sk_buff *skb, struct packet *p, c
 	     p->icmp_type != ICMP_TIMESTAMP) ||
 	    (p->tuple.proto == IPPROTO_ICMPV6 && p->icmp_type != ICMPV6_ECHO_REQUEST))
 		return NAT_DROP(DROP_UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE);
-	verdict = nat_mapping_of(skb, &p->tuple, &to, family);
+	masquerade_address(&mine, family);
+	verdict = nat_mapping_of(skb, &p->tuple, &p->tuple, &mine, &to, 0, family);
 	if (verdict)
 		return verdict;
 	if (rewrite_port(skb, p, true, to.port, family) ||
@@ -263,6 +292,9 @@ static __always_inline int masquerade(struct __sk_buff *skb, struct packet *p, c
 		return NAT_DROP(DROP_ERROR_WRITING_TO_PACKET);
 	return 0;
 }
+
+/* Of restore(): the packet is an answer to a client of a service; nothing has been changed. */
+#define RESTORE_CLIENT 2
 
 /* Undo the translation inside an error about a packet we sent. 1 is done, 0 is not ours. */
 static __always_inline int restore_error(struct __sk_buff *skb, struct packet *p, const __u8 family)
@@ -273,13 +305,11 @@ static __always_inline int restore_error(struct __sk_buff *skb, struct packet *p
 
 	if (!quote(skb, p, &q, family))
 		return 0;
-	back.saddr = q.tuple.daddr;
-	back.daddr = q.tuple.saddr;
-	back.sport = q.tuple.dport;
-	back.dport = q.tuple.sport;
-	back.proto = q.tuple.proto;
+	reversed(&back, &q.tuple);
 	if (!nat_find(&back, NAT_IN, &original, family))
 		return 0;
+	if (original.rev_nat)
+		return RESTORE_CLIENT;
 	if (rewrite_quoted(skb, p, &q, true, &original.address, original.port, family) ||
 	    rewrite_address(skb, p, false, &original.address, family))
 		return NAT_DROP(DROP_ERROR_WRITING_TO_PACKET);
@@ -288,7 +318,7 @@ static __always_inline int restore_error(struct __sk_buff *skb, struct packet *p
 
 /*
  * Give an incoming packet its original destination back. 1 is done, 0 is nobody's translation, and
- * less than 0 a drop.
+ * less than 0 a drop; see also RESTORE_CLIENT.
  */
 static __always_inline int restore(struct __sk_buff *skb, struct packet *p, const __u8 family)
 {
@@ -301,13 +331,15 @@ static __always_inline int restore(struct __sk_buff *skb, struct packet *p, cons
 		return 0;
 	if (!nat_find(&p->tuple, NAT_IN, &original, family))
 		return 0;
+	if (original.rev_nat)
+		return RESTORE_CLIENT;
 	out.saddr = original.address;
 	out.daddr = p->tuple.saddr;
 	out.sport = original.port;
 	out.dport = p->tuple.sport;
 	out.proto = p->tuple.proto;
 	if (!nat_find(&out, NAT_OUT, &to, family))
-		nat_insert(&out, NAT_OUT, &p->tuple.daddr, p->tuple.dport, family);
+		nat_insert(&out, NAT_OUT, &p->tuple.daddr, p->tuple.dport, 0, family);
 	if (rewrite_port(skb, p, false, original.port, family) ||
 	    rewrite_address(skb, p, false, &original.address, family))
 		return NAT_DROP(DROP_ERROR_WRITING_TO_PACKET);
@@ -339,11 +371,7 @@ static __always_inline bool node_collides(const struct packet *p, const __u8 fam
 	masquerade_address(&mine, family);
 	if (!same_address(&p->tuple.saddr, &mine, family))
 		return false;
-	back.saddr = p->tuple.daddr;
-	back.daddr = p->tuple.saddr;
-	back.sport = p->tuple.dport;
-	back.dport = p->tuple.sport;
-	back.proto = p->tuple.proto;
+	reversed(&back, &p->tuple);
 	return nat_find(&back, NAT_IN, &owner, family) &&
 	       (!same_address(&owner.address, &mine, family) || owner.port != p->tuple.sport);
 }
