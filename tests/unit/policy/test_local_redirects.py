@@ -1,4 +1,4 @@
-"""CiliumLocalRedirectPolicy: its rules, and what it means once it is enforced."""
+"""CiliumLocalRedirectPolicy: its rules, and its normal form."""
 
 from __future__ import annotations
 

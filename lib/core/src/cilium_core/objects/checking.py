@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from cilium_core.policy.options import PolicyOptions
 
-_LOCAL_REDIRECT_WARNING: Final = "spec: is accepted, and not enforced yet"
-
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -85,7 +83,6 @@ def check(obj: Mapping[str, Any], options: PolicyOptions | None = None) -> Check
     warnings = tuple(converted.warnings)
     if kind == local_redirects.KIND:
         model: type[BaseModel] = LocalRedirectPolicy
-        warnings += (_LOCAL_REDIRECT_WARNING,)
     else:
         model = models()[kind]
     for one in converted.objects:

@@ -1,7 +1,7 @@
 """CiliumLocalRedirectPolicy: traffic to one address or service goes to pods of the same node.
 
 The models with all their rules, the normal form, and the older spellings that are still understood.
-Nothing enforces such policies yet; whoever takes one in says so.
+`cilium_core.services.redirecting` turns the normal form into frontends of a node.
 """
 
 from __future__ import annotations
