@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cilium_core.identities import Identity
     from cilium_core.policy import Origin
     from cilium_core.records import PolicyFinding
+    from cilium_core.services.models import Frontend, L4Address
 
     from cilium_agent.endpoints.records import Endpoint
     from cilium_agent.endpoints.tables import EndpointTable
@@ -110,6 +111,24 @@ class Feed:
         """Cookies that no verdict can carry any more."""
         self._hub.publish(Update(rules_deleted=cookie) for cookie in cookies)
 
+    def services(self, upserts: Iterable[Frontend], deletes: Iterable[L4Address] = ()) -> None:
+        """Frontends came, changed or went; a deleted one is gone for whoever asks.
+
+        An address as a whole and the NodePorts on no address in particular are nobody's name.
+        """
+        self._hub.publish(
+            Update(
+                service=metadata_pb2.Service(
+                    frontend=_frontend(one.at),
+                    namespace=one.service.namespace,
+                    name=one.service.name,
+                )
+            )
+            for one in upserts
+            if _has_name(one.at)
+        )
+        self._hub.publish(Update(frontend_deleted=_frontend(at)) for at in deletes if _has_name(at))
+
     def finding(self, finding: PolicyFinding, *, over: bool) -> None:
         """A policy is not enforced as written, or is again."""
         notification = {**dataclasses.asdict(finding), "over": over}
@@ -160,6 +179,14 @@ class Feed:
         if endpoint.id in self._created:
             self._created.discard(endpoint.id)
             self._hub.announce(_endpoint_event(EventType.ENDPOINT_DELETED, endpoint))
+
+
+def _frontend(at: L4Address) -> metadata_pb2.Frontend:
+    return metadata_pb2.Frontend(ip=str(at.address), port=at.port, protocol=int(at.protocol))
+
+
+def _has_name(at: L4Address) -> bool:
+    return bool(at.port) and not at.address.is_unspecified
 
 
 def _endpoint_event(kind: flow_pb2.AgentEventType, endpoint: Endpoint) -> flow_pb2.AgentEvent:
