@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from cilium_core.policy import EnforcementMode, PolicyOptions
 from cilium_core.policy.options import HeaderRegex
 from cilium_core.proxying.redirects import DnsOptions
+from cilium_core.services import Algorithm, PortRange, ServiceOptions
 
 from cilium_agent.datapath import NodeConfig
 from cilium_agent.datapath.exemptions import Exemption
-from cilium_agent.datapath.models import Direction
+from cilium_agent.datapath.models import Direction, ServiceConfig
 from cilium_agent.fqdn import NameOptions
 from cilium_agent.proxies.envoy.options import EnvoyOptions
 from cilium_agent.settings import AGGREGATION_LEVELS, AgentSettings, tcp_flag_mask
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from cilium_agent.addresses import PodAddresses
     from cilium_agent.hosts import Host
+
+
+SLOTS_PER_FRONTEND = 8
+"""Places for ids of backends; frontends with the same backends share them."""
 
 
 def map_sizes(settings: AgentSettings) -> dict[str, int]:
@@ -34,6 +39,15 @@ def map_sizes(settings: AgentSettings) -> dict[str, int]:
         "cilium_ct_any6_global": settings.bpf_ct_global_any_max,
         "cilium_snat_v4_external": settings.bpf_nat_global_max,
         "cilium_snat_v6_external": settings.bpf_nat_global_max,
+        "cilium_lb4_services_v2": settings.bpf_lb_map_max,
+        "cilium_lb6_services_v2": settings.bpf_lb_map_max,
+        "cilium_lb_slots": settings.bpf_lb_map_max * SLOTS_PER_FRONTEND,
+        "cilium_lb_maglev": settings.bpf_lb_maglev_table_size,
+        "cilium_lb_affinity": settings.bpf_lb_map_max,
+        "cilium_lb_affinity_match": settings.bpf_lb_map_max,
+        "cilium_lb4_source_range": settings.bpf_lb_map_max,
+        "cilium_lb6_source_range": settings.bpf_lb_map_max,
+        "cilium_lb_reverse_sk": settings.bpf_sock_rev_map_max,
     }
 
 
@@ -123,7 +137,49 @@ def node_config(settings: AgentSettings, host: Host, addresses: PodAddresses) ->
         aggregation=AGGREGATION_LEVELS[settings.monitor_aggregation],
         aggregation_flags=tcp_flag_mask(settings.monitor_aggregation_flags),
         aggregation_interval_s=round(settings.monitor_aggregation_interval),
+        nat_port_min=max(NodeConfig().nat_port_min, settings.node_ports()[1] + 1),
         cluster_id=settings.cluster_id,
+        services=service_config(settings),
+    )
+
+
+def service_config(settings: AgentSettings) -> ServiceConfig:
+    """How the data plane translates services."""
+    first, last = settings.node_ports()
+    mode = settings.bpf_lb_mode
+    return ServiceConfig(
+        nodes=settings.kube_proxy_replacement,
+        sockets=settings.bpf_lb_sock,
+        sockets_of_host_only=settings.bpf_lb_sock_hostns_only,
+        socket_trace=settings.trace_sock and settings.enable_hubble,
+        cgroup=settings.cgroup_root,
+        reject=settings.service_no_backend_response == "reject",
+        dsr_tcp=mode in ("dsr", "hybrid"),
+        dsr_udp=mode == "dsr",
+        external_clusterip=settings.bpf_lb_external_clusterip,
+        acceleration=settings.bpf_lb_acceleration,
+        node_port_min=first,
+        node_port_max=last,
+        maglev_size=settings.bpf_lb_maglev_table_size,
+        maglev_seed=settings.bpf_lb_maglev_hash_seed,
+        hairpin_ipv4=settings.ipv4_service_loopback_address,
+        hairpin_ipv6=settings.ipv6_service_loopback_address,
+    )
+
+
+def service_options(settings: AgentSettings) -> ServiceOptions:
+    """How objects become frontends on this node."""
+    return ServiceOptions(
+        kube_proxy_replacement=settings.kube_proxy_replacement,
+        node_port_range=PortRange(*settings.node_ports()),
+        external_cluster_ip=settings.bpf_lb_external_clusterip,
+        source_range_all_types=settings.bpf_lb_source_range_all_types,
+        session_affinity=settings.enable_session_affinity,
+        service_topology=settings.enable_service_topology,
+        service_proxy_name=settings.k8s_service_proxy_name,
+        algorithm=Algorithm(settings.bpf_lb_algorithm),
+        local_redirects=settings.enable_local_redirect_policy,
+        local_redirect_networks=settings.lrp_address_matcher_cidrs,
     )
 
 

@@ -19,6 +19,7 @@ from cilium_core.settings import (
 
 from cilium_agent.settings_policy import PolicySettings
 from cilium_agent.settings_proxies import ProxySettings
+from cilium_agent.settings_services import ServiceSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +63,7 @@ class AgentSettings(
     KvstoreSettings,
     PolicySettings,
     ProxySettings,
+    ServiceSettings,
 ):
     """What an agent can be told."""
 
@@ -168,6 +170,7 @@ class AgentSettings(
         if self.node_ipv4 is not None and self.node_ipv4.is_unspecified:
             yield Problem("node-ipv4", "0.0.0.0 is no node's address; leave it empty to detect it")
         yield from ProxySettings.check(self)
+        yield from ServiceSettings.check(self)
         try:
             tcp_flag_mask(self.monitor_aggregation_flags)
         except ValueError as error:

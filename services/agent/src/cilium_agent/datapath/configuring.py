@@ -10,14 +10,16 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from cilium_core import abi
+from cilium_core.services.hashing import read_seed
 
 from cilium_agent.datapath.errors import DatapathError
 
 if TYPE_CHECKING:
     from cilium_agent.datapath.maps import Maps
-    from cilium_agent.datapath.models import NodeConfig
+    from cilium_agent.datapath.models import NodeConfig, ServiceConfig
 
 _KEY = bytes(4)
+_PORT_MAX = 0xFFFF
 LIVE_FIELDS = frozenset(
     {
         "aggregation",
@@ -68,7 +70,7 @@ def fields(config: NodeConfig) -> dict[str, Any]:
 
     Raises DatapathError for a value that the programs cannot take.
     """
-    if not 0 < config.nat_port_min <= config.nat_port_max <= 0xFFFF:
+    if not 0 < config.nat_port_min <= config.nat_port_max <= _PORT_MAX:
         raise DatapathError(
             f"nat ports {config.nat_port_min} to {config.nat_port_max} are no range of 1 to 65535"
         )
@@ -82,6 +84,7 @@ def fields(config: NodeConfig) -> dict[str, Any]:
         abi.CONFIG_DROPS: config.drop_events,
         abi.CONFIG_PROXY: config.proxy,
         abi.CONFIG_HOST_FIREWALL: config.host_firewall,
+        **_service_flags(config.services),
     }
     return {
         "flags": sum(flag for flag, on in flags.items() if on),
@@ -102,6 +105,38 @@ def fields(config: NodeConfig) -> dict[str, Any]:
         "ct_timeout_any": config.ct_timeout_any_s,
         "cluster_id": config.cluster_id,
         "tunnel_port": socket.htons(config.tunnel_port),
+        **_service_fields(config.services),
+    }
+
+
+def _service_flags(services: ServiceConfig) -> dict[int, bool]:
+    return {
+        abi.CONFIG_LB_PODS: services.pods,
+        abi.CONFIG_LB_NODES: services.nodes,
+        abi.CONFIG_LB_REJECT: services.reject,
+        abi.CONFIG_LB_DSR_TCP: services.dsr_tcp,
+        abi.CONFIG_LB_DSR_UDP: services.dsr_udp,
+        abi.CONFIG_LB_EXTERNAL_CLUSTERIP: services.external_clusterip,
+        abi.CONFIG_LB_SOCKET_TRACE: services.socket_trace,
+        abi.CONFIG_LB_SOCKET_HOST: services.sockets_of_host_only,
+    }
+
+
+def _service_fields(services: ServiceConfig) -> dict[str, Any]:
+    if not 0 < services.node_port_min <= services.node_port_max <= _PORT_MAX:
+        raise DatapathError(
+            f"node ports {services.node_port_min} to {services.node_port_max} are no range of"
+            " 1 to 65535"
+        )
+    return {
+        "node_port_min": services.node_port_min,
+        "node_port_max": services.node_port_max,
+        "maglev_size": services.maglev_size,
+        "lb_hash_seed": read_seed(services.maglev_seed).flows,
+        "hairpin_ipv4": _number(services.hairpin_ipv4),
+        "hairpin_ipv6": _bytes(services.hairpin_ipv6),
+        "ct_timeout_service_tcp": services.timeout_tcp_s,
+        "ct_timeout_service_any": services.timeout_any_s,
     }
 
 

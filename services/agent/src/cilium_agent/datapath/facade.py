@@ -26,6 +26,7 @@ from cilium_agent.datapath import (
     maps,
     pinning,
     redirecting,
+    sockets,
     specs,
     syscalls,
 )
@@ -39,6 +40,9 @@ from cilium_agent.datapath.models import DatapathPaths, NodeConfig
 from cilium_agent.datapath.policies import Policies
 from cilium_agent.datapath.prefilter import Prefilter
 from cilium_agent.datapath.routes import Routes
+from cilium_agent.datapath.servicedumps import ServiceDumps
+from cilium_agent.datapath.services import Services
+from cilium_agent.datapath.sockets import Namespaces
 from cilium_agent.datapath.tracking import Nat, Tracking
 from cilium_agent.datapath.trials import Trials
 
@@ -62,6 +66,9 @@ class Datapath:
     routes: Routes
     exemptions: Exemptions
     trials: Trials
+    services: Services
+    service_dumps: ServiceDumps
+    namespaces: Namespaces
     config: NodeConfig
 
     def __init__(
@@ -109,7 +116,9 @@ class Datapath:
 
         held = devices.ensure(config)
         self._configuration = Configuration(opened)
-        self._configuration.patch(**node_fields, **held.config_fields())
+        self._configuration.patch(
+            **node_fields, **held.config_fields(), netns_cookie=sockets.own_cookie()
+        )
         self.config, self._devices, self._programs = config, held, generation.programs
         self.endpoints = Endpoints(opened)
         self.ipcache = Ipcache(opened)
@@ -118,10 +127,24 @@ class Datapath:
         self.conntrack = Tracking(opened)
         self.nat = Nat(opened)
         self.metrics = Counters(opened)
-        self.prefilter = Prefilter(opened, self._configuration, held.node, generation.programs)
+        self.prefilter = Prefilter(
+            opened,
+            self._configuration,
+            held.node,
+            generation.programs,
+            acceleration=config.services.acceleration,
+        )
         self.routes = Routes(config, held)
         self.exemptions = Exemptions(opened)
         self.trials = Trials(generation.programs, held)
+        self.services = Services(
+            opened,
+            maglev_seed=config.services.maglev_seed,
+            external_clusterip=config.services.external_clusterip,
+        )
+        undo.callback(self.services.close)
+        self.service_dumps = ServiceDumps(opened)
+        self.namespaces = Namespaces(opened)
 
         self.routes.ensure_local()
         redirecting.ensure(config.versions)
@@ -129,6 +152,11 @@ class Datapath:
         for ifindex in devices.attach_all(held, generation.programs, pods):
             _log.warning("endpoint's device is gone", ifindex=ifindex)
         self.prefilter.apply()
+        if config.services.sockets:
+            cgroup = config.services.cgroup or sockets.cgroup_mount()
+            sockets.attach(root, cgroup, generation.programs)
+        else:
+            sockets.detach(root)
         if opened.migrations or loading.others(root, generation.key):
             syscalls.wait_for_running_programs()
             opened.catch_up()
@@ -179,6 +207,7 @@ class Datapath:
             redirecting.remove()
         self.stop()
         root: Path = self.paths.bpf_root
+        sockets.detach(root)
         if root.is_dir():
             shutil.rmtree(root)
 

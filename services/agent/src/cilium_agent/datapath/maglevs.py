@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cilium_core.services import maglev
 
 from cilium_agent.datapath import syscalls
 
@@ -63,8 +64,6 @@ class MaglevTables:
         """Make the tables that are wanted. Raises BpfError."""
         if not self._wanted:
             return
-        from cilium_core.services import maglev
-
         contents: dict[Key, Any] = {}
         made: dict[Key, int] = {}
         rows: dict[bytes, bytes] = {}

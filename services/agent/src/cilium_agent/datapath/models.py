@@ -17,6 +17,9 @@ from cilium_core.policy import PolicyEntry, PolicyKey
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+HAIRPIN_IPV4 = ipaddress.IPv4Address("169.254.42.1")
+HAIRPIN_IPV6 = ipaddress.IPv6Address("fe80::1")
+
 EndpointFlag = abi.enum("endpoint_flag")
 ConfigFlag = abi.enum("config_flag")
 Aggregation = abi.enum("aggregation")
@@ -31,6 +34,41 @@ class DatapathPaths:
     """Folder of the pinned maps and programs; on a bpffs."""
     template_dir: Path = Path("/var/lib/cilium/templates")
     """Compiled programs; may be shared by all agents of the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """How services are translated."""
+
+    pods: bool = True
+    """Packet by packet, where sockets have not been asked."""
+    nodes: bool = True
+    """What comes from outside: NodePorts, external addresses and hostPorts."""
+    sockets: bool = False
+    """When processes in the cgroup connect."""
+    sockets_of_host_only: bool = False
+    socket_trace: bool = True
+    """Write events of translations at sockets."""
+    cgroup: Path | None = None
+    """Folder of the cgroup; None is the mount of cgroup v2."""
+    reject: bool = True
+    """Refuse where there is no backend, rather than stay silent."""
+    dsr_tcp: bool = False
+    dsr_udp: bool = False
+    external_clusterip: bool = False
+    acceleration: str = "disabled"
+    """disabled, native, best-effort or testing-only (generic XDP)."""
+    node_port_min: int = 30000
+    node_port_max: int = 32767
+    maglev_size: int = 16381
+    maglev_seed: str = "JLfvgnHc2kaSUFaI"
+    """Twelve bytes in base64, the same on all nodes."""
+    hairpin_ipv4: ipaddress.IPv4Address = HAIRPIN_IPV4
+    hairpin_ipv6: ipaddress.IPv6Address = HAIRPIN_IPV6
+    """Sources of what a pod sends itself through a service."""
+    timeout_tcp_s: int = 8000
+    """How long a connection keeps its backend without a packet."""
+    timeout_any_s: int = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +111,7 @@ class NodeConfig:
     ct_timeout_tcp_fin_s: int = 10
     ct_timeout_any_s: int = 60
     cluster_id: int = 0
+    services: ServiceConfig = ServiceConfig()
 
     @property
     def versions(self) -> tuple[int, ...]:

@@ -44,7 +44,11 @@ class Prefilter:
         configuration: Configuration,
         devices: Mapping[str, int],
         programs: Mapping[str, int],
+        *,
+        acceleration: str = "disabled",
     ) -> None:
+        """`acceleration` is that of `ServiceConfig`: its work is in the program too."""
+        self._acceleration = acceleration
         self._cidrs: dict[int, Map] = {4: maps["CIDR4"], 6: maps["CIDR6"]}
         self._buckets = maps["RATELIMIT"]
         self._configuration = configuration
@@ -101,8 +105,12 @@ class Prefilter:
         return self.get()
 
     def apply(self) -> None:
-        """Put the program on the devices if there is something to refuse, or take it off."""
-        wanted = bool(self._configuration.read()["rate_limit_pps"]) or bool(self._read())
+        """Put the program on the devices if it has something to do, or take it off.
+
+        Raises DeviceError where services must be accelerated and the device does not allow it.
+        """
+        refuses = bool(self._configuration.read()["rate_limit_pps"]) or bool(self._read())
+        wanted = refuses or self._acceleration != "disabled"
         if wanted and PROGRAM not in self._programs:
             raise DatapathError(f"the prefilter's program {PROGRAM} is not loaded")
         with nl.session("XDP prefilter") as netlink:
@@ -112,10 +120,11 @@ class Prefilter:
                     if wanted:
                         raise DeviceError(
                             f"device {name} has an XDP program of somebody else's (number"
-                            f" {number}); remove it to use the prefilter there"
+                            f" {number}); remove it to use the prefilter or the acceleration of"
+                            " services there"
                         )
                 elif wanted:
-                    self._attach(netlink, name, index, mode)
+                    self._attach(netlink, name, index, mode, refuses=refuses)
                 elif number:
                     nl.set_xdp(netlink, index, -1, nl.XDP_FLAGS.get(mode, 0))
 
@@ -127,17 +136,34 @@ class Prefilter:
                 if number and _is_ours(number):
                     nl.set_xdp(netlink, index, -1, nl.XDP_FLAGS.get(mode, 0))
 
-    def _attach(self, netlink: Any, name: str, index: int, mode: str) -> None:
-        """Replace in the mode it is in, or try native and then generic."""
+    def _attach(self, netlink: Any, name: str, index: int, mode: str, *, refuses: bool) -> None:
+        """Put the program on a device, in the mode that what it does there allows."""
         fd = self._programs[PROGRAM]
-        if mode:
+        if self._acceleration == "testing-only":
+            self._change(netlink, index, fd, mode, "generic")
+            return
+        if mode == "native" or (mode and self._acceleration == "disabled"):
             nl.set_xdp(netlink, index, fd, nl.XDP_FLAGS.get(mode, 0))
             return
         try:
-            nl.set_xdp(netlink, index, fd, nl.XDP_FLAGS["native"])
+            self._change(netlink, index, fd, mode, "native")
         except NetlinkError as error:
-            _log.info("native XDP is not possible, using generic", device=name, error=str(error))
-            nl.set_xdp(netlink, index, fd, nl.XDP_FLAGS["generic"])
+            if self._acceleration == "native":
+                raise DeviceError(
+                    f"device {name} takes no native XDP program ({error}); set"
+                    " bpf-lb-acceleration to best-effort or disabled"
+                ) from error
+            if refuses:
+                _log.info("no native XDP, using generic", device=name, error=str(error))
+                self._change(netlink, index, fd, mode, "generic")
+            else:
+                _log.info("services are not accelerated", device=name, error=str(error))
+
+    def _change(self, netlink: Any, index: int, fd: int, mode: str, wanted: str) -> None:
+        """Have the program on a device in a mode; a device has one mode at a time."""
+        if mode and mode != wanted:
+            nl.set_xdp(netlink, index, -1, nl.XDP_FLAGS.get(mode, 0))
+        nl.set_xdp(netlink, index, fd, nl.XDP_FLAGS[wanted])
 
     def _attached(self) -> dict[str, str]:
         found = {}
