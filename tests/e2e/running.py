@@ -55,6 +55,11 @@ class Running:
         assert self.process.stdout is not None
         assert self.process.stdout.readline().strip() == text
 
+    def stopped(self, limit_s: float = 20) -> Any:
+        """Tell it to stop, and return what it prints then."""
+        self.process.terminate()
+        return self.outcome(limit_s)
+
     def outcome(self, limit_s: float) -> Any:
         """Return what it prints at its end; AssertionError when that does not come in time."""
         try:
@@ -139,6 +144,18 @@ class Lab:
             *(str(BIN / "cilium"), "lab", "exec", "--lab", self.name, place, "--"),
             *(PYTHON, program, *arguments),
         ]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                yield Running(process)
+            finally:
+                process.kill()
+
+    @contextlib.contextmanager
+    def spawned_beside(self, netns: str, *arguments: str) -> Iterator[Running]:
+        """Run traffic.py in a namespace but in no group of the lab, while the block runs."""
+        command = ["nsenter", f"--net=/run/netns/{netns}", PYTHON, str(TRAFFIC), *arguments]
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         ) as process:

@@ -5,18 +5,27 @@ traffic.py try PROTO:ADDRESS:PORT...          one JSON object: whether each echo
 traffic.py bulk ADDRESS PORT BYTES            send and get back that much; JSON: seconds
 traffic.py load SECONDS ADDRESS PORT          steady TCP and UDP echo; JSON: what went wrong
 traffic.py hold ADDRESS PORT      one TCP connection that talks until it is cut; JSON: how
+traffic.py storm RATE ADDRESS PORT            so many connections a second until SIGTERM; JSON
+traffic.py talk PAUSE_S ADDRESS:PORT...       TCP connections that talk until SIGTERM; JSON: how
+traffic.py flood udp|syn SOURCE[-LAST] ADDRESS PORT RATE   crafted packets until SIGTERM; JSON
+
+The last three print "going" once traffic flows. A flood comes from all ports of its addresses, one
+after the other, as packets of no socket.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
+import signal
 import socket
 import struct
 import sys
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 TRY_LIMIT_S = 1.0
@@ -252,6 +261,155 @@ async def hold(address: str, port: int) -> dict[str, Any]:
         return {"messages": messages, "ended_by": type(error).__name__, "last_talk": end}
 
 
+STORM_LIMIT_S = 5.0
+STORM_TICK_S = 0.002
+
+
+def until_told() -> asyncio.Event:
+    """An event for SIGTERM."""
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    return told
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    """IPv4 or IPv6."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+async def storm(rate: float, address: str, port: int) -> dict[str, Any]:
+    """Connect, ask who it is, close: as many a second, whatever becomes of those before."""
+    loop, told = asyncio.get_running_loop(), until_told()
+    served: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    slowest = 0.0
+
+    async def once() -> None:
+        nonlocal slowest
+        began = loop.time()
+        with socket.socket(family_of(address)) as connection:
+            connection.setblocking(False)
+            stage = "connect"
+            try:
+                async with asyncio.timeout(STORM_LIMIT_S):
+                    await loop.sock_connect(connection, (address, port))
+                    stage = "answer"
+                    await loop.sock_sendall(connection, b"who?")
+                    answer = await loop.sock_recv(connection, 1000)
+            except (OSError, TimeoutError) as error:
+                failed[f"{stage}: {type(error).__name__} {error}"] += 1
+                return
+        slowest = max(slowest, loop.time() - began)
+        if answer:
+            served[answer.decode().split(" ")[0]] += 1
+        else:
+            failed["answer: closed"] += 1
+
+    running: set[asyncio.Task[None]] = set()
+    started, begun, going = loop.time(), 0, False
+    while not told.is_set():
+        while begun < (loop.time() - started) * rate:
+            task = loop.create_task(once())
+            running.add(task)
+            task.add_done_callback(running.discard)
+            begun += 1
+        if not going and served:
+            going = True
+            print("going", flush=True)
+        await asyncio.sleep(STORM_TICK_S)
+    took = loop.time() - started
+    await asyncio.gather(*running)
+    return {
+        "connections": begun,
+        "seconds": took,
+        "served": dict(served),
+        "failed": dict(failed),
+        "slowest_s": slowest,
+    }
+
+
+async def talk(pause_s: float, targets: list[str]) -> dict[str, Any]:
+    """One connection to each target, over which a byte goes there and back now and then."""
+    loop, told = asyncio.get_running_loop(), until_told()
+    found: dict[str, dict[str, Any]] = {}
+
+    async def one(number: int, target: str, going: asyncio.Event) -> None:
+        address, port = target.rsplit(":", 1)
+        mine = found[f"{number} {target}"] = {"messages": 0, "error": "", "longest_s": 0.0}
+        try:
+            reader, writer = await asyncio.open_connection(address, int(port))
+            while not told.is_set():
+                began = loop.time()
+                writer.write(b"t")
+                async with asyncio.timeout(STORM_LIMIT_S):
+                    await reader.readexactly(1)
+                mine["messages"] += 1
+                mine["longest_s"] = max(mine["longest_s"], loop.time() - began)
+                going.set()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(told.wait(), pause_s)
+            writer.close()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            mine["error"] = f"{type(error).__name__} {error}"
+            going.set()
+
+    begun = [asyncio.Event() for _ in targets]
+    tasks = [
+        loop.create_task(one(number, target, begun[number]))
+        for number, target in enumerate(targets)
+    ]
+    await asyncio.gather(*(going.wait() for going in begun))
+    print("going", flush=True)
+    await asyncio.gather(*tasks)
+    return found
+
+
+def flood(kind: str, sources: str, address: str, port: int, rate: float) -> dict[str, Any]:
+    """Packets from every port of every source address, the next address after all ports."""
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
+    first, _, last = sources.partition("-")
+    low, high = int(ipaddress.ip_address(first)), int(ipaddress.ip_address(last or first))
+    size = 16 if ":" in address else 4
+    family = family_of(address)
+    target = socket.inet_pton(family, address)
+    number = socket.IPPROTO_UDP if kind == "udp" else socket.IPPROTO_TCP
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+        sent, failed, started = 0, 0, time.monotonic()
+        while not stop:
+            source = (low + sent // 64000 % (high - low + 1)).to_bytes(size, "big")
+            packet = crafted(number, source, 1024 + sent % 64000, target, port)
+            try:
+                raw.sendto(packet, (address, 0))
+            except OSError:
+                failed += 1
+            sent += 1
+            if sent == 100:
+                print("going", flush=True)
+            if sent % 100 == 0 and (ahead := sent / rate - (time.monotonic() - started)) > 0:
+                time.sleep(ahead)
+    return {"sent": sent, "failed": failed, "seconds": time.monotonic() - started}
+
+
+def crafted(number: int, source: bytes, sport: int, target: bytes, port: int) -> bytes:
+    """An IP packet with a SYN or a datagram of one byte in it."""
+    if number == socket.IPPROTO_UDP:
+        body = struct.pack("!HHHH", sport, port, 9, 0) + b"f"
+        at = 6
+    else:
+        body = struct.pack("!HHIIBBHHH", sport, port, 1, 0, 5 << 4, 2, 65535, 0, 0)
+        at = 16
+    pseudo = source + target + struct.pack("!HBBH", 0, 0, number, len(body))
+    odd = bytes(len(body) % 2)
+    checksum = internet_checksum(pseudo + body + odd) or 0xFFFF
+    body = body[:at] + struct.pack("!H", checksum) + body[at + 2 :]
+    if len(source) == 16:
+        return struct.pack("!IHBB", 6 << 28, len(body), number, 64) + source + target + body
+    # the kernel fills in the length, the identification and the checksum
+    return struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0, 64, number, 0) + source + target + body
+
+
 def main() -> None:
     """Run one of the programs."""
     program, *arguments = sys.argv[1:]
@@ -268,6 +426,14 @@ def main() -> None:
     elif program == "hold":
         address, port = arguments
         print(json.dumps(asyncio.run(hold(address, int(port)))))
+    elif program == "storm":
+        rate, address, port = arguments
+        print(json.dumps(asyncio.run(storm(float(rate), address, int(port)))))
+    elif program == "talk":
+        print(json.dumps(asyncio.run(talk(float(arguments[0]), arguments[1:]))))
+    elif program == "flood":
+        kind, sources, address, port, rate = arguments
+        print(json.dumps(flood(kind, sources, address, int(port), float(rate))))
 
 
 if __name__ == "__main__":
