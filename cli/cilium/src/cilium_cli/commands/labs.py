@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cilium_cli.commands.lab_pods import pod
+from cilium_cli.commands.lab_routes import route
 from cilium_cli.lab.layouts import DEFAULT_NAME, Layout
 from cilium_cli.outputs import emit, output_option, table
 from cilium_cli.targets import lab_options
 
 if TYPE_CHECKING:
     from cilium_cli.lab.components import Component
-    from cilium_cli.lab.runtimes import Pod
 
 
 @click.group(short_help="A cluster on this machine: up, down, pods, exec.")
@@ -204,7 +205,10 @@ def logs(lab: Layout, component: str | None, tail: int | None, *, follow: bool) 
 @click.argument("pod")
 @click.argument("command", nargs=-1, required=True, metavar="-- COMMAND...")
 def execute(lab_name: str | None, namespace: str, pod: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND in the network of POD ([NAMESPACE/]NAME, or node1, fabric, world)."""
+    """Run COMMAND in the network of POD ([NAMESPACE/]NAME, or node1, fabric, world).
+
+    The world lies outside the cluster: what runs there is a client like any other.
+    """
     from cilium_cli.lab import places
     from cilium_cli.targets import find_lab
 
@@ -212,98 +216,5 @@ def execute(lab_name: str | None, namespace: str, pod: str, command: tuple[str, 
     places.find(find_lab(lab_name), pod, namespace).run(words)
 
 
-@lab.group("pod")
-def pod() -> None:
-    """Create, remove and list the pods of a lab."""
-
-
-@pod.command("add")
-@click.argument("names", nargs=-1, metavar="[[NAMESPACE/]NAME]...")
-@click.option("-n", "--namespace", default="default", show_default=True)
-@click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE")
-@click.option("--node", help="Node to run on; that with the fewest pods by default.")
-@click.option("--port", "ports", multiple=True, metavar="[NAME=]PORT[/PROTOCOL]")
-@click.option("--service-account", default="default", show_default=True)
-@click.option("--command", "command", help="Command the pods run in the background.")
-@click.option("-f", "--file", "file", help="YAML file of Pods and Namespaces; - is stdin.")
-@output_option
-@lab_options
-def add_pod(
-    lab: Layout,
-    names: tuple[str, ...],
-    namespace: str,
-    labels: tuple[str, ...],
-    node: str | None,
-    ports: tuple[str, ...],
-    service_account: str,
-    command: str | None,
-    file: str | None,
-    output: str,
-) -> None:
-    """Create pods: object in etcd, network namespace, cgroup, network from the CNI plugin.
-
-    Containers that have a command run it in the background, in the folder of the YAML file.
-    """
-    import shlex
-    from pathlib import Path
-
-    from cilium_cli.lab import objects, runtimes
-    from cilium_cli.lab.etcd import Gateway
-    from cilium_cli.lab.layouts import parse_pod
-
-    namespaces, pods = objects.read_file(file) if file else ([], [])
-    for name in names:
-        in_namespace, pod_name = parse_pod(name, namespace)
-        pods.append(
-            objects.pod_object(
-                in_namespace,
-                pod_name,
-                labels=objects.parse_labels(labels),
-                service_account=service_account,
-                ports=[objects.parse_port(port) for port in ports],
-                command=shlex.split(command or ""),
-            )
-        )
-    if not pods and not namespaces:
-        raise click.UsageError("Give the name of a pod, or a file with -f.")
-    store = Gateway(lab)
-    folder = Path(file).resolve().parent if file and file != "-" else Path("/")
-    made = runtimes.add_all(lab, store, namespaces, pods, node, folder)
-    store.close()
-    _show_pods(made, output)
-
-
-@pod.command("delete")
-@click.argument("names", nargs=-1, required=True, metavar="[NAMESPACE/]NAME...")
-@click.option("-n", "--namespace", default="default", show_default=True)
-@lab_options
-def delete_pod(lab: Layout, names: tuple[str, ...], namespace: str) -> None:
-    """Remove pods and their network."""
-    from cilium_cli.lab import runtimes
-    from cilium_cli.lab.etcd import Gateway
-    from cilium_cli.lab.layouts import parse_pod
-
-    store = Gateway(lab)
-    for found in [runtimes.find(lab, *parse_pod(name, namespace)) for name in names]:
-        runtimes.delete(store, found)
-        click.echo(f"pod {found.full_name} is gone")
-    store.close()
-
-
-@pod.command("list")
-@output_option
-@lab_options
-def list_pods(lab: Layout, output: str) -> None:
-    """List the pods of a lab."""
-    from cilium_cli.lab import runtimes
-
-    _show_pods(runtimes.pods(lab), output)
-
-
-def _show_pods(pods: list[Pod], output: str) -> None:
-    found = [
-        {"namespace": p.namespace, "name": p.name, "node": p.node, "addresses": p.addresses}
-        for p in pods
-    ]
-    rows = [[p["namespace"], p["name"], p["node"], ", ".join(p["addresses"])] for p in found]
-    emit(output, found, lambda: table(["NAMESPACE", "NAME", "NODE", "ADDRESSES"], rows))
+lab.add_command(pod)
+lab.add_command(route)

@@ -234,6 +234,7 @@ def write_configs(
                 "cni-conf-dir": node.cni_config,
                 "enable-hubble": True,
                 "node-labels": f"kubernetes.io/hostname={node.name}",
+                "cgroup-root": cgroups.group(lab.name, node.name),
             }
             | dict(settings.get("", {}))
             | dict(settings.get(node.name, {})),

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cilium_core.resources.keys import kind_of
@@ -35,9 +37,13 @@ def pod_object(
     service_account: str,
     ports: Iterable[dict[str, Any]],
     command: Iterable[str],
+    host_network: bool = False,
 ) -> dict[str, Any]:
     """Return the Pod object of a pod described by options."""
     container: dict[str, Any] = {"name": "main"}
+    spec: dict[str, Any] = {"serviceAccountName": service_account, "containers": [container]}
+    if host_network:
+        spec["hostNetwork"] = True
     if listed := list(ports):
         container["ports"] = listed
     if words := list(command):
@@ -46,7 +52,7 @@ def pod_object(
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace, "labels": labels},
-        "spec": {"serviceAccountName": service_account, "containers": [container]},
+        "spec": spec,
     }
 
 
@@ -72,6 +78,43 @@ def parse_port(text: str) -> dict[str, Any]:
         raise InputError(f"port: {text!r} has protocol {protocol!r}", "TCP, UDP or SCTP")
     port: dict[str, Any] = {"containerPort": int(number), "protocol": protocol}
     return port | ({"name": name} if name else {})
+
+
+def parse_host_port(text: str) -> dict[str, Any]:
+    """Read `8080:80`, `5353:53/UDP` or `127.0.0.1:8080:80` into a container port with a hostPort.
+
+    An IPv6 address stands in brackets.
+    """
+    front, separator, inner = text.rpartition(":")
+    address, _, outer = front.rpartition(":")
+    address = address.removeprefix("[").removesuffix("]")
+    if not separator or not outer.isdecimal() or not 0 < int(outer) < 65536:
+        raise InputError(
+            f"host port: {text!r} is not [ADDRESS:]HOSTPORT:PORT/PROTOCOL", "such as 8080:80/TCP"
+        )
+    port = parse_port(inner) | {"hostPort": int(outer)}
+    if address:
+        try:
+            port["hostIP"] = str(ipaddress.ip_address(address))
+        except ValueError as error:
+            raise InputError(f"host port: {text!r}: {error}") from error
+    return port
+
+
+def join_ports(
+    ports: Iterable[dict[str, Any]], host_ports: Iterable[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Put host ports to the container ports they lead to, which keep their names."""
+    joined = list(ports)
+    for extra in host_ports:
+        for at, port in enumerate(joined):
+            same = all(port[key] == extra[key] for key in ("containerPort", "protocol"))
+            if same and "hostPort" not in port:
+                joined[at] = port | extra
+                break
+        else:
+            joined.append(extra)
+    return joined
 
 
 def read_file(name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -100,6 +143,37 @@ def put_pod(store: Gateway, pod: dict[str, Any]) -> None:
     metadata = pod["metadata"]
     key = POD.key(metadata["namespace"], metadata["name"])
     store.put({key: json.dumps(pod).encode()})
+
+
+def get_pod(store: Gateway, namespace: str, name: str) -> dict[str, Any] | None:
+    """Return the stored pod; None when there is none."""
+    value = store.get(POD.key(namespace, name))
+    if value is None:
+        return None
+    pod: dict[str, Any] = json.loads(value)
+    return pod
+
+
+def set_ready(pod: dict[str, Any], *, ready: bool) -> None:
+    """Say in the pod's status whether it serves; services send new connections to those only."""
+    status = pod.setdefault("status", {})
+    known = {one["type"]: one for one in status.get("conditions", ())}
+    for kind in ("ContainersReady", "Ready"):
+        value = str(ready)
+        if known.get(kind, {}).get("status") != value:
+            known[kind] = {"type": kind, "status": value, "lastTransitionTime": present()}
+    status["conditions"] = list(known.values())
+
+
+def mark_deleted(pod: dict[str, Any], grace_s: float) -> None:
+    """Say that the pod is terminating: it goes after `grace_s` seconds at the latest."""
+    pod["metadata"]["deletionTimestamp"] = present()
+    pod["metadata"]["deletionGracePeriodSeconds"] = int(grace_s)
+
+
+def present() -> str:
+    """Return the time as objects have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")[:-6] + "Z"
 
 
 def put_namespace(

@@ -9,14 +9,17 @@ first step, so that whatever crashed half-way can be deleted.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cilium_cli.errors import CommandError, NotFoundError
-from cilium_cli.lab import cgroups, namespaces, objects, processes
+from cilium_cli.lab import cgroups, namespaces, objects, probes, processes
 from cilium_cli.lab.layouts import NETNS_ROOT, NodeLayout, node_number
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 _INTERFACE = "eth0"
 _PLUGIN_LIMIT_S = 60.0
+_GRACE_S = 30.0
+"""Time a pod gets to end, unless it says otherwise; Kubernetes' own default."""
 
 
 class Pod:
@@ -37,6 +42,7 @@ class Pod:
         self.node: str = record["node"]
         self.container_id: str = record["containerID"]
         self.uid: str = record["uid"]
+        self.host_network: bool = record.get("hostNetwork", False)
         self.result: dict[str, Any] | None = record.get("result")
 
     @property
@@ -46,7 +52,9 @@ class Pod:
 
     @property
     def netns(self) -> str:
-        """Name of the network namespace."""
+        """Name of the network namespace; the node's for a pod of the host's network."""
+        if self.host_network:
+            return self.lab.node(node_number(self.node)).netns
         return self.lab.pod_netns(self.namespace, self.name)
 
     @property
@@ -61,7 +69,10 @@ class Pod:
 
     @property
     def addresses(self) -> list[str]:
-        """Addresses the plugin gave, IPv4 first; empty before it did."""
+        """Addresses the plugin gave, IPv4 first; empty before it did. Or those of the node."""
+        if self.host_network:
+            layout = self.lab.node(node_number(self.node))
+            return [layout.ipv4, layout.ipv6]
         if self.result is None:
             return []
         return [ip["address"].partition("/")[0] for ip in self.result["ips"]]
@@ -76,6 +87,7 @@ class Pod:
             "node": self.node,
             "containerID": self.container_id,
             "uid": self.uid,
+            "hostNetwork": self.host_network,
             "result": self.result,
         }
         draft.write_text(json.dumps(document))
@@ -135,25 +147,28 @@ def add(
             "node": chosen,
             "containerID": os.urandom(32).hex(),
             "uid": objects.new_uid(),
+            "hostNetwork": spec["spec"].get("hostNetwork") is True,
         },
     )
     pod.write()
     try:
         _add(layout, store, pod, spec, cwd)
     except BaseException:
-        delete(store, pod)
+        delete(store, pod, grace_s=0)
         raise
     return pod
 
 
 def _add(layout: NodeLayout, store: Gateway, pod: Pod, spec: dict[str, Any], cwd: Path) -> None:
-    spec["metadata"]["uid"] = pod.uid
+    spec["metadata"] |= {"uid": pod.uid, "creationTimestamp": objects.present()}
     spec["spec"]["nodeName"] = pod.node
-    spec["status"] = {"phase": "Pending", "hostIP": layout.ipv4}
+    host_ips = [{"ip": layout.ipv4}, {"ip": layout.ipv6}]
+    spec["status"] = {"phase": "Pending", "hostIP": layout.ipv4, "hostIPs": host_ips}
     objects.put_pod(store, spec)
     cgroups.create(pod.cgroup)
-    namespaces.create(pod.netns)
-    pod.result = call_plugin(pod.lab, layout, "ADD", pod)
+    if not pod.host_network:
+        namespaces.create(pod.netns)
+        pod.result = call_plugin(pod.lab, layout, "ADD", pod)
     pod.write()
     addresses = pod.addresses
     spec["status"] |= {
@@ -161,11 +176,17 @@ def _add(layout: NodeLayout, store: Gateway, pod: Pod, spec: dict[str, Any], cwd
         "podIP": addresses[0],
         "podIPs": [{"ip": address} for address in addresses],
     }
+    containers = spec["spec"].get("containers", ())
+    checks = [check for check in map(probes.readiness, containers) if check is not None]
+    objects.set_ready(spec, ready=not checks)
     objects.put_pod(store, spec)
-    for container in spec["spec"].get("containers", ()):
+    for container in containers:
         command = [*container.get("command", ()), *container.get("args", ())]
         if command:
             processes.start(command, netns=pod.netns, cgroup=pod.cgroup, log=pod.log, cwd=cwd)
+    if checks and all(check.wait(pod.netns) for check in checks):
+        objects.set_ready(spec, ready=True)
+        objects.put_pod(store, spec)
 
 
 def add_all(
@@ -186,16 +207,58 @@ def add_all(
     return [add(lab, store, spec, node, cwd) for spec in specs]
 
 
-def delete(store: Gateway, pod: Pod) -> None:
-    """Remove everything of the pod; what is already gone is fine."""
+def delete(store: Gateway, pod: Pod, *, grace_s: float | None = None) -> None:
+    """End the pod and remove everything of it; what is already gone is fine.
+
+    It is marked as terminating, waits for the `sleep` of its preStop hooks, and has what is left of
+    `grace_s` to end after SIGTERM; None takes the time that it asks for itself. 0 kills it at once.
+    """
+    found = objects.get_pod(store, pod.namespace, pod.name) if grace_s != 0 else None
+    if found is not None:
+        _terminate(store, pod, found, grace_s)
     cgroups.kill(pod.cgroup)
     layout = pod.lab.node(node_number(pod.node))
-    if (layout.cni_config / objects.CNI_CONFIG).exists():
-        call_plugin(pod.lab, layout, "DEL", pod)
-    namespaces.delete(pod.netns)
+    if not pod.host_network:
+        if (layout.cni_config / objects.CNI_CONFIG).exists():
+            call_plugin(pod.lab, layout, "DEL", pod)
+        namespaces.delete(pod.netns)
     cgroups.remove(pod.cgroup)
     objects.delete_pod(store, pod.namespace, pod.name)
     pod.lab.pod_record(pod.namespace, pod.name).unlink(missing_ok=True)
+
+
+def _terminate(store: Gateway, pod: Pod, found: dict[str, Any], grace_s: float | None) -> None:
+    """Say that the pod ends, and let its processes do so."""
+    spec = found.get("spec") or {}
+    asked = spec.get("terminationGracePeriodSeconds")
+    limit_s = grace_s if grace_s is not None else float(_GRACE_S if asked is None else asked)
+    deadline = time.monotonic() + limit_s
+    objects.mark_deleted(found, limit_s)
+    objects.put_pod(store, found)
+    if not cgroups.processes(pod.cgroup):
+        return
+    time.sleep(min(limit_s, max(map(_pause_s, spec.get("containers") or ()), default=0.0)))
+    for pid in cgroups.processes(pod.cgroup):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    while cgroups.processes(pod.cgroup) and time.monotonic() < deadline:
+        processes.reap()
+        time.sleep(0.005)
+
+
+def _pause_s(container: dict[str, Any]) -> float:
+    """Seconds a container goes on to serve after its end was announced."""
+    hook = (container.get("lifecycle") or {}).get("preStop") or {}
+    return float((hook.get("sleep") or {}).get("seconds") or 0)
+
+
+def set_ready(store: Gateway, pod: Pod, *, ready: bool) -> None:
+    """Say whether the pod serves, as its readiness probe would. Raises NotFoundError."""
+    found = objects.get_pod(store, pod.namespace, pod.name)
+    if found is None:
+        raise NotFoundError(f"etcd has no pod {pod.full_name}")
+    objects.set_ready(found, ready=ready)
+    objects.put_pod(store, found)
 
 
 def call_plugin(lab: Layout, layout: NodeLayout, verb: str, pod: Pod) -> dict[str, Any] | None:
