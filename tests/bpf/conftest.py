@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.bpf.clusters import Cluster
-    from tests.bpf.harness import Plane
+    from tests.bpf.harness import Namespace, Plane
     from tests.bpf.scenes import Scene
+    from tests.bpf.services_at_sockets import Bench, Group
 
 CACHE = Path(__file__).parents[2] / "build" / "templates"
 
@@ -95,3 +96,42 @@ def cluster() -> Iterator[Cluster]:
 def family(request: pytest.FixtureRequest) -> int:
     """IP version of the traffic."""
     return int(request.param)
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    """A cgroup that makes sockets."""
+    need(why_not())
+    from tests.bpf.services_at_sockets import Group, unique
+
+    made = Group(unique("cilium-sockets"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def asker() -> Iterator[Namespace]:
+    """The namespace of who asks, with the addresses of all that may serve."""
+    need(why_not())
+    from tests.bpf.harness import Namespace
+    from tests.bpf.services_at_sockets import BACKENDS, NODE, give_addresses
+
+    made = Namespace()
+    give_addresses(made, [*BACKENDS[4], *BACKENDS[6], NODE[4], NODE[6]])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bench(plane: Plane, group: Group, asker: Namespace) -> Iterator[Bench]:
+    """Programs at the cgroup's sockets, and services for them."""
+    from cilium_agent.datapath import pinning
+
+    from tests.bpf.services_at_sockets import Bench
+
+    root = Path("/sys/fs/bpf") / f"sockets-{secrets.token_hex(4)}"
+    pinning.ensure_bpffs(root)
+    made = Bench(plane, group, root, asker)
+    yield made
+    made.close()
+    shutil.rmtree(root)

@@ -8,6 +8,7 @@ which is the pod or the node that asks.
 from __future__ import annotations
 
 import array
+import contextlib
 import ipaddress
 import os
 import socket
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 
     from tests.bpf.harness import Namespace, Plane
 
+STREAM, DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
+SERVICE = {4: "10.96.0.10", 6: "fd00:96::10"}
+BACKENDS = {4: ("10.244.0.1", "10.244.0.2"), 6: ("fd00:244::1", "fd00:244::2")}
+NODE = {4: "172.30.0.11", 6: "fd00:30::11"}
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+ANY = {4: "0.0.0.0", 6: "::"}
+MAPPED = "::ffff:"
+SO_COOKIE = 57
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 LIMIT_S = 5.0
 _MAKER = """
@@ -203,3 +212,66 @@ def _u32(number: int) -> bytes:
 def unique(name: str) -> str:
     """A name no other run has."""
     return f"{name}-{os.getpid()}"
+
+
+class Bench:
+    """A pod, a group of processes, and services for them."""
+
+    def __init__(self, plane: Plane, group: Group, root: Path, pod: Namespace) -> None:
+        self.plane, self.group, self.root, self.pod = plane, group, root, pod
+        self.services = Services(plane)
+        self._open = contextlib.ExitStack()
+        plane.configuration.patch(
+            flags=abi.CONFIG_LB_REJECT | abi.CONFIG_DROPS | abi.CONFIG_HUBBLE,
+            node_port_min=30000,
+            node_port_max=32767,
+            netns_cookie=0,
+        )
+        sockets.attach(root, group.path, plane.generation.programs)
+
+    def close(self) -> None:
+        self._open.close()
+        sockets.detach(self.root)
+
+    def flags(self, *added: int, node: bool = False) -> None:
+        """Set flags of the configuration; `node` makes the pod's namespace the node's own."""
+        self.plane.configuration.patch(
+            flags=abi.CONFIG_DROPS | abi.CONFIG_HUBBLE | sum(added),
+            netns_cookie=cookie_of(self.pod) if node else 0,
+        )
+
+    def as_node(self) -> None:
+        self.plane.configuration.patch(netns_cookie=cookie_of(self.pod))
+
+    def server(self, at: tuple[str, int], kind: int = STREAM) -> socket.socket:
+        made: socket.socket = self._open.enter_context(listener(self.pod, at, kind))
+        return made
+
+    def servers(self, version: int, kind: int = STREAM, port: int = 8080) -> list[socket.socket]:
+        """A server on each of the backends' addresses."""
+        return [self.server((address, port), kind) for address in BACKENDS[version]]
+
+    def client(self, version: int, kind: int = STREAM, proto: int = 0) -> socket.socket:
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        made: socket.socket = self._open.enter_context(
+            self.group.socket(self.pod, family, kind, proto)
+        )
+        return made
+
+    def cluster_ip(self, version: int, proto: int = TCP, **more: Any) -> tuple[str, int]:
+        at = (SERVICE[version], 80)
+        self.services.add(at, [(b, 8080) for b in BACKENDS[version]], proto, **more)
+        return at
+
+
+def refused(client: socket.socket, at: tuple[str, int]) -> int | None:
+    """Errno of a connection that fails."""
+    try:
+        client.connect(at)
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def entries(bench: Bench) -> int:
+    return len(list(bench.plane.maps["LB_SOCKETS"].items()))
