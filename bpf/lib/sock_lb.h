@@ -193,10 +193,18 @@ static __always_inline long sock_remember(const struct request *r, const struct 
 					  const __u8 family)
 {
 	struct lb_socket asked = {.port = r->port, .rev_nat = found->rev_nat, .backend = id};
+	const struct lb_socket *last;
 	struct lb_socket_key key;
 
 	__builtin_memcpy(asked.addr, &r->address, 16);
 	socket_key(&key, r->cookie, backend, port, family);
+	/* datagram after datagram asks the same, and a look-up is cheaper than an update */
+	if (r->proto == IPPROTO_UDP) {
+		last = map_lookup(map_of(LB_SOCKETS), &key);
+		if (last && last->port == r->port && last->rev_nat == found->rev_nat &&
+		    last->backend == id && same_address(&r->address, last->addr, FAMILY_IPV6))
+			return 0;
+	}
 	return map_update(map_of(LB_SOCKETS), &key, &asked, BPF_ANY);
 }
 

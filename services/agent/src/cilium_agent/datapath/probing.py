@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _CLONE_NEWNET = 0x40000000
-_PROGRAM_TYPES = {"sched_cls": 3, "xdp": 6}
+_PROGRAM_TYPES = {"sched_cls": 3, "xdp": 6, "cgroup_sock": 9, "cgroup_sock_addr": 18}
 _HELPERS = {
     "tail_call": 12,
     "redirect": 23,
