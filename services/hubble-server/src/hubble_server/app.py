@@ -24,9 +24,13 @@ from cilium_core.telemetry import REGISTRY, Health, get_logger
 from hubble_server.errors import STATUSES
 from hubble_server.facts import VERSION, NodeFacts
 from hubble_server.flows.store import FlowStore
-from hubble_server.ingest import Ingest, Snapshot
+from hubble_server.ingest import LOST, Ingest, Snapshot
 from hubble_server.metadata.client import MetadataClient
 from hubble_server.metadata.directory import Directory
+from hubble_server.metrics.configuring import MetricsFile, parse_static
+from hubble_server.metrics.contexts import MetricsConfigError
+from hubble_server.metrics.counting import Counted, FlowMetrics
+from hubble_server.metrics.exposing import MetricsEndpoint
 from hubble_server.peers import PeerBook, PeerSettings
 from hubble_server.ring.reading import EventReader
 from hubble_server.servicers.flows import FLOWS_SERVICE, FlowStreams
@@ -56,6 +60,7 @@ _NAMES_WAIT_S = 1.0
 
 _CHECK_INTERVAL_S = 0.5
 _CERTIFICATE_INTERVAL_S = 10.0
+_METRICS_INTERVAL_S = 10.0
 
 
 class App:
@@ -72,6 +77,7 @@ class App:
         self.node = NodeFacts(settings.node_name, settings.cluster_name)
         self.store = FlowStore(settings.hubble_event_buffer_capacity)
         self.directory = Directory()
+        self.metrics = FlowMetrics(self.directory, lambda: self.node)
         self.ingest = Ingest(
             source,
             self.store,
@@ -79,6 +85,7 @@ class App:
             lambda: self.node,
             lost_interval_s=settings.hubble_lost_event_send_interval,
             redaction=settings.redaction,
+            metrics=self.metrics,
         )
         self.peers = PeerBook(
             PeerSettings(
@@ -91,6 +98,8 @@ class App:
         self.metadata = MetadataClient(settings.metadata_path, self)
         self.tcp_port = 0
         """Port of the TCP listener once it listens, 0 without one."""
+        self.metrics_port = 0
+        """Port of the metrics of flows once they are served, 0 without."""
 
     # ---- what the agent says, on the event loop ----
 
@@ -166,6 +175,7 @@ class App:
         server = self._server(new_events)
         stack.push_async_callback(server.stop)
         await self._listen(server)
+        await self._count_flows()
         self._keep(self.metadata.run())
         self._keep(self._begin_ingest())
         self._keep(self._watch_ring(server))
@@ -259,6 +269,27 @@ class App:
         await http.listen_tcp(self._settings.hubble_observability_address)
         self._stack.push_async_callback(http.stop)
 
+    async def _count_flows(self) -> None:
+        """Begin to count flows as configured, and serve the counts."""
+        settings = self._settings
+        if not settings.hubble_metrics_server:
+            return
+        static = parse_static(settings.hubble_metrics.split())
+        self.metrics.counted = tuple(Counted(metric.make()) for metric in static)
+        if (path := settings.hubble_dynamic_metrics_config_path) is not None:
+            self._keep(_follow_metrics(MetricsFile(path, self.metrics)))
+        tls = None
+        certificate = settings.hubble_metrics_server_tls_cert_file
+        key = settings.hubble_metrics_server_tls_key_file
+        if settings.hubble_metrics_server_enable_tls and certificate and key:
+            cas = settings.hubble_metrics_server_tls_client_ca_files
+            tls = server_context(certificate, key, cas, protocols=("http/1.1",))
+        endpoint = MetricsEndpoint(
+            self.metrics, [LOST], open_metrics=settings.enable_hubble_open_metrics
+        )
+        self.metrics_port = await endpoint.http.listen_tcp(settings.hubble_metrics_server, tls)
+        self._stack.push_async_callback(endpoint.http.stop)
+
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task until the server ends."""
         task = asyncio.ensure_future(work)
@@ -269,6 +300,16 @@ class App:
                 await task
 
         self._stack.push_async_callback(end)
+
+
+async def _follow_metrics(file: MetricsFile) -> None:
+    while True:
+        try:
+            if file.look():
+                _log.info("metrics of flows follow their file")
+        except MetricsConfigError as error:
+            _log.error("metrics stay as they are", reason=str(error))
+        await asyncio.sleep(_METRICS_INTERVAL_S)
 
 
 def _port(address: str) -> int | None:

@@ -38,12 +38,13 @@ if TYPE_CHECKING:
     from hubble_server.facts import NodeFacts
     from hubble_server.flows.store import FlowStore
     from hubble_server.metadata.directory import Directory
+    from hubble_server.metrics.counting import FlowMetrics
     from hubble_server.records.redacting import Redaction
     from hubble_server.ring.records import Events
 
 _log = get_logger()
 
-_LOST = counter(
+LOST = counter(
     "hubble_lost_events_total", "Events that were lost, by where they were lost.", "source"
 )
 _SOURCES = {
@@ -101,7 +102,9 @@ class Ingest:
         *,
         lost_interval_s: float = 1.0,
         redaction: Redaction | None = None,
+        metrics: FlowMetrics | None = None,
     ) -> None:
+        self._metrics = metrics
         self._source = source
         self._store = store
         self._directory = directory
@@ -176,6 +179,8 @@ class Ingest:
         self._store_records()
         self._report_losses()
         self._directory.tidy(self._store.head, self._store.slots)
+        if self._metrics is not None:
+            self._metrics.tidy()
         if self._store.head != before:
             self._store.notify()
 
@@ -221,6 +226,9 @@ class Ingest:
                     type=TYPE_AGENT,
                     subtype=event.type,
                 )
+            case "endpoint_deleted" if self._metrics is not None:
+                self._metrics.note_gone(*self._directory.pod_of(change.endpoint_deleted))
+                self._directory.apply(change)
             case _:
                 self._directory.apply(change)
 
@@ -232,6 +240,8 @@ class Ingest:
             times = [self.clock.now_ns() for _ in chunk]
             columns, encoded = self._builder.build(chunk, times, self._node())
             self._store.append(columns, len(chunk), encoded)
+            if self._metrics is not None:
+                self._metrics.count_records(encoded)
             self.flows_seen += len(chunk)
             _FLOWS.add(len(chunk))
 
@@ -256,7 +266,10 @@ class Ingest:
         if not count:
             return
         times = self.clock.stamp(events["time_ns"])
-        self._store.append(decoding.decode(events, times, self._directory, self._random), count)
+        flows = decoding.decode(events, times, self._directory, self._random)
+        self._store.append(flows, count)
+        if self._metrics is not None:
+            self._metrics.count(flows)
         self.flows_seen += count
         _FLOWS.add(count)
 
@@ -286,7 +299,7 @@ class Ingest:
         """Note losses at a source, by processor."""
         now = time.time_ns()
         for cpu, count in lost.items():
-            _LOST.add(count, _SOURCES[source])
+            LOST.add(count, _SOURCES[source])
             loss = self._losses.setdefault((source, cpu), _Loss(0, now, now))
             loss.count += count
             loss.last_ns = now

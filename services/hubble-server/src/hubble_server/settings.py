@@ -17,6 +17,8 @@ from cilium_core.settings import (
 
 from hubble_server.errors import CapacityError
 from hubble_server.flows.store import DEFAULT_CAPACITY, check_capacity
+from hubble_server.metrics.configuring import parse_static
+from hubble_server.metrics.contexts import MetricsConfigError
 from hubble_server.records.redacting import Redaction
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _RING = "Ring"
 _SERVING = "Serving"
 _TLS = "TLS of the TCP listener"
+_METRICS = "Metrics of flows"
 _REDACTING = "Redaction of what proxies saw"
 
 
@@ -68,6 +71,36 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
     hubble_tls_key_file: Path | None = setting(None, "Private key of the server.", group=_TLS)
     hubble_tls_client_ca_files: tuple[Path, ...] = setting(
         (), "CAs of client certificates; with any, clients must show one.", group=_TLS
+    )
+
+    hubble_metrics_server: str = setting(
+        "", "Address of the metrics of flows, such as :9965; none when empty.", group=_METRICS
+    )
+    hubble_metrics: str = setting(
+        "",
+        "What to count, separated by blanks: name[:option[=value[|value]][;option...]], such as "
+        "'dns:query drop flow:sourceContext=workload-name|reserved-identity'.",
+        group=_METRICS,
+    )
+    hubble_dynamic_metrics_config_path: Path | None = setting(
+        None,
+        "File that says what to count, with filters; changes count within 10 s.",
+        group=_METRICS,
+    )
+    enable_hubble_open_metrics: bool = setting(
+        False, "Serve OpenMetrics, with exemplars, to whoever accepts it.", group=_METRICS
+    )
+    hubble_metrics_server_enable_tls: bool = setting(
+        False, "Serve metrics over TLS.", group=_METRICS
+    )
+    hubble_metrics_server_tls_cert_file: Path | None = setting(
+        None, "Certificate of the metrics server.", group=_METRICS
+    )
+    hubble_metrics_server_tls_key_file: Path | None = setting(
+        None, "Private key of the metrics server.", group=_METRICS
+    )
+    hubble_metrics_server_tls_client_ca_files: tuple[Path, ...] = setting(
+        (), "CAs of client certificates; with any, clients must show one.", group=_METRICS
     )
 
     hubble_redact_enabled: bool = setting(
@@ -127,6 +160,16 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
                 "excludes hubble-redact-http-headers-allow; name either what is shown or what "
                 "is not",
             )
+        if self.hubble_metrics and self.hubble_dynamic_metrics_config_path:
+            yield Problem(
+                "hubble-dynamic-metrics-config-path",
+                "excludes hubble-metrics; name the metrics in one place",
+            )
+        try:
+            for metric in parse_static(self.hubble_metrics.split()):
+                metric.make()
+        except MetricsConfigError as error:
+            yield Problem("hubble-metrics", str(error))
         if not self.hubble_disable_tls and self.hubble_listen_address:
             for key, value in (
                 ("hubble-tls-cert-file", self.hubble_tls_cert_file),
@@ -134,3 +177,10 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
             ):
                 if value is None:
                     yield Problem(key, "is needed while hubble-disable-tls is false")
+        if self.hubble_metrics_server_enable_tls:
+            for key, value in (
+                ("hubble-metrics-server-tls-cert-file", self.hubble_metrics_server_tls_cert_file),
+                ("hubble-metrics-server-tls-key-file", self.hubble_metrics_server_tls_key_file),
+            ):
+                if value is None:
+                    yield Problem(key, "is needed with hubble-metrics-server-enable-tls")

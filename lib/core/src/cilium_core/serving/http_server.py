@@ -17,6 +17,7 @@ from cilium_core.serving.sockets import claim_unix_path, file_mode, split_addres
 from cilium_core.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
@@ -68,15 +69,20 @@ class HttpServer:
         """Serve `method path` with `handler`; an exception in it becomes a 500."""
         self._routes[method, path] = handler
 
-    async def listen_tcp(self, address: str) -> int:
-        """Serve on `host:port` (port 0 chooses one) and return the port.
+    async def listen_tcp(self, address: str, tls: ssl.SSLContext | None = None) -> int:
+        """Serve on `host:port` (port 0 chooses one), with TLS if given, and return the port.
 
         Raises UnavailableError when the address cannot be bound.
         """
         host, port = split_address(address)
         try:
             server = await asyncio.start_server(
-                self._accept, host or None, port, limit=_HEAD_LIMIT, reuse_address=True
+                self._accept,
+                host or None,
+                port,
+                limit=_HEAD_LIMIT,
+                reuse_address=True,
+                ssl=tls,
             )
         except OSError as error:
             raise UnavailableError(f"cannot listen on {address}: {error}") from error

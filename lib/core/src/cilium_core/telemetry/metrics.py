@@ -40,6 +40,10 @@ class _Instrument(ABC):
             raise ValueError(f"{self.name} has the labels {self.labels}, got {values}")
 
     @abstractmethod
+    def forget(self, drops: Callable[[tuple[str, ...]], bool]) -> None:
+        """Forget the series for whose label values `drops` holds."""
+
+    @abstractmethod
     def samples(self) -> Iterator[str]:
         """Lines of the exposition, without the head."""
 
@@ -76,6 +80,11 @@ class Counter(_Instrument):
     def value(self, *values: str) -> float:
         """Read the present total; 0 for a series never added to."""
         return self._values.get(values, 0.0)
+
+    def forget(self, drops: Callable[[tuple[str, ...]], bool]) -> None:
+        """Forget the series for whose label values `drops` holds."""
+        with self._lock:
+            self._values = {one: value for one, value in self._values.items() if not drops(one)}
 
     def series(self) -> list[tuple[tuple[str, ...], float]]:
         """Label values and value of every series, sorted."""
@@ -126,6 +135,11 @@ class Histogram(_Instrument):
             counts, total = self._values.get(values) or ([0] * (len(self.buckets) + 1), 0.0)
             counts[slot] += 1
             self._values[values] = (counts, total + value)
+
+    def forget(self, drops: Callable[[tuple[str, ...]], bool]) -> None:
+        """Forget the series for whose label values `drops` holds."""
+        with self._lock:
+            self._values = {one: value for one, value in self._values.items() if not drops(one)}
 
     def series(self) -> list[tuple[tuple[str, ...], list[int], float]]:
         """Label values, count of each bucket (the last is unbounded) and sum, sorted."""

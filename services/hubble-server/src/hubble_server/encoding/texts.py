@@ -78,6 +78,16 @@ _ICMPV6_CODES = {
     4: ("ErroneousHeaderField", "UnrecognizedNextHeader", "UnrecognizedIPv6Option"),
 }  # fmt: skip
 
+_POINTS = {"LXC": "endpoint", "DEVICE": "network"}
+
+TRACE_POINTS: Final = {
+    int(number): "-".join(
+        _POINTS.get(part, part.lower()) for part in name.removeprefix("TRACE_").split("_")
+    )
+    for name, number in abi.enum("trace_point").__members__.items()
+}
+"""Where a traced packet was seen, by the subtype of its event."""
+
 _FIRST_HEADER = 101
 """Numbers from here on are headers, as in Hubble; below are the programs' own files."""
 

@@ -192,6 +192,11 @@ class Directory:
             self._owners[key] = endpoint.id
             self._renew_address(key)
 
+    def pod_of(self, endpoint_id: int) -> tuple[str, str]:
+        """Namespace and name of the pod of an endpoint, empty for one that is not known."""
+        endpoint = self._endpoints.get(endpoint_id)
+        return (endpoint.namespace, endpoint.pod_name) if endpoint is not None else ("", "")
+
     def _delete_endpoint(self, number: int) -> None:
         endpoint = self._endpoints.pop(number, None)
         if endpoint is None:

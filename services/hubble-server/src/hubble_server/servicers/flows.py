@@ -18,6 +18,7 @@ from hubble_server.encoding.masks import Mask, freeze, parse_mask
 from hubble_server.errors import ContradictionError, RequestError
 from hubble_server.filters import FilterContext, compile_filters
 from hubble_server.flows.querying import Cursor, Query
+from hubble_server.ingest import LOST
 from hubble_server.ring.records import pick
 from hubble_server.servicers.streaming import Encoding, NewEvents, chunks
 
@@ -47,6 +48,11 @@ _OVERTAKEN = counter(
     "hubble_server_overtaken_events_total",
     "Events that were overwritten before a slow client had read them.",
 )
+
+
+def _note_overtaken(count: int) -> None:
+    _OVERTAKEN.add(count)
+    LOST.add(count, "hubble_ring_buffer")
 
 
 def nanoseconds(timestamp: Timestamp, name: str) -> int:
@@ -153,7 +159,7 @@ class FlowStreams:
             cursor,
             Encoding(encoder.responses, encode, encode_lost),
             self._new_events,
-            _OVERTAKEN.add,
+            _note_overtaken,
             lost_interval_s=self._lost_interval_s,
         )
 

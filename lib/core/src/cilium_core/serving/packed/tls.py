@@ -12,14 +12,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def server_context(certificate: Path, key: Path, client_cas: Sequence[Path] = ()) -> ssl.SSLContext:
+def server_context(
+    certificate: Path,
+    key: Path,
+    client_cas: Sequence[Path] = (),
+    *,
+    protocols: Sequence[str] = ("h2",),
+) -> ssl.SSLContext:
     """Context of a listener; `client_cas` make client certificates mandatory.
 
     Raises InvalidError when a file cannot be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols(list(protocols))
     reload_certificate(context, certificate, key)
     if client_cas:
         context.verify_mode = ssl.CERT_REQUIRED

@@ -1,0 +1,1 @@
+"""Hubble's metrics: plugins that count flows, with labels that say between whom."""
