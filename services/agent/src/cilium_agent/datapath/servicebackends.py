@@ -14,13 +14,19 @@ from cilium_core import abi
 
 from cilium_agent.datapath.servicearrays import Array
 from cilium_agent.datapath.serviceids import FullError, Numbers, Runs
-from cilium_agent.datapath.servicerows import STATES, backend_key, backend_row, l4_key
+from cilium_agent.datapath.servicerows import (
+    STATES,
+    backend_key,
+    backend_row,
+    l4_key,
+    read_l4_key,
+)
 from cilium_agent.datapath.syscalls import wait_for_running_programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from cilium_core.services.models import Backend, Frontend
+    from cilium_core.services.models import Backend, Frontend, L4Address
 
     from cilium_agent.datapath.maps import Maps
 
@@ -84,6 +90,7 @@ class Backends:
         self._dirty: set[int] = set()
         self._fresh: dict[int, Ids] = {}
         self._restored: list[Group] = []
+        self._vanished: set[int] = set()
         for number in self._rows.used("state"):
             row = self._rows.row(number, _ROW)
             key = backend_key(row)
@@ -168,6 +175,11 @@ class Backends:
             self._slots.write_runs(self._fresh)
             self._fresh.clear()
 
+    def take_vanished(self) -> list[L4Address]:
+        """Backends that nobody refers to any more since this was asked last."""
+        vanished, self._vanished = self._vanished, set()
+        return [read_l4_key(self._backends[number].key) for number in vanished]
+
     def free(self, numbers: Iterable[int]) -> int:
         """Let retired ids mean others; nobody remembers them any more. Returns how many did."""
         freed = 0
@@ -208,6 +220,7 @@ class Backends:
         references[state] = references.get(state, 0) + 1
         if number in self.numbers.retired:
             self.numbers.revive(number)
+            self._vanished.discard(number)
         self._dirty.add(number)
 
     def _unrefer(self, number: int, state: int) -> None:
@@ -219,6 +232,7 @@ class Backends:
         self._dirty.add(number)
         if not references:
             self.numbers.retire(number)
+            self._vanished.add(number)
 
     def _drop_unreferenced(self, numbers: Iterable[int]) -> None:
         for number in set(numbers):

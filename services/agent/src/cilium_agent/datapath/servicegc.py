@@ -42,8 +42,9 @@ def sweep(maps: Maps, ids: bytes, backends: bytes, timeouts: Mapping[int, int]) 
     `ids` and `backends` have a 1 at the place of each id in use; `timeouts` are the seconds that
     affinity lasts, by id of a frontend.
     """
-    live = np.frombuffer(ids, np.uint8) == 1
-    live[0] = True
+    live = np.zeros(abi.LB_OTHER_FRONTEND + 1, bool)
+    live[: len(ids)] = np.frombuffer(ids, np.uint8) == 1
+    live[[0, abi.LB_OTHER_FRONTEND]] = True
     serving = np.frombuffer(backends, np.uint8) == 1
     connections = sum(
         _connections(maps[name], abi.dtype(key), live, serving) for name, key in _TRACKED

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from typing import TYPE_CHECKING
 
 from cilium_core import abi
-from cilium_core.services.models import BackendState, Forwarding, FrontendKind, Scope
+from cilium_core.policy.ports import Protocol
+from cilium_core.services.models import (
+    BackendState,
+    Forwarding,
+    FrontendKind,
+    L4Address,
+    Scope,
+)
 
 if TYPE_CHECKING:
-    from cilium_core.services.models import Frontend, L4Address, Network
+    from cilium_core.services.models import Frontend, Network
 
 KEY4 = abi.view("lb_key4", "addr", "port", "proto", "scope")
 KEY6 = abi.view("lb_key6", "addr", "port", "proto", "scope")
@@ -73,6 +81,14 @@ def l4_key(at: L4Address) -> bytes:
     packed = at.address.packed
     family = _FAMILIES[at.address.version]
     return packed.ljust(16, b"\0") + at.port.to_bytes(2, "big") + bytes((at.protocol, family))
+
+
+def read_l4_key(key: bytes) -> L4Address:
+    """What an `l4_key` stands for."""
+    packed = key[:4] if key[19] == abi.FAMILY_IPV4 else key[:16]
+    return L4Address(
+        ipaddress.ip_address(packed), int.from_bytes(key[16:18], "big"), Protocol(key[18])
+    )
 
 
 def backend_row(key: bytes, state: int, *, local: bool) -> bytes:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cilium_core import abi
-from cilium_core.services.models import Algorithm, Frontend, Scope
+from cilium_core.services.models import Algorithm, Frontend, L4Address, Scope
 
 from cilium_agent.datapath.errors import BpfError
 from cilium_agent.datapath.maglevs import MaglevTables
@@ -37,9 +38,7 @@ from cilium_agent.datapath.servicerows import (
 from cilium_agent.datapath.syscalls import wait_for_running_programs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from cilium_core.services.models import L4Address
+    from collections.abc import Callable, Iterable, Iterator
 
     from cilium_agent.datapath.maps import Map, Maps
 
@@ -47,6 +46,19 @@ _REVERSE = abi.sizeof("lb_frontend")
 _RANGE4 = abi.sizeof("lb_range_key4")
 _PRESENT = (1).to_bytes(4, "little")
 _NOTHING: frozenset[bytes] = frozenset()
+
+
+Place = tuple[L4Address, Scope]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a change."""
+
+    refused: Mapping[Place, str]
+    """Frontends that did not fit, with the reason; they stay as they were, or absent."""
+    vanished: tuple[L4Address, ...]
+    """Backends that no frontend has any more."""
 
 
 @dataclass(slots=True)
@@ -107,13 +119,10 @@ class Services:
     def apply(
         self,
         upserts: Iterable[Frontend],
-        deletes: Iterable[tuple[L4Address, Scope]] = (),
-    ) -> dict[tuple[L4Address, Scope], str]:
-        """Make these frontends so, and remove others.
-
-        Returns those that did not fit, with the reason; they stay as they were, or absent.
-        """
-        refused: dict[tuple[L4Address, Scope], str] = {}
+        deletes: Iterable[Place] = (),
+    ) -> Applied:
+        """Make these frontends so, and remove others."""
+        refused: dict[Place, str] = {}
         batch = _Batch()
         try:
             for at, scope in deletes:
@@ -127,10 +136,13 @@ class Services:
         except BpfError:
             self._reload()
             raise
-        return refused
+        return Applied(refused, tuple(self._backends.take_vanished()))
 
-    def prune(self) -> int:
-        """Remove what an earlier run left and nobody has asked for since; returns how many rows."""
+    def prune(self) -> tuple[L4Address, ...]:
+        """Remove what an earlier run left and nobody has asked for since.
+
+        Returns the backends that no frontend has any more.
+        """
         batch = _Batch()
         left = [key for key, row in self._rows.items() if row.frontend is None]
         try:
@@ -150,7 +162,7 @@ class Services:
         except BpfError:
             self._reload()
             raise
-        return len(left)
+        return tuple(self._backends.take_vanished())
 
     def frontends(self) -> Iterator[Frontend]:
         """The frontends that were asked for and are in the maps."""
@@ -214,11 +226,16 @@ class Services:
         """Learn from the maps what there is."""
         self._unswept = True
         self._backends = Backends(self._maps, self._clock, self._sweep_once)
-        self._numbers = Numbers("ids of frontends", self._names.size, self._sweep_once)
+        self._numbers = Numbers(
+            "ids of frontends",
+            min(self._names.size, abi.LB_OTHER_FRONTEND),
+            self._sweep_once,
+        )
         self._number_of: dict[bytes, int] = {}
         self._frontend_of: dict[int, bytes] = {}
         self._tables = MaglevTables(self._maps["LB_MAGLEV"], self._seed)
         self._used = Counter[int]()
+        self._member_count = self._range_count = 0
         runs = set()
         for held in self._by_family.values():
             for key, value in held.items():
@@ -292,6 +309,13 @@ class Services:
         used = self._used[len(key)]
         if row is None and used >= held.spec.max_entries:
             raise FullError(f"all {used} entries of {held} are in use")
+        if frontend.affinity_timeout:
+            known = len(row.members) if row is not None else 0
+            _check_fits(self._members, self._member_count - known + len(frontend.eligible))
+        if frontend.source_ranges:
+            known = len(row.ranges) if row is not None else 0
+            held = self._ranges[frontend.at.address.version]
+            _check_fits(held, self._range_count - known + len(frontend.source_ranges))
 
     def _number(self, key: bytes) -> int:
         number = self._number_of.get(key)
@@ -339,24 +363,28 @@ class Services:
 
     def _add_members(self, keys: Iterable[bytes], batch: _Batch) -> None:
         for key in keys:
+            self._member_count += 1
             batch.old_members.discard(key)
             if key not in self._kept_members:
                 batch.members[key] = _PRESENT
 
     def _drop_members(self, keys: Iterable[bytes], batch: _Batch) -> None:
         for key in keys:
+            self._member_count -= 1
             batch.old_members.add(key)
             batch.members.pop(key, None)
             self._kept_members.discard(key)
 
     def _add_ranges(self, keys: Iterable[bytes], batch: _Batch) -> None:
         for key in keys:
+            self._range_count += 1
             batch.old_ranges.discard(key)
             if key not in self._kept_ranges:
                 batch.ranges[key] = _PRESENT
 
     def _drop_ranges(self, keys: Iterable[bytes], batch: _Batch) -> None:
         for key in keys:
+            self._range_count -= 1
             batch.old_ranges.add(key)
             batch.ranges.pop(key, None)
             self._kept_ranges.discard(key)
@@ -403,6 +431,11 @@ class Services:
         for group in batch.groups:
             self._backends.release(group)
         self._backends.write()
+
+
+def _check_fits(held: Map, wanted: int) -> None:
+    if wanted > held.spec.max_entries:
+        raise FullError(f"{held} has room for {held.spec.max_entries} entries, not {wanted}")
 
 
 def _of_family(rows: Mapping[bytes, bytes], version: int, short: int) -> dict[bytes, bytes]:
