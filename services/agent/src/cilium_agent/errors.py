@@ -11,6 +11,7 @@
     │   ├── EndpointFileError   ep_config.json cannot be read; the endpoint stays closed
     │   └── IllegalTransitionError
     ├── PodNotFoundError        the Pod object did not appear in time
+    ├── ServiceNotFoundError    no service is asked at an address
     ├── AddressError            no address is free, or one is already taken
     ├── PodLinkError            the pod's interface could not be made, or is not as it should be
     ├── RequestError            a CNI request that makes no sense
@@ -64,6 +65,10 @@ class IllegalTransitionError(EndpointError, NotReadyError):
 
 class PodNotFoundError(AgentError, NotFoundError):
     """A Pod object is missing."""
+
+
+class ServiceNotFoundError(AgentError, NotFoundError):
+    """Nothing is served at an address."""
 
 
 class AddressError(AgentError, ExhaustedError):

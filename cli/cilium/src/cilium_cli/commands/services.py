@@ -125,6 +125,7 @@ _CHOICES = {
     agent_pb2.SERVICE_CHOICE_AFFINITY: "kept by session affinity",
     agent_pb2.SERVICE_CHOICE_CONNECTION: "kept by its connection",
     agent_pb2.SERVICE_CHOICE_REFUSED: "nobody",
+    agent_pb2.SERVICE_CHOICE_NOT_TRANSLATED: "nobody else: it is not translated here",
 }
 
 
@@ -247,7 +248,9 @@ def _choice_text(answer: agent_pb2.ExplainServiceResponse) -> str:
 
 
 def _kernel_text(found: agent_pb2.ServiceVerdict) -> str:
-    if found.HasField("backend"):
+    if found.program == "map":
+        text = found.difference or "its map has these candidates, one of which a socket gets"
+    elif found.HasField("backend"):
         text = f"chose {service_address_text(found.backend.address)}"
     elif found.drop_reason:
         text = f"refused it ({found.drop_reason})"
@@ -255,4 +258,4 @@ def _kernel_text(found: agent_pb2.ServiceVerdict) -> str:
         text = "took it for no service"
     word = "agrees" if found.agrees else "DISAGREES"
     shown = click.style(word, fg="green" if found.agrees else "red")
-    return f"{shown}: {found.program} {text}"
+    return f"{shown}: {text if found.program == 'map' else f'{found.program} {text}'}"

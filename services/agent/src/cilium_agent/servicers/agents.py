@@ -13,10 +13,11 @@ from cilium_core.identities import Prefix, parse_prefix
 from cilium_agent import options, statuses
 from cilium_agent.endpoints.states import State
 from cilium_agent.errors import RequestError
-from cilium_agent.servicers import dumps, messages
+from cilium_agent.servicers import dumps, messages, service_messages
 from cilium_agent.servicers.endpoints import EndpointCalls
 from cilium_agent.servicers.enforcing import PolicyCalls
 from cilium_agent.servicers.proxying import ProxyCalls
+from cilium_agent.servicers.services import ServiceCalls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -28,9 +29,22 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 ENTRIES_PER_MESSAGE = 500
+_SERVICE_DUMPS = {
+    agent_pb2.MAP_KIND_LB_FRONTENDS: service_messages.frontends,
+    agent_pb2.MAP_KIND_LB_BACKENDS: service_messages.backends,
+    agent_pb2.MAP_KIND_LB_REVERSE_NAT: service_messages.reverse,
+    agent_pb2.MAP_KIND_LB_SOURCE_RANGES: service_messages.ranges,
+    agent_pb2.MAP_KIND_LB_AFFINITY: service_messages.affinity,
+}
 
 
-class AgentServicer(EndpointCalls, PolicyCalls, ProxyCalls, agent_pb2_grpc.AgentServiceServicer):
+class AgentServicer(
+    EndpointCalls,
+    PolicyCalls,
+    ProxyCalls,
+    ServiceCalls,
+    agent_pb2_grpc.AgentServiceServicer,
+):
     """Serves one agent; see the proto for what each call promises."""
 
     def __init__(self, agent: Agent) -> None:
@@ -170,6 +184,14 @@ class AgentServicer(EndpointCalls, PolicyCalls, ProxyCalls, agent_pb2_grpc.Agent
                 return list(dumps.metrics(await self._run(lambda d: d.metrics.dump())))
             case agent_pb2.MAP_KIND_NAT:
                 return await self._run(lambda d: list(dumps.translations(d.nat.dump())))  # type: ignore[no-any-return]
+            case _ if request.map in _SERVICE_DUMPS:
+                tell = _SERVICE_DUMPS[request.map]
+                return await self._run(lambda d: list(tell(d.service_dumps)))  # type: ignore[no-any-return]
+            case agent_pb2.MAP_KIND_LB_MAGLEV:
+                only = request.rev_nat
+                return await self._run(  # type: ignore[no-any-return]
+                    lambda d: list(service_messages.maglev(d.service_dumps, only))
+                )
             case _:
                 raise RequestError(f"map {request.map} cannot be dumped; name one of MapKind")
 

@@ -60,12 +60,14 @@ def _connection(item: Connection, now_s: float) -> agent_pb2.ConntrackEntry:
         tx_flags_seen=item.tx_tcp_flags,
         rx_flags_seen=item.rx_tcp_flags,
         source_identity=item.source_identity,
-        scope=scope,
+        scope="SVC" if item.kind == abi.CT_SERVICE else scope,
         flags=[
             name.removeprefix("CT_").lower().replace("_", "-")
             for bit, name in _SHOWN
             if item.flags & bit
         ],
+        rev_nat=item.rev_nat,
+        backend=item.backend,
     )
 
 
@@ -168,12 +170,9 @@ def direction_text(direction: int) -> str:
 
 
 def translations(entries: Iterable[NatEntry]) -> Iterator[agent_pb2.MapEntry]:
-    """Source translations, each from the side of the pod."""
+    """Translations of addresses, both halves of each."""
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    outward = int(abi.enum("nat_direction").NAT_OUT)
     for item in entries:
-        if item.direction != outward:
-            continue
         yield agent_pb2.MapEntry(
             nat=agent_pb2.NATEntry(
                 protocol=item.proto,
@@ -184,5 +183,7 @@ def translations(entries: Iterable[NatEntry]) -> Iterator[agent_pb2.MapEntry]:
                 translated=str(item.to_address),
                 translated_port=item.to_port,
                 age_s=max(0, (now - item.created_ns) // 1_000_000_000),
+                direction="OUT" if item.direction == abi.NAT_OUT else "IN",
+                rev_nat=item.rev_nat,
             )
         )
