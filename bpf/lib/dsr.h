@@ -42,15 +42,6 @@ static __always_inline bool may_have_option(const struct packet *p, const __u8 f
 	return p->l4_offset == ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct dsr_option6);
 }
 
-static __always_inline __u16 folded(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (__u16)~sum;
-}
-
 /* Make room between the IP header and what follows, or close it. The MAC header moves along. */
 static __always_inline long resize(struct __sk_buff *skb, int bytes)
 {
@@ -77,8 +68,8 @@ static __always_inline int add_option4(struct __sk_buff *skb, struct packet *p,
 	ip->tot_len = bpf_htons(bpf_ntohs(ip->tot_len) + sizeof(option));
 	ip->check = 0;
 	__builtin_memcpy(&words[5], &option, sizeof(option));
-	ip->check = folded((__u64)words[0] + words[1] + words[2] + words[3] + words[4] + words[5] +
-			   words[6]);
+	ip->check = folded_sum((__u64)words[0] + words[1] + words[2] + words[3] + words[4] +
+			       words[5] + words[6]);
 	if (bpf_skb_store_bytes(skb, ETH_HLEN, words, sizeof(words), 0))
 		return DSR_DROP(DROP_ERROR_WRITING_TO_PACKET);
 	p->l4_offset += sizeof(option);
@@ -133,7 +124,7 @@ static __always_inline int take_option4(struct __sk_buff *skb, struct mapping *a
 	ip->ihl = sizeof(*ip) / 4;
 	ip->tot_len = bpf_htons(bpf_ntohs(ip->tot_len) - sizeof(*option));
 	ip->check = 0;
-	ip->check = folded((__u64)words[0] + words[1] + words[2] + words[3] + words[4]);
+	ip->check = folded_sum((__u64)words[0] + words[1] + words[2] + words[3] + words[4]);
 	if (resize(skb, -(int)sizeof(*option)) ||
 	    bpf_skb_store_bytes(skb, ETH_HLEN, words, sizeof(*ip), 0))
 		return DSR_DROP(DROP_ERROR_WRITING_TO_PACKET);

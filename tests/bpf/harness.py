@@ -21,7 +21,7 @@ from cilium_agent.datapath.configuring import Configuration, fields
 from cilium_agent.datapath.counters import Counters
 from cilium_agent.datapath.endpoints import Endpoints
 from cilium_agent.datapath.ipcache import Ipcache
-from cilium_agent.datapath.models import NodeConfig
+from cilium_agent.datapath.models import NodeConfig, ServiceConfig
 from cilium_agent.datapath.policies import Policies
 from cilium_agent.datapath.services import Services
 from cilium_agent.datapath.tracking import Nat, Tracking
@@ -228,7 +228,7 @@ class Plane:
         self.namespace = Namespace()
         self.ring = EventRing(self.maps)
         self._devices: dict[str, int] = {}
-        self.services = Services(self.maps)
+        self.services = Services(self.maps, maglev_seed=ServiceConfig().maglev_seed)
         self.reset()
 
     def reset(self) -> None:
