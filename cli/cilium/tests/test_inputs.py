@@ -70,6 +70,40 @@ def test_ports_have_an_optional_name_and_protocol() -> None:
     }
 
 
+def test_host_ports_lead_to_container_ports() -> None:
+    assert objects.parse_host_port("8080:80") == {
+        "containerPort": 80,
+        "protocol": "TCP",
+        "hostPort": 8080,
+    }
+    assert objects.parse_host_port("127.0.0.1:5353:53/UDP")["hostIP"] == "127.0.0.1"
+    assert objects.parse_host_port("[::1]:5353:53/udp") == {
+        "containerPort": 53,
+        "protocol": "UDP",
+        "hostPort": 5353,
+        "hostIP": "::1",
+    }
+
+
+@pytest.mark.parametrize("text", ["", "80", ":80", "0:80", "80:0", "x:80", "here:80:80", "1:2/IP"])
+def test_what_is_no_host_port_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="port"):
+        objects.parse_host_port(text)
+
+
+def test_a_host_port_joins_the_port_it_leads_to() -> None:
+    web = objects.parse_port("http=80")
+    outer = [objects.parse_host_port(text) for text in ("8080:80", "8081:80", "53:53/UDP")]
+
+    joined = objects.join_ports([web], outer)
+
+    assert [(port.get("name"), port["hostPort"]) for port in joined] == [
+        ("http", 8080),
+        (None, 8081),
+        (None, 53),
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "0", "65536", "=80", "x", "80/ICMP", "-1", "a=b"])
 def test_what_is_no_port_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="port"):

@@ -70,7 +70,7 @@ def test_completion_knows_commands_and_subcommands() -> None:
         return done.stdout.split()
 
     assert complete("cilium st", "1") == ["plain,status"]
-    assert complete("cilium lab pod ", "3") == ["plain,add", "plain,delete", "plain,list"]
+    assert complete("cilium lab route ", "3") == ["plain,add", "plain,delete", "plain,list"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

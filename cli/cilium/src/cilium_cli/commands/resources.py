@@ -106,7 +106,7 @@ def apply(store: StoreAddress, files: tuple[str, ...], *, recursive: bool, dry_r
 def get(
     store: StoreAddress, kind: str, name: str | None, namespace: str | None, output: str
 ) -> None:
-    """Show the stored objects of a KIND (pod, cnp, ccnp, netpol, namespace, …), or one by NAME."""
+    """Show the stored objects of a KIND (pod, service, cnp, ccnp, netpol, …), or one by NAME."""
     chosen = _kind(kind)
     found: list[dict[str, Any]] = []
 
@@ -127,30 +127,18 @@ def get(
 
 
 def _render(kind: Kind, items: list[dict[str, Any]]) -> None:
-    extra = ["NODE", "ADDRESSES"] if kind.name == "Pod" else []
-    if kind.name.endswith("NetworkPolicy"):
-        extra = ["VALID"]
-    headers = ["NAMESPACE", "NAME", *extra, "LABELS"]
+    from cilium_cli import columns
+
+    headers = ["NAMESPACE", "NAME", *columns.headers(kind.name), "LABELS"]
     rows = []
     for item in items:
         metadata = item["metadata"]
         labels = ",".join(f"{k}={v}" for k, v in sorted((metadata.get("labels") or {}).items()))
-        row = [metadata.get("namespace", ""), metadata["name"]]
-        if kind.name == "Pod":
-            addresses = [ip.get("ip", "") for ip in item.get("status", {}).get("podIPs") or ()]
-            row += [item.get("spec", {}).get("nodeName", ""), ", ".join(addresses)]
-        if extra == ["VALID"]:
-            row.append(_valid(item))
-        rows.append([*row, labels])
+        own = columns.cells(kind.name, item)
+        rows.append([metadata.get("namespace", ""), metadata["name"], *own, labels])
     if not kind.namespaced:
         headers, rows = headers[1:], [row[1:] for row in rows]
     table(headers, rows)
-
-
-def _valid(item: dict[str, Any]) -> str:
-    """Return what the operator says about a policy; empty until it has."""
-    conditions = (item.get("status") or {}).get("conditions") or ()
-    return next((one.get("status", "") for one in conditions if one.get("type") == "Valid"), "")
 
 
 @click.command(short_help="Remove stored objects.")

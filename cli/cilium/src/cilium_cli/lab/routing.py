@@ -43,7 +43,7 @@ def add(lab: Layout, text: str, nodes: Sequence[str]) -> None:
     namespaces.write_sysctls(_BY_FLOW, lab.world_netns)
     namespaces.ip_batch(
         [
-            f"-{network.version} route replace {network} proto {_PROTOCOL} "
+            f"route replace {network} proto {_PROTOCOL} "
             + " ".join(f"nexthop via {hop} dev eth0" for hop in hops)
         ],
         lab.world_netns,
@@ -55,9 +55,7 @@ def remove(lab: Layout, text: str) -> None:
     network = _network(text)
     if str(network) not in {route.network for route in routes(lab)}:
         raise NotFoundError(f"the world of lab {lab.name} has no route to {network}")
-    namespaces.ip_batch(
-        [f"-{network.version} route del {network} proto {_PROTOCOL}"], lab.world_netns
-    )
+    namespaces.ip_batch([f"route del {network} proto {_PROTOCOL}"], lab.world_netns)
 
 
 def routes(lab: Layout) -> list[Route]:
