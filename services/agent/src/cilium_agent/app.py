@@ -15,6 +15,7 @@ from cilium_core.identities import Families, LocalIdentityAllocator
 from cilium_core.kvstore.etcd import EtcdStore
 from cilium_core.labels import LabelFilter
 from cilium_core.policy.l7 import L7Kind
+from cilium_core.services import NodeFacts, ServiceTable
 from cilium_core.serving.sockets import stop_signal
 from cilium_core.telemetry import get_logger
 
@@ -48,6 +49,8 @@ from cilium_agent.publishing import Publisher
 from cilium_agent.resolving import Resolver
 from cilium_agent.restoring import Restorer
 from cilium_agent.servers import Servers
+from cilium_agent.services import HealthChecks, Services, SocketNamespaces
+from cilium_agent.services.facts import node_facts, own_addresses
 from cilium_agent.starting import StartUp
 from cilium_agent.staticpolicies import StaticPolicies
 from cilium_agent.upkeep import Upkeep
@@ -146,6 +149,16 @@ class Agent:
         )
         self.policies.names_changed = self.names.set_selectors
         self.pods = PodTable(settings.cluster_name, LabelFilter.parse(settings.labels))
+        self.health_checks = HealthChecks()
+        self.services = Services(
+            ServiceTable(NodeFacts(settings.node_name), configurations.service_options(settings)),
+            plane=self.plane,
+            feed=self.feed,
+            endpoints=self.table,
+            checks=self.health_checks if settings.enable_health_check_nodeport else None,
+            terminate=settings.bpf_lb_sock_terminate_pod_connections,
+        )
+        self.socket_namespaces = SocketNamespaces(self.plane, self.table, self.services.exempt_pods)
         self.node_identities = NodeIdentities(
             settings.endpoint_dir / "node-identities.json",
             by_labels=settings.enable_node_selector_labels,
@@ -184,6 +197,8 @@ class Agent:
         self._exit = contextlib.ExitStack()
         self.table.listen(self.feed.endpoint)
         self.table.listen(self._forget_names)
+        self.table.listen(self.services.pods.endpoint_changed)
+        self.table.listen(self.socket_namespaces.endpoint_changed)
         self.ipcache.listen(self.feed.addresses)
 
     @property
@@ -211,6 +226,10 @@ class Agent:
     async def keep_options(self, changed: Mapping[str, str]) -> None:
         """Have options that were changed at run time survive a restart."""
         await asyncio.to_thread(self.kept_options.keep, changed)
+
+    def follow_node(self) -> None:
+        """Have services follow what is known of this node and of the others."""
+        self.services.set_node(node_facts(self.settings, self.nodes, own_addresses()))
 
     def at_exit(self, call: Callable[[], None]) -> None:
         """Have something done at the very end of stopping."""
@@ -246,6 +265,7 @@ class Agent:
         if self.identities is not None:
             await self.identities.stop()
         await self.proxies.stop()
+        await self.health_checks.stop()
         # Leases stay: other nodes shall go on knowing this node and its pods.
         await self.store.abandon()
         await asyncio.to_thread(self.plane.close)

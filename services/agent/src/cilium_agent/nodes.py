@@ -110,6 +110,7 @@ class Nodes:
         """
         self.trigger: Callable[[], None] = lambda: None
         self.labels_changed: Callable[[], None] = lambda: None
+        self.changed: Callable[[], None] = lambda: None
         self._policies = policies
         self._fixed_labels = dict(labels)
         self._object_labels: dict[str, str] = {}
@@ -175,10 +176,12 @@ class Nodes:
             self._delete(key)
         NODES_KNOWN.set(len(self._records) + 1)
         self.trigger()
+        self.changed()
 
     def set_own(self, record: NodeRecord) -> None:
         """Note what this node is."""
         self.own = record
+        self.changed()
         addresses = [str(a.ip) for a in record.addresses if a.kind == INTERNAL_IP]
         shown = next(iter(addresses), "")
         for address in record.addresses:

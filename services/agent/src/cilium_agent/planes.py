@@ -14,16 +14,19 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from cilium_agent.datapath import PodInterface, netns
+from cilium_agent.datapath import PodInterface, netns, sockets
 from cilium_agent.datapath.errors import NamespaceError
 from cilium_agent.datapath.models import EndpointFlag, IpcacheEntry
 from cilium_agent.endpoints.records import Link
 from cilium_agent.errors import PodLinkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from cilium_core.services import L4Address
 
     from cilium_agent.datapath import Datapath, PolicyChange, PolicyOverflow
     from cilium_agent.datapath.models import EndpointInfo, NodeConfig
@@ -118,6 +121,20 @@ class Plane:
     async def live_connections(self) -> frozenset[tuple[str, str]]:
         """Both addresses of every tracked connection, its initiator's first."""
         return await self.run(_live_connections, self.datapath)
+
+    # ---- sockets ----
+
+    async def socket_cookie(self, path: str) -> int:
+        """Cookie of a pod's network namespace. Raises NamespaceError when it is not there."""
+        return await _within(self._namespaces, partial(sockets.cookie_of, path))
+
+    async def end_sockets(
+        self, backends: Collection[L4Address], namespaces: Collection[str]
+    ) -> int:
+        """End the sockets, of the node too, that got one of the backends; returns how many."""
+        paths = [None, *(Path(path) for path in namespaces)]
+        end = self.datapath.terminator.terminate
+        return await _within(self._namespaces, partial(end, backends, paths))
 
     # ---- address to identity ----
 

@@ -17,6 +17,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cilium_core.errors import CiliumError
 from cilium_core.identities import RESERVED_IDENTITIES, NumericIdentity
 from cilium_core.resources.etcd import EtcdSource
 from cilium_core.telemetry import gauge, get_logger
@@ -205,6 +206,7 @@ class StartUp:
                 policies=agent.policies,
                 nodes=agent.nodes,
                 secrets=agent.proxies.secrets,
+                services=agent.services,
             ),
         )
         watches.start()
@@ -240,6 +242,7 @@ class StartUp:
         agent.provide(provisioner)
         await identities.start()
         await watches.synced()
+        await self._serve_services()
         if agent.static_policies is not None:
             await agent.static_policies.load()
         agent.nodes.labels_changed = self._announce_again
@@ -248,6 +251,19 @@ class StartUp:
         await agent.restorer.remove_podless(remains, agent.pods, provisioner)
         for path in queued:
             agent.queue.done(path)
+
+    async def _serve_services(self) -> None:
+        """Have the maps say what the sources say; what an earlier run left has served until now."""
+        agent = self._agent
+        agent.phase = "programming services"
+        agent.follow_node()
+        began = time.monotonic()
+        try:
+            await agent.services.begin()
+        except CiliumError as error:
+            log.error("not every service is served yet", error=str(error))
+        took = time.monotonic() - began
+        log.info("services", frontends=len(agent.services.frontends()), took_s=round(took, 3))
 
     def _relabel_soon(self) -> None:
         self._relabeller.trigger()

@@ -27,6 +27,8 @@ COUNTERS_S = 5.0
 REDIRECT_SWEEP_S = 30.0
 INTERFACE_SWEEP_S = 30.0
 IPCACHE_REFRESH_S = 300.0
+NODE_ADDRESSES_S = 30.0
+SERVICE_SWEEP_S = 30.0
 RESYNC_S = 60.0
 
 
@@ -54,6 +56,17 @@ class Upkeep:
         agent.nodes.trigger = add(
             Controller("nodes", agent.nodes.reconcile, interval_s=RESYNC_S)
         ).trigger
+        agent.services.trigger = add(
+            Controller("services", agent.services.reconcile, interval_s=RESYNC_S)
+        ).trigger
+        add(Controller("service-sweep", agent.services.sweep, interval_s=SERVICE_SWEEP_S))
+        agent.nodes.changed = add(
+            Controller("node-addresses", self._follow_node, interval_s=NODE_ADDRESSES_S)
+        ).trigger
+        agent.socket_namespaces.trigger = add(
+            Controller("socket-namespaces", agent.socket_namespaces.reconcile, interval_s=RESYNC_S)
+        ).trigger
+        agent.services.redirects_changed = agent.socket_namespaces.trigger
         agent.publisher.trigger = add(
             Controller("publish", agent.publisher.reconcile, interval_s=RESYNC_S)
         ).trigger
@@ -78,7 +91,13 @@ class Upkeep:
             Controller("conntrack-gc", self._collect_connections, interval_s=self._gc_interval_s)
         )
         agent.publisher.connect(agent.store, lease)
-        for trigger in (agent.policies.trigger, agent.nodes.trigger, relabeller.trigger):
+        for trigger in (
+            agent.policies.trigger,
+            agent.nodes.trigger,
+            relabeller.trigger,
+            agent.services.trigger,
+            agent.socket_namespaces.trigger,
+        ):
             trigger()
         self._tasks = [
             asyncio.create_task(agent.pod_cidrs.watch(), name="watch pod CIDRs"),
@@ -94,6 +113,9 @@ class Upkeep:
 
     async def _relabel_host(self) -> None:
         await self._agent.host.relabel(self._agent.nodes.labels)
+
+    async def _follow_node(self) -> None:
+        self._agent.follow_node()
 
     async def _collect_connections(self) -> None:
         agent = self._agent

@@ -14,31 +14,43 @@ from cilium_core.resources.keys import kind_of
 from cilium_agent.stores import Handler
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from cilium_agent.nodes import Nodes
     from cilium_agent.pods import PodTable
     from cilium_agent.policies import Policies
     from cilium_agent.proxies import Secrets
+    from cilium_agent.services import Services
 
     Object = Mapping[str, Any]
 
 
 def handlers(
-    *, pods: PodTable, policies: Policies, nodes: Nodes, secrets: Secrets
+    *,
+    pods: PodTable,
+    policies: Policies,
+    nodes: Nodes,
+    secrets: Secrets,
+    services: Services,
 ) -> dict[str, Handler]:
     """The handler of every kind that is watched."""
     references = policies.references
     found = {name: _policy_handler(policies, name) for name in (*POLICY_KINDS, CIDR_GROUP_KIND)}
-    found[LOCAL_REDIRECT_KIND] = _local_redirect_handler(policies)
+    found[LOCAL_REDIRECT_KIND] = _local_redirect_handler(policies, services)
     found["Pod"] = Handler(
-        pods.upsert_pod,
-        lambda item: pods.delete_pod(*_name(item)),
+        lambda item: _tell(item, pods.upsert_pod, services.pods.upsert),
+        lambda item: _tell(item, lambda gone: pods.delete_pod(*_name(gone)), services.pods.delete),
         lambda item, _error: pods.doubt_pod(*_name(item)),
     )
     found["Namespace"] = _namespace_handler(pods, policies)
-    found[SERVICE_KIND] = Handler(references.upsert_service, references.delete_service)
-    found[SLICE_KIND] = Handler(references.upsert_slice, references.delete_slice)
+    found[SERVICE_KIND] = Handler(
+        lambda item: _tell(item, references.upsert_service, services.upsert_service),
+        lambda item: _tell(item, references.delete_service, services.delete_service),
+    )
+    found[SLICE_KIND] = Handler(
+        lambda item: _tell(item, references.upsert_slice, services.upsert_slice),
+        lambda item: _tell(item, references.delete_slice, services.delete_slice),
+    )
     found["Node"] = Handler(nodes.upsert_object, nodes.delete_object)
     found["Secret"] = Handler(
         secrets.upsert, lambda item: secrets.delete(*_name(item)), synced=secrets.finish
@@ -60,22 +72,29 @@ def _policy_handler(policies: Policies, kind: str) -> Handler:
     )
 
 
-def _local_redirect_handler(policies: Policies) -> Handler:
+def _tell(item: Object, *listeners: Callable[[Object], None]) -> None:
+    for listener in listeners:
+        listener(item)
+
+
+def _local_redirect_handler(policies: Policies, services: Services) -> Handler:
     def ref(item: Object) -> PolicyRef:
         return PolicyRef(LOCAL_REDIRECT_KIND, *_name(item))
 
     def upsert(item: Object) -> None:
-        policies.disregard_object(ref(item), item, _local_redirect_error(item))
+        services.upsert_redirect_policy(item)
+        try:
+            check(item)
+        except PolicyError as error:
+            policies.disregard_object(ref(item), item, str(error))
+        else:
+            policies.forget_object(ref(item))
 
-    return Handler(upsert, lambda item: policies.forget_object(ref(item)))
+    def delete(item: Object) -> None:
+        services.delete_redirect_policy(item)
+        policies.forget_object(ref(item))
 
-
-def _local_redirect_error(item: Object) -> str:
-    try:
-        check(item)
-    except PolicyError as error:
-        return str(error)
-    return "local redirects are not enforced: this version does not balance services' traffic"
+    return Handler(upsert, delete)
 
 
 def _namespace_handler(pods: PodTable, policies: Policies) -> Handler:

@@ -43,6 +43,7 @@ from cilium_agent.datapath.routes import Routes
 from cilium_agent.datapath.servicedumps import ServiceDumps
 from cilium_agent.datapath.services import Services
 from cilium_agent.datapath.sockets import Namespaces
+from cilium_agent.datapath.terminating import Terminator
 from cilium_agent.datapath.tracking import Nat, Tracking
 from cilium_agent.datapath.trials import Trials
 
@@ -69,6 +70,7 @@ class Datapath:
     services: Services
     service_dumps: ServiceDumps
     namespaces: Namespaces
+    terminator: Terminator
     config: NodeConfig
 
     def __init__(
@@ -145,6 +147,7 @@ class Datapath:
         undo.callback(self.services.close)
         self.service_dumps = ServiceDumps(opened)
         self.namespaces = Namespaces(opened)
+        self.terminator = Terminator(opened)
 
         self.routes.ensure_local()
         redirecting.ensure(config.versions)
