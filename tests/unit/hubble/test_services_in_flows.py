@@ -141,3 +141,17 @@ def test_filters_find_flows_by_service_and_by_kind(pipeline: Pipeline) -> None:
     assert _found(pipeline, flow_pb2.FlowFilter(source_ip_xlated=["0.0.0.0/0"])) == 0
     any_flags = flow_pb2.FlowFilter(tcp_flags=[flow_pb2.TCPFlags()])
     assert _found(pipeline, any_flags) == 1
+
+
+def test_what_is_refused_at_a_socket_is_a_drop_of_its_pod(pipeline: Pipeline) -> None:
+    drop = {"type": 1, "subtype": 158, "file": abi.constants["FILE_SOCK"], "endpoint": 1}
+    pipeline.feed(event(**drop, daddr=FRONTEND, dport=80, proto=6))
+    (flow,) = pipeline.flows()
+    assert (flow.verdict, flow.drop_reason_desc) == (
+        flow_pb2.DROPPED,
+        flow_pb2.SERVICE_BACKEND_NOT_FOUND,
+    )
+    assert (flow.IP.source, flow.source.pod_name) == (address_of(0), "pod-0")
+    assert (flow.destination_service.name, flow.file.name) == ("cart", "bpf_sock.c")
+    assert flow.traffic_direction == flow_pb2.EGRESS
+    assert (flow.Summary, flow.l4.TCP.HasField("flags")) == ("TCP", False)

@@ -29,7 +29,7 @@ from hubble_server.encoding.wire import (
     timestamps,
     uuids,
 )
-from hubble_server.flows.columns import TYPE_DROP, TYPE_SOCK, TYPE_TRACE, Batch
+from hubble_server.flows.columns import TYPE_DROP, TYPE_SOCK, TYPE_TRACE, Batch, without_packets
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -189,8 +189,8 @@ class Encoder:
         if "IP" in wanted:
             lists.append(self._ip_column(batch, flags))
         has_l4 = (flags & _L4) != 0
-        at_sockets = batch["type"] == TYPE_SOCK
-        transport = _transport_keys(batch, at_sockets)
+        at_sockets, packetless = batch["type"] == TYPE_SOCK, without_packets(batch)
+        transport = _transport_keys(batch, packetless)
         if "l4" in wanted:
             l4s = self._l4s
             lists.append(
@@ -224,7 +224,7 @@ class Encoder:
         if "Summary" in wanted:
             kinds = (flags & (_L3 | _L4 | _IPV6)).astype(np.uint64) << np.uint64(48)
             summaries = self._summaries
-            kinds |= at_sockets.astype(np.uint64) << np.uint64(63)
+            kinds |= packetless.astype(np.uint64) << np.uint64(63)
             lists.append([summaries[key] for key in (_said(transport) | kinds).tolist()])
         return lists
 
@@ -345,10 +345,10 @@ def _pack(*parts: tuple[NDArray[Any], int]) -> NDArray[np.uint64]:
     return packed
 
 
-def _transport_keys(batch: Batch, at_sockets: NDArray[np.bool_]) -> NDArray[np.uint64]:
+def _transport_keys(batch: Batch, packetless: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """Protocol, ports and flags in one number, with bit 48 where no packet stands behind them."""
     return _pack(
-        (at_sockets, 48),
+        (packetless, 48),
         (batch["protocol"], 40),
         (batch["source_port"], 24),
         (batch["destination_port"], 8),

@@ -25,7 +25,7 @@ from hubble_server.flows.columns import (
     REPLY_NO,
     REPLY_UNKNOWN,
     REPLY_YES,
-    TYPE_SOCK,
+    without_packets,
 )
 
 Test = Callable[[Columns], Mask]
@@ -108,7 +108,7 @@ def _tcp_flags(values: Iterable[flow_pb2.TCPFlags]) -> Test:
         for bits in wanted:
             found |= (flags & np.uint8(bits)) == bits
         found &= block["protocol"] == TCP
-        found &= block["type"] != TYPE_SOCK
+        found &= ~without_packets(block)
         found &= block.has_l4
         found &= ~is_record(block)
         return found

@@ -7,12 +7,21 @@ its two ends is in rows of `metadata.rows`, so most columns are numbers of one t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
+from cilium_core import abi
 from numpy.typing import NDArray
 
 Batch = Mapping[str, NDArray[Any]]
+
+
+class Selectable(Protocol):
+    """What has columns by name."""
+
+    def __getitem__(self, name: str, /) -> NDArray[Any]:
+        """One column."""
+
 
 SCHEMA: Final[dict[str, np.dtype[Any]]] = {
     name: np.dtype(kind)
@@ -94,6 +103,16 @@ TYPE_VERDICT: Final = 5
 TYPE_SOCK: Final = 7
 TYPE_L7: Final = 129
 TYPE_AGENT: Final = 130
+
+
+FILE_SOCK: Final = abi.constants["FILE_SOCK"]
+
+
+def without_packets(batch: Selectable) -> NDArray[np.bool_]:
+    """Flows that no packet stands behind, as they are of sockets."""
+    of_sockets: NDArray[np.bool_] = batch["type"] == TYPE_SOCK
+    of_sockets |= (batch["type"] == TYPE_DROP) & (batch["file"] == FILE_SOCK)
+    return of_sockets
 
 
 def zeros(count: int) -> dict[str, NDArray[Any]]:

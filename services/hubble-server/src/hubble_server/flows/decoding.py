@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hubble_server.encoding.texts import TCP, UDP
 from hubble_server.flows.columns import (
+    FILE_SOCK,
     KIND_FLOW,
     REPLY_NO,
     REPLY_UNKNOWN,
@@ -132,6 +133,9 @@ def decode(
         np.ascontiguousarray(events["dst_identity"]),
     )
     tcp_flags = events["tcp_flags"]
+    refused = np.flatnonzero(is_drop & (events["file"] == FILE_SOCK))
+    if len(refused):
+        _refused_at_sockets(events, refused, is_ipv6, ends, directory)
     at_sockets = np.flatnonzero(types == TYPE_SOCK)
     if len(at_sockets):
         tcp_flags = np.where(types == TYPE_SOCK, 0, tcp_flags).astype(np.uint8)
@@ -270,6 +274,20 @@ def _at_sockets(
     without_ports = ~np.isin(events["proto"][at], _SOCKET_PROTOCOLS)
     flags[at[without_ports]] &= np.uint16(_IPV6 | _L3)
     return flags
+
+
+def _refused_at_sockets(
+    events: Events,
+    at: NDArray[np.intp],
+    is_ipv6: NDArray[np.bool_],
+    ends: _Ends,
+    directory: Directory,
+) -> None:
+    """Fill in the pods whose sockets could not reach a service, events at positions `at`."""
+    pods = directory.endpoint_addresses(events["endpoint"][at], is_ipv6[at])[:2]
+    unsaid = (ends.source[0][at] | ends.source[1][at]) == 0
+    for source, pod in zip(ends.source, pods, strict=True):
+        source[at] = np.where(unsaid, pod, source[at])
 
 
 def _address(words: NDArray[np.uint64], at: int) -> Halves:
