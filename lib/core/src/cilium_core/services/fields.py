@@ -83,6 +83,12 @@ class Fields:
             else:
                 self.remark(path, f"{shown(item)} is no text; it is left out")
 
+    def named_texts(self) -> Iterator[tuple[str, str]]:
+        """All names with texts, such as labels."""
+        for name, value in self._value.items():
+            if isinstance(name, str) and isinstance(value, str):
+                yield name, value
+
     def text(self, name: str, default: str = "") -> str:
         """A text."""
         value = self._value.get(name)

@@ -279,20 +279,16 @@ def read_pod(obj: Mapping[str, Any]) -> tuple[LocalPod | None, str, list[Remark]
     pod = LocalPod(
         PodName(namespace, name),
         found,
-        _pod_labels(namespace, obj),
+        _pod_labels(namespace, fields.part("metadata").part("labels")),
         _is_ready(fields, status),
         tuple(_host_ports(spec)),
     )
     return pod, node, fields.remarks
 
 
-def _pod_labels(namespace: str, obj: Mapping[str, Any]) -> LabelSet:
-    texts = obj.get("metadata", {}).get("labels")
-    labels = [Label(SOURCE_K8S, KEY_NAMESPACE, namespace)]
-    for key, value in (texts if isinstance(texts, dict) else {}).items():
-        if isinstance(key, str) and isinstance(value, str):
-            labels.append(Label(SOURCE_K8S, key, value))
-    return LabelSet(labels)
+def _pod_labels(namespace: str, labels: Fields) -> LabelSet:
+    found = [Label(SOURCE_K8S, key, value) for key, value in labels.named_texts()]
+    return LabelSet([*found, Label(SOURCE_K8S, KEY_NAMESPACE, namespace)])
 
 
 def _is_ready(fields: Fields, status: Fields) -> bool:
