@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cilium_core.policy import PolicyRef
 
+from cilium_agent import service_statuses
 from cilium_agent.endpoints.states import State
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def failures(agent: Agent) -> str:
 def _components(agent: Agent) -> Iterator[Component]:
     yield _store(agent)
     yield Component("Kubernetes", Health.DISABLED, "objects are kept in etcd")
+    if agent.ready:
+        yield from _services(agent)
     yield _cni(agent)
     yield _agent(agent)
     yield _features(agent)
@@ -135,6 +138,16 @@ def _monitor(agent: Agent) -> Component:
     if not config.hubble:
         return Component("Hubble", Health.DISABLED, "enable-hubble is false")
     return Component("Hubble", Health.OK, f"{agent.hub.watchers} readers of metadata")
+
+
+def _services(agent: Agent) -> Iterator[Component]:
+    name = "KubeProxyReplacement"
+    text, troubles = service_statuses.summary(agent), service_statuses.troubles(agent)
+    if troubles:
+        yield Component(name, Health.WARNING, f"{text}; not served as written: {troubles}")
+    else:
+        yield Component(name, Health.OK, text)
+    yield Component(f"{name} Details", Health.OK, service_statuses.details(agent))
 
 
 def _endpoints(agent: Agent) -> Component:

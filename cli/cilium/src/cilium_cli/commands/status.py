@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from textwrap import indent
 from typing import TYPE_CHECKING
 
 import click
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _ORDER = (
     "KVStore",
     "Kubernetes",
+    "KubeProxyReplacement",
     "Host firewall",
     "CNI Config file",
     "Cilium",
@@ -33,6 +35,7 @@ _ORDER = (
     "Controller Status",
     "Global Identity Range",
     "Hubble",
+    "KubeProxyReplacement Details",
     "BPF Maps",
     "Encryption",
     "Cluster health",
@@ -109,7 +112,11 @@ def _trouble(answer: agent_pb2.GetStatusResponse, bad: list[str]) -> str:
 
 def _render(answer: agent_pb2.GetStatusResponse, *, verbose: bool) -> None:
     for name, state, message in sorted(_lines(answer), key=_rank):
-        status_line(name, state, message)
+        if "\n" not in message:
+            status_line(name, state, message)
+        elif verbose:
+            click.echo(f"{name}:")
+            click.echo(indent(message, "  "))
     if not verbose:
         return
     if answer.ipam.allocations:
