@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -51,31 +52,38 @@ def rows() -> Iterator[report.Row]:
     """Check "services"; needs root, Debian's iptables, and some minutes."""
     yield from programming.rows(SIZES[-1])
     binary = load.build()
+    took: dict[int, float] = {}
     with ExitStack() as stack:
         clients: dict[tuple[str, int], Client] = {}
         for size in SIZES:
-            clients |= stack.enter_context(_ours(binary, size))
+            clients |= stack.enter_context(_ours(binary, size, took))
             for name in RIVALS:
                 clients[name, size] = stack.enter_context(_theirs(binary, name, size))
         figures = _interleaved(binary, clients)
+    for size, seconds in took.items():
+        yield report.told(f"{size:,} services, from objects in etcd to packets", "s", seconds)
     yield from _judge(figures)
 
 
 @contextmanager
-def _ours(binary: Path, size: int) -> Iterator[dict[tuple[str, int], Client]]:
+def _ours(
+    binary: Path, size: int, took: dict[int, float]
+) -> Iterator[dict[tuple[str, int], Client]]:
     lab = Lab(f"bench{size}")
     lab.cilium("lab", "up", "--name", lab.name, "--nodes", "1", "--quiet")
     try:
         lab.add_pod("client", command=False)
         server = lab.add_pod("server", command=False)
-        _store(Layout(lab.name), balancers.services(size, server.ipv4))
         netns = f"cil-{lab.name}-pod-default.client"
         per_packet = inside(netns)
         group = places.find(Layout(lab.name), "client").cgroup
         joined = ["sh", "-c", f'echo 0 >{group}/cgroup.procs && exec "$@"', "sh", *per_packet]
         _prepare(netns)
         with _serving(binary, f"cil-{lab.name}-pod-default.server"):
+            started = time.monotonic()
+            _store(Layout(lab.name), balancers.services(size, server.ipv4))
             eventually(lambda: _answers(binary, joined, size), PROGRAMMED_S, f"{size} services")
+            took[size] = time.monotonic() - started
             yield {("socket", size): joined, ("packet", size): per_packet}
     finally:
         lab.cilium("lab", "down", "--name", lab.name, exit_code=None)

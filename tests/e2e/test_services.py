@@ -161,8 +161,7 @@ def routers(cluster: Cluster, node: str) -> dict[int, str]:
     """Addresses of a node in the pods' network, by family."""
     nodes = cluster.lab.json("node", "list")
     (found,) = [entry for entry in nodes if entry["name"] == node]
-    inside = [a["ip"] for a in found["addresses"] if a["type"] == "CiliumInternalIP"]
-    return {6 if ":" in address else 4: address for address in inside}
+    return {4: found["ciliumIpv4"], 6: found["ciliumIpv6"]}
 
 
 def question(kind: str, name: str, family: int, over: str) -> Probe:

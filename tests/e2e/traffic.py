@@ -7,10 +7,10 @@ traffic.py load SECONDS ADDRESS PORT          steady TCP and UDP echo; JSON: wha
 traffic.py hold ADDRESS PORT      one TCP connection that talks until it is cut; JSON: how
 traffic.py storm RATE ADDRESS PORT            so many connections a second until SIGTERM; JSON
 traffic.py talk PAUSE_S ADDRESS:PORT...       TCP connections that talk until SIGTERM; JSON: how
-traffic.py flood udp|syn SOURCE[-LAST] ADDRESS PORT RATE   crafted packets until SIGTERM; JSON
+traffic.py flood udp|syn SOURCE[-LAST] ADDRESS PORT RATE COUNT   crafted packets; JSON
 
-The last three print "going" once traffic flows. A flood comes from all ports of its addresses, one
-after the other, as packets of no socket.
+`storm` and `talk` print "going" once traffic flows. A flood comes from all ports of its addresses,
+one after the other, as packets of no socket.
 """
 
 from __future__ import annotations
@@ -364,10 +364,10 @@ async def talk(pause_s: float, targets: list[str]) -> dict[str, Any]:
     return found
 
 
-def flood(kind: str, sources: str, address: str, port: int, rate: float) -> dict[str, Any]:
+def flood(
+    kind: str, sources: str, address: str, port: int, rate: float, count: int
+) -> dict[str, Any]:
     """Packets from every port of every source address, the next address after all ports."""
-    stop: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
     first, _, last = sources.partition("-")
     low, high = int(ipaddress.ip_address(first)), int(ipaddress.ip_address(last or first))
     size = 16 if ":" in address else 4
@@ -376,20 +376,17 @@ def flood(kind: str, sources: str, address: str, port: int, rate: float) -> dict
     number = socket.IPPROTO_UDP if kind == "udp" else socket.IPPROTO_TCP
     with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
-        sent, failed, started = 0, 0, time.monotonic()
-        while not stop:
+        failed, started = 0, time.monotonic()
+        for sent in range(count):
             source = (low + sent // 64000 % (high - low + 1)).to_bytes(size, "big")
             packet = crafted(number, source, 1024 + sent % 64000, target, port)
             try:
                 raw.sendto(packet, (address, 0))
             except OSError:
                 failed += 1
-            sent += 1
-            if sent == 100:
-                print("going", flush=True)
             if sent % 100 == 0 and (ahead := sent / rate - (time.monotonic() - started)) > 0:
                 time.sleep(ahead)
-    return {"sent": sent, "failed": failed, "seconds": time.monotonic() - started}
+    return {"sent": count, "failed": failed, "seconds": time.monotonic() - started}
 
 
 def crafted(number: int, source: bytes, sport: int, target: bytes, port: int) -> bytes:
@@ -432,8 +429,9 @@ def main() -> None:
     elif program == "talk":
         print(json.dumps(asyncio.run(talk(float(arguments[0]), arguments[1:]))))
     elif program == "flood":
-        kind, sources, address, port, rate = arguments
-        print(json.dumps(flood(kind, sources, address, int(port), float(rate))))
+        kind, sources, address, port, rate, count = arguments
+        told = flood(kind, sources, address, int(port), float(rate), int(count))
+        print(json.dumps(told))
 
 
 if __name__ == "__main__":
