@@ -158,7 +158,9 @@ class Agent:
             checks=self.health_checks if settings.enable_health_check_nodeport else None,
             terminate=settings.bpf_lb_sock_terminate_pod_connections,
         )
-        self.socket_namespaces = SocketNamespaces(self.plane, self.table, self.services.exempt_pods)
+        self.socket_namespaces = SocketNamespaces(
+            self.plane, self.table, self.services.exempt_pods, self.policies.build_many
+        )
         self.node_identities = NodeIdentities(
             settings.endpoint_dir / "node-identities.json",
             by_labels=settings.enable_node_selector_labels,

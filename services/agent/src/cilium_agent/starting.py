@@ -24,7 +24,7 @@ from cilium_core.telemetry import gauge, get_logger
 
 from cilium_agent import configurations, hosts, statuses
 from cilium_agent.cni import configs
-from cilium_agent.datapath import probe
+from cilium_agent.datapath import DatapathError, probe
 from cilium_agent.endpoints.provisioning import Provisioner
 from cilium_agent.errors import AgentBusyError, AgentError
 from cilium_agent.fqdn import restored_labels
@@ -260,8 +260,9 @@ class StartUp:
         began = time.monotonic()
         try:
             await agent.services.begin()
-        except CiliumError as error:
+        except (CiliumError, DatapathError) as error:
             log.error("not every service is served yet", error=str(error))
+        agent.socket_namespaces.mark()
         took = time.monotonic() - began
         log.info("services", frontends=len(agent.services.frontends()), took_s=round(took, 3))
 

@@ -79,6 +79,7 @@ class Endpoint:
     `audit` has what policy would deny reported and let pass. `conflicts` say which of the rules
     contradict each other, in which case the policy from before stays in force. `overflown` are the
     policies of which something did not fit into the endpoint's map.
+    `no_redirect` exempts what it sends from local redirects that it serves.
     `created` is set once the container runtime may have been told that the pod's network is up.
     """
 
@@ -101,6 +102,7 @@ class Endpoint:
     egress_enforced: bool = False
     row_stale: bool = True
     audit: bool = False
+    no_redirect: bool = False
     conflicts: tuple[Conflict, ...] = ()
     overflown: frozenset[PolicyRef] = frozenset()
     error: str = ""

@@ -32,6 +32,8 @@ def row(endpoint: Endpoint, flags: int) -> EndpointInfo:
         raise ValueError(f"endpoint {endpoint.id} has no interface yet")
     if endpoint.is_host:
         flags |= int(EndpointFlag.ENDPOINT_HOST)
+    if endpoint.no_redirect:
+        flags |= int(EndpointFlag.ENDPOINT_NO_REDIRECT)
     return EndpointInfo(
         id=endpoint.id,
         identity=endpoint.identity,

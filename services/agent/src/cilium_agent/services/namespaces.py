@@ -14,7 +14,7 @@ from cilium_agent.datapath.errors import NamespaceError
 from cilium_agent.datapath.sockets import PodNamespace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection
 
     from cilium_agent.datapath import Datapath
     from cilium_agent.endpoints.records import Endpoint
@@ -28,9 +28,17 @@ class SocketNamespaces:
     """The pods' namespaces as the programs know them."""
 
     def __init__(
-        self, plane: Plane, table: EndpointTable, exempt: Callable[[], Collection[tuple[str, str]]]
+        self,
+        plane: Plane,
+        table: EndpointTable,
+        exempt: Callable[[], Collection[tuple[str, str]]],
+        rebuild: Callable[[list[Endpoint]], Awaitable[None]],
     ) -> None:
-        """`exempt` gives the pods, by namespace and name, that some redirects do not hold for."""
+        """`exempt` gives the pods, by namespace and name, that some redirects do not hold for.
+
+        `rebuild` has the programs know the rows of endpoints as they are now.
+        """
+        self._rebuild = rebuild
         self.trigger: Callable[[], None] = lambda: None
         self._plane = plane
         self._table = table
@@ -43,9 +51,21 @@ class SocketNamespaces:
         """Note that an endpoint came, changed or went."""
         self.trigger()
 
+    def mark(self) -> list[Endpoint]:
+        """Note on the endpoints which are exempt; returns those where that is new."""
+        exempt, changed = self._exempt(), []
+        for endpoint in self._table:
+            skips = (endpoint.namespace, endpoint.pod_name) in exempt
+            if endpoint.no_redirect != skips:
+                endpoint.no_redirect = skips
+                changed.append(endpoint)
+        return changed
+
     async def reconcile(self) -> None:
         """Write what is different, and remove what is gone."""
-        exempt = self._exempt()
+        stale = [endpoint for endpoint in self.mark() if endpoint.created and endpoint.alive]
+        if stale:
+            await self._rebuild(stale)
         wanted: dict[int, PodNamespace] = {}
         paths = set()
         for endpoint in list(self._table):
@@ -55,8 +75,7 @@ class SocketNamespaces:
             paths.add(path)
             cookie = self._cookies.get(path) or await self._look(endpoint)
             if cookie:
-                skips = (endpoint.namespace, endpoint.pod_name) in exempt
-                wanted[cookie] = PodNamespace(endpoint.id, endpoint.identity, skips)
+                wanted[cookie] = PodNamespace(endpoint.id, endpoint.identity, endpoint.no_redirect)
         for path in self._cookies.keys() - paths:
             del self._cookies[path]
         changed = {
