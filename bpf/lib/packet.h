@@ -10,11 +10,12 @@
 
 #include "common.h"
 
+/* The largest first: initialising a union with {} zeroes its first member and leaves the rest. */
 union address {
-	__u32 v4; /* be */
 	__u32 words[4];
 	__u64 halves[2];
 	__u8 bytes[16];
+	__u32 v4; /* be */
 };
 
 struct tuple {
@@ -87,8 +88,8 @@ struct side {
 };
 
 union ct_key {
+	struct ct_key6 v6; /* the larger first, see union address */
 	struct ct_key4 v4;
-	struct ct_key6 v6;
 };
 
 /* How a packet of a pod goes on. */
