@@ -121,7 +121,7 @@ def _details(one: agent_pb2.Service) -> Iterator[str]:
 
 _CHOICES = {
     agent_pb2.SERVICE_CHOICE_RANDOM: "any of the candidates, with equal chances",
-    agent_pb2.SERVICE_CHOICE_MAGLEV: "by the Maglev table",
+    agent_pb2.SERVICE_CHOICE_MAGLEV: "an entry of the Maglev table",
     agent_pb2.SERVICE_CHOICE_AFFINITY: "kept by session affinity",
     agent_pb2.SERVICE_CHOICE_CONNECTION: "kept by its connection",
     agent_pb2.SERVICE_CHOICE_REFUSED: "nobody",
@@ -227,7 +227,7 @@ def _render(answer: agent_pb2.ExplainServiceResponse) -> None:
         note = f": {candidate.message}" if candidate.message else ""
         click.echo(f"    {mark} {_backend_text(candidate.backend, verbose=True)}{note}")
     if answer.HasField("kernel"):
-        click.echo(f"  the kernel {_kernel_text(answer.kernel)}")
+        click.echo(f"  the kernel {_kernel_text(answer)}")
     elif answer.unverified:
         click.echo(f"  not verified: {answer.unverified}")
 
@@ -247,15 +247,18 @@ def _choice_text(answer: agent_pb2.ExplainServiceResponse) -> str:
     return click.style(why, fg="red") if why == "nobody" else why
 
 
-def _kernel_text(found: agent_pb2.ServiceVerdict) -> str:
-    if found.program == "map":
-        text = found.difference or "its map has these candidates, one of which a socket gets"
-    elif found.HasField("backend"):
-        text = f"chose {service_address_text(found.backend.address)}"
+def _kernel_text(answer: agent_pb2.ExplainServiceResponse) -> str:
+    found = answer.kernel
+    parts = []
+    if answer.place == "socket":
+        possible = any(candidate.possible for candidate in answer.candidates)
+        same = "has these candidates" if possible else "has nobody either"
+        parts.append(found.difference or f"the map that sockets choose from {same}")
+    if found.HasField("backend"):
+        parts.append(f"{found.program} chose {service_address_text(found.backend.address)}")
     elif found.drop_reason:
-        text = f"refused it ({found.drop_reason})"
-    else:
-        text = "took it for no service"
+        parts.append(f"{found.program} refused it ({found.drop_reason})")
+    elif found.program != "map":
+        parts.append(f"{found.program} took it for no service")
     word = "agrees" if found.agrees else "DISAGREES"
-    shown = click.style(word, fg="green" if found.agrees else "red")
-    return f"{shown}: {text if found.program == 'map' else f'{found.program} {text}'}"
+    return f"{click.style(word, fg='green' if found.agrees else 'red')}: {'; '.join(parts)}"

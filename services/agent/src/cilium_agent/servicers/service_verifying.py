@@ -7,6 +7,7 @@ cannot be run without a socket. Calls block.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from cilium_core.services.objects import NodeFacts
 
     from cilium_agent.datapath import Datapath, Trial
+    from cilium_agent.datapath.models import Address
     from cilium_agent.datapath.servicedumps import AffinityRow, FrontendRow, ServiceDumps
     from cilium_agent.servicers.service_clients import Asker
 
@@ -148,11 +150,9 @@ class ChoiceTeller:
         self, question: Question, found: Explanation, answer: agent_pb2.ExplainServiceResponse
     ) -> None:
         """Run the packet through the program that would see it first."""
-        asker, at = question.asker, question.at
+        asker = question.asker
         assert asker.address is not None  # noqa: S101 - the caller has looked
-        packet = Packet(
-            asker.address, at.address, int(at.protocol), at.port, question.port or _SOME_PORT
-        )
+        packet = self._packet(question, asker.address)
         config = self._datapath.config.services
         if asker.endpoint is not None and asker.endpoint.link is not None:
             if not config.pods:
@@ -207,9 +207,32 @@ class ChoiceTeller:
             parts.append(f"the map lacks {', '.join(missing)}")
         if surplus:
             parts.append(f"the map has {', '.join(surplus)} too")
-        answer.kernel.CopyFrom(
-            agent_pb2.ServiceVerdict(program="map", agrees=not parts, difference="; ".join(parts))
+        answer.kernel.CopyFrom(self._packet_of_pod(question, found))
+        answer.kernel.agrees &= not parts
+        answer.kernel.difference = "; ".join(parts)
+
+    def _packet_of_pod(self, question: Question, found: Explanation) -> agent_pb2.ServiceVerdict:
+        """What would become of a packet that a pod sends past its socket's program."""
+        asker = question.asker
+        link = None if asker.endpoint is None else asker.endpoint.link
+        if link is None or asker.address is None or not self._datapath.config.services.pods:
+            return agent_pb2.ServiceVerdict(program="map", agrees=True)
+        trial = self._datapath.trials.from_pod(
+            self._packet(question, asker.address), link.ifindex, link.mac, link.node_mac
         )
+        # sockets remember their clients by namespaces, packets theirs by addresses
+        anybody = found if found.choice is Choice.REFUSED else _of_anybody(found)
+        return self._told("from-container", anybody, trial)
+
+    @staticmethod
+    def _packet(question: Question, source: Address) -> Packet:
+        at, port = question.at, question.port or _SOME_PORT
+        return Packet(source, at.address, int(at.protocol), at.port, port)
+
+
+def _of_anybody(found: Explanation) -> Explanation:
+    """The choice as it would be for a client that nothing is remembered of."""
+    return dataclasses.replace(found, choice=Choice.CONNECTION)
 
 
 def _agrees(found: Explanation, at: L4Address | None, trial: Trial) -> bool:

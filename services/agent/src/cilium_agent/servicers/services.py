@@ -44,7 +44,8 @@ class ServiceCalls(Calls):
         """Frontends by address, in batches."""
         del context
         ids = await self._ids()
-        found = service_messages.in_order(self._services().all_frontends())
+        whole = self._services().all_frontends()
+        found = service_messages.in_order(one for one in whole if one.at.port)
         shown = [
             service_messages.service(one, ids)
             for one in found
