@@ -59,6 +59,19 @@ class FilterError(InvalidError):
     """A filter that makes no sense. Its text goes to the user as it is."""
 
 
+def read_filters(where: str, value: object) -> tuple[FlowFilter, ...]:
+    """Filters written in YAML or JSON, as a list. Raises FilterError naming the place."""
+    from flow import flow_pb2
+    from google.protobuf import json_format
+
+    if not isinstance(value, list):
+        raise FilterError(f"{where}: must be a list of filters")
+    try:
+        return tuple(json_format.ParseDict(one, flow_pb2.FlowFilter()) for one in value)
+    except json_format.ParseError as error:
+        raise FilterError(f"{where}: {error}") from error
+
+
 def compile_filters(
     whitelist: Iterable[FlowFilter], blacklist: Iterable[FlowFilter] = ()
 ) -> Predicate:

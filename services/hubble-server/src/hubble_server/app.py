@@ -22,6 +22,8 @@ from cilium_core.serving.sockets import split_address, stop_signal
 from cilium_core.telemetry import REGISTRY, Health, get_logger
 
 from hubble_server.errors import STATUSES
+from hubble_server.exporting.configuring import Exporters
+from hubble_server.exporting.exporters import Exporter, Feed, keep_running
 from hubble_server.facts import VERSION, NodeFacts
 from hubble_server.flows.store import FlowStore
 from hubble_server.ingest import LOST, Ingest, Snapshot
@@ -176,6 +178,7 @@ class App:
         stack.push_async_callback(server.stop)
         await self._listen(server)
         await self._count_flows()
+        self._export(Feed(self.store, self.directory, lambda: self.node, new_events))
         self._keep(self.metadata.run())
         self._keep(self._begin_ingest())
         self._keep(self._watch_ring(server))
@@ -268,6 +271,13 @@ class App:
         http = observability_server(health, registry=REGISTRY)
         await http.listen_tcp(self._settings.hubble_observability_address)
         self._stack.push_async_callback(http.stop)
+
+    def _export(self, feed: Feed) -> None:
+        """Begin to export flows as configured."""
+        if (export := self._settings.export) is not None:
+            self._keep(keep_running(Exporter(export, feed)))
+        if (path := self._settings.hubble_flowlogs_config_path) is not None:
+            self._keep(Exporters(path, feed).run())
 
     async def _count_flows(self) -> None:
         """Begin to count flows as configured, and serve the counts."""

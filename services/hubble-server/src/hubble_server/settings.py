@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cilium_core.errors import InvalidError
 from cilium_core.settings import (
     ClusterSettings,
     NodeSettings,
@@ -16,6 +17,8 @@ from cilium_core.settings import (
 )
 
 from hubble_server.errors import CapacityError
+from hubble_server.exporting.configuring import parse_filters
+from hubble_server.exporting.exporters import Export
 from hubble_server.flows.store import DEFAULT_CAPACITY, check_capacity
 from hubble_server.metrics.configuring import parse_static
 from hubble_server.metrics.contexts import MetricsConfigError
@@ -28,6 +31,7 @@ _RING = "Ring"
 _SERVING = "Serving"
 _TLS = "TLS of the TCP listener"
 _METRICS = "Metrics of flows"
+_EXPORTING = "Export of flows"
 _REDACTING = "Redaction of what proxies saw"
 
 
@@ -103,6 +107,39 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
         (), "CAs of client certificates; with any, clients must show one.", group=_METRICS
     )
 
+    hubble_export_file_path: str = setting(
+        "",
+        "File to write flows to as JSON; stdout for the output, none when empty.",
+        group=_EXPORTING,
+    )
+    hubble_export_file_max_size_mb: int = setting(
+        10, "Megabytes after which a file is begun anew.", group=_EXPORTING, low=1
+    )
+    hubble_export_file_max_backups: int = setting(
+        5, "Full files that are kept; 0 keeps all.", group=_EXPORTING, low=0
+    )
+    hubble_export_file_compress: bool = setting(False, "Compress full files.", group=_EXPORTING)
+    hubble_export_allowlist: str = setting(
+        "", "Filters one of which flows must pass: JSON, one after another.", group=_EXPORTING
+    )
+    hubble_export_denylist: str = setting(
+        "", "Filters none of which flows may pass, likewise.", group=_EXPORTING
+    )
+    hubble_export_fieldmask: tuple[str, ...] = setting(
+        (),
+        "Fields of flows to write, such as source.pod_name; all when empty.",
+        group=_EXPORTING,
+    )
+    hubble_export_fieldaggregate: tuple[str, ...] = setting(
+        (), "Fields to gather flows by, with the interval below.", group=_EXPORTING
+    )
+    hubble_export_aggregation_interval: Seconds = setting(
+        0.0, "How long flows are gathered; 0 writes each.", group=_EXPORTING
+    )
+    hubble_flowlogs_config_path: Path | None = setting(
+        None, "File that lists exporters; changes count within 5 s.", group=_EXPORTING
+    )
+
     hubble_redact_enabled: bool = setting(
         False, "Take out of L7 flows what the settings below name.", group=_REDACTING
     )
@@ -139,6 +176,26 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
         )
 
     @property
+    def export(self) -> Export | None:
+        """The exporter of the settings, None for none. Raises InvalidError."""
+        if not self.hubble_export_file_path:
+            return None
+        export = Export(
+            name="static",
+            path=self.hubble_export_file_path,
+            allow=parse_filters(self.hubble_export_allowlist, "hubble-export-allowlist"),
+            deny=parse_filters(self.hubble_export_denylist, "hubble-export-denylist"),
+            field_mask=self.hubble_export_fieldmask,
+            aggregate=self.hubble_export_fieldaggregate,
+            interval_s=self.hubble_export_aggregation_interval,
+            megabytes=self.hubble_export_file_max_size_mb,
+            backups=self.hubble_export_file_max_backups,
+            compress=self.hubble_export_file_compress,
+        )
+        export.check()
+        return export
+
+    @property
     def socket_path(self) -> Path:
         """Unix socket to serve on."""
         return self.hubble_socket_path or self.state_dir / "hubble.sock"
@@ -160,6 +217,10 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
                 "excludes hubble-redact-http-headers-allow; name either what is shown or what "
                 "is not",
             )
+        try:
+            _ = self.export
+        except InvalidError as error:
+            yield Problem("hubble-export-file-path", str(error))
         if self.hubble_metrics and self.hubble_dynamic_metrics_config_path:
             yield Problem(
                 "hubble-dynamic-metrics-config-path",

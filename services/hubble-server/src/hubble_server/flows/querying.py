@@ -232,12 +232,11 @@ class Cursor:
         else:
             if KIND_FLOW in query.kinds:
                 mask = _passing(self._store, block, kinds, query.filters)
-            else:
-                for kind in query.kinds:
-                    mask |= kinds == kind
+            for kind in query.kinds - FLOWS:
+                mask |= kinds == kind
         if query.since_ns is not None:
             mask &= times >= query.since_ns
-        if query.kinds == FLOWS:
+        if KIND_FLOW in query.kinds:
             mask |= kinds == KIND_LOST
         return mask
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
-from cilium_core.flow_filters import FilterError
+from cilium_core.flow_filters import FilterError, read_filters
 from cilium_core.telemetry import get_logger
 from flow import flow_pb2
-from google.protobuf import json_format
 
 from hubble_server.metrics.contexts import MetricsConfigError
 from hubble_server.metrics.counting import Counted
@@ -98,8 +97,8 @@ def parse_dynamic(text: str) -> dict[str, Configured]:
             )
         found[name] = Configured(
             Metric(name, tuple(_options(at, entry.get("contextOptions") or []))),
-            _filters(at, "includeFilters", entry),
-            _filters(at, "excludeFilters", entry),
+            _read(at, "includeFilters", entry),
+            _read(at, "excludeFilters", entry),
         )
     _check(found)
     return found
@@ -118,14 +117,11 @@ def _options(at: int, entries: Any) -> list[tuple[str, tuple[str, ...]]]:
     return made
 
 
-def _filters(at: int, field: str, entry: Mapping[str, Any]) -> tuple[flow_pb2.FlowFilter, ...]:
-    filters = entry.get(field) or []
-    if not isinstance(filters, list):
-        raise MetricsConfigError(f"metrics[{at}].{field}: must be a list of filters")
+def _read(at: int, field: str, entry: Mapping[str, Any]) -> tuple[flow_pb2.FlowFilter, ...]:
     try:
-        return tuple(json_format.ParseDict(one, flow_pb2.FlowFilter()) for one in filters)
-    except json_format.ParseError as error:
-        raise MetricsConfigError(f"metrics[{at}].{field}: {error}") from error
+        return read_filters(f"metrics[{at}].{field}", entry.get(field) or [])
+    except FilterError as error:
+        raise MetricsConfigError(str(error)) from error
 
 
 class MetricsFile:

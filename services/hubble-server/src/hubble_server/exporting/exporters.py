@@ -1,0 +1,225 @@
+"""An exporter: follows the ring like a client, and writes what passes as lines of JSON.
+
+It reads in steps of its own and never holds the ring back: what it is too slow for is lost to it,
+is counted, and stands in its output as lost events. JSON is made and written on a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, cast
+
+from cilium_core import flow_filters
+from cilium_core.telemetry import counter, get_logger
+from flow import flow_pb2
+from google.protobuf import json_format
+from observer import observer_pb2
+
+from hubble_server.encoding.encoder import Encoder
+from hubble_server.encoding.masks import Mask, parse_mask
+from hubble_server.exporting.aggregating import Aggregator
+from hubble_server.exporting.files import sink_of
+from hubble_server.facts import NodeFacts
+from hubble_server.filters import FilterContext, compile_filters
+from hubble_server.flows.columns import KIND_AGENT
+from hubble_server.flows.querying import AGENT_EVENTS, DEBUG_EVENTS, FLOWS, Cursor, Query
+from hubble_server.flows.store import FlowStore
+from hubble_server.metadata.directory import Directory
+from hubble_server.servicers.streaming import Chunk, Encoding, NewEvents, chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hubble_server.exporting.files import Sink
+    from hubble_server.flows.store import Attached
+
+_log = get_logger()
+_EVERYTHING: Final = FLOWS | AGENT_EVENTS | DEBUG_EVENTS
+_RETRY_S: Final = 5.0
+
+_LINES = counter("hubble_server_export_lines_total", "Lines exported.", "name")
+_FAILED = counter(
+    "hubble_server_export_failed_lines_total", "Lines that could not be written.", "name"
+)
+_MISSED = counter(
+    "hubble_server_export_missed_events_total",
+    "Events that were overwritten before the exporter had read them.",
+    "name",
+)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What one exporter writes where. Filters and masks have been checked."""
+
+    name: str
+    path: str
+    allow: tuple[flow_pb2.FlowFilter, ...] = ()
+    deny: tuple[flow_pb2.FlowFilter, ...] = ()
+    field_mask: tuple[str, ...] = ()
+    aggregate: tuple[str, ...] = ()
+    """Fields to gather flows by; with an interval only."""
+    interval_s: float = 0.0
+    megabytes: int = 10
+    backups: int = 5
+    compress: bool = False
+    end: datetime | None = None
+    """When to stop writing."""
+
+    def check(self) -> None:
+        """Raise FilterError or MaskError for what makes no sense."""
+        flow_filters.compile_filters(self.allow, self.deny)
+        parse_mask(self.field_mask)
+        parse_mask(self.aggregate)
+
+    @property
+    def active(self) -> bool:
+        """Whether its time has not come yet."""
+        return self.end is None or datetime.now(UTC) < self.end
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What exporters read from."""
+
+    store: FlowStore
+    directory: Directory
+    node: Callable[[], NodeFacts]
+    new_events: NewEvents
+
+
+class Exporter:
+    """Runs one export, from now on."""
+
+    def __init__(self, export: Export, feed: Feed) -> None:
+        self.export = export
+        self._feed = feed
+        self._sink: Sink = sink_of(
+            export.path,
+            megabytes=export.megabytes,
+            backups=export.backups,
+            compress=export.compress,
+        )
+        self._aggregator = self._aggregator_of(export)
+        self._failing = False
+        self.taken = 0
+        """Events taken in so far."""
+
+    @staticmethod
+    def _aggregator_of(export: Export) -> Aggregator | None:
+        mask = parse_mask(export.aggregate) if export.interval_s > 0 else None
+        return Aggregator(mask) if mask is not None else None
+
+    async def run(self) -> None:
+        """Write until cancelled; what was gathered is written then too."""
+        export, feed = self.export, self._feed
+        node = feed.node()
+        filters = compile_filters(FilterContext(feed.directory, node), export.allow, export.deny)
+        kinds = _EVERYTHING if filters.pass_all else FLOWS
+        cursor = Cursor(feed.store, Query(follow=True, filters=filters, kinds=kinds))
+        cursor.position = feed.store.head
+        mask = parse_mask(export.field_mask)
+        encoding = self._encoding(node, mask)
+        flushing = asyncio.create_task(self._flush_regularly())
+        try:
+            found = chunks(
+                feed.store,
+                cursor,
+                encoding,
+                feed.new_events,
+                lambda count: _MISSED.add(count, export.name),
+            )
+            async with aclosing(found):
+                async for chunk in found:
+                    if export.active:
+                        await asyncio.to_thread(self._take, chunk)
+                    self.taken += len(chunk.responses)
+        finally:
+            flushing.cancel()
+            with suppress(asyncio.CancelledError):
+                await flushing
+            self._flush()
+            self._sink.close()
+
+    def _encoding(self, node: NodeFacts, mask: Mask | None) -> Encoding:
+        # aggregation looks at whole flows, and chooses fields itself
+        encoder = Encoder(node, self._feed.directory, None if self._aggregator else mask)
+
+        def attached(kind: int, time_ns: int, message: Attached) -> bytes:
+            if isinstance(message, bytes):
+                return encoder.record(message, time_ns)
+            event = observer_pb2.ExportEvent(node_name=node.name)
+            if kind == KIND_AGENT:
+                event.agent_event.CopyFrom(cast("flow_pb2.AgentEvent", message))
+            else:
+                event.debug_event.CopyFrom(cast("flow_pb2.DebugEvent", message))
+            event.time.FromNanoseconds(time_ns)
+            return event.SerializeToString()
+
+        def lost(message: flow_pb2.LostEvent, time_ns: int) -> bytes:
+            event = observer_pb2.ExportEvent(lost_events=message, node_name=node.name)
+            event.time.FromNanoseconds(time_ns)
+            return event.SerializeToString()
+
+        tells_losses = not (self.export.allow or self.export.deny)
+        return Encoding(encoder.responses, attached, lost if tells_losses else None)
+
+    def _take(self, chunk: Chunk) -> None:
+        # GetFlowsResponse has the fields of ExportEvent with the same numbers
+        events = [observer_pb2.ExportEvent.FromString(data) for data in chunk.responses]
+        aggregator = self._aggregator
+        if aggregator is None:
+            self._write(events)
+            return
+        for event in events:
+            if event.HasField("flow"):
+                aggregator.add(event)
+
+    async def _flush_regularly(self) -> None:
+        while self._aggregator is not None:
+            await asyncio.sleep(self.export.interval_s)
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._aggregator is not None and (events := self._aggregator.take()):
+            self._write(events)
+
+    def _write(self, events: Sequence[observer_pb2.ExportEvent]) -> None:
+        name = self.export.name
+        lines = b"".join(map(_line, events))
+        try:
+            self._sink.write(lines)
+        except OSError as error:
+            _FAILED.add(len(events), name)
+            if not self._failing:
+                _log.error("exporter cannot write", exporter=name, path=self.export.path,
+                           reason=error.strerror)  # fmt: skip
+            self._failing = True
+            with suppress(OSError):
+                self._sink.close()
+            return
+        if self._failing:
+            _log.info("exporter writes again", exporter=name, path=self.export.path)
+            self._failing = False
+        _LINES.add(len(events), name)
+
+
+def _line(event: observer_pb2.ExportEvent) -> bytes:
+    text = json_format.MessageToJson(
+        event, preserving_proto_field_name=True, indent=None, ensure_ascii=False
+    )
+    return text.encode() + b"\n"
+
+
+async def keep_running(exporter: Exporter) -> None:
+    """Run an exporter, and again after a failure."""
+    while True:
+        try:
+            await exporter.run()
+        except Exception as error:
+            _log.error("exporter failed", exporter=exporter.export.name, exc_info=error)
+        await asyncio.sleep(_RETRY_S)
