@@ -53,6 +53,9 @@ WRITES = counter("cilium_operator_service_writes_total", "Services and pools wri
 ALLOCATED: Final = "cilium.io/Allocated"
 """Condition of a Service that has, or had, trouble with its cluster addresses or node ports."""
 
+_AT_ONCE: Final = 64
+"""Writes under way at a time."""
+
 _SERVICE: Final = kind_of("Service")
 _POOL: Final = kind_of("CiliumLoadBalancerIPPool")
 
@@ -153,10 +156,12 @@ class ServiceAssigner:
             self._wake.clear()
             while self._dirty:
                 batch = sorted(self._dirty, key=lambda name: age_key(self._services[name]))
-                for name in batch:
-                    if name in self._dirty:  # not deleted meanwhile
-                        self._dirty.discard(name)
-                        await self._settle(name)
+                for at in range(0, len(batch), _AT_ONCE):
+                    # What is decided is noted at once; only the writing takes its time.
+                    here = [name for name in batch[at : at + _AT_ONCE] if name in self._dirty]
+                    self._dirty.difference_update(here)
+                    news = [one for name in here if (one := self._settle(name)) is not None]
+                    await asyncio.gather(*(self._write(*one) for one in news))
             await self._write_pools()
             SERVICES.replace(
                 {
@@ -166,8 +171,8 @@ class ServiceAssigner:
             )
             self._on_pass()
 
-    async def _settle(self, name: Name) -> None:
-        """Decide what a Service has, and write it if that is news."""
+    def _settle(self, name: Name) -> tuple[Object, Object, list[Condition]] | None:
+        """Decide what a Service has; gives old and new version and its conditions if it is news."""
         item = self._services[name]
         before = self._ledger.holding(name) | self._book.holding(name)
         spec, problems = self._ledger.settle(item)
@@ -191,9 +196,7 @@ class ServiceAssigner:
             settled["status"] = status
         else:
             settled.pop("status", None)
-        if settled == item:
-            return
-        await self._write(item, settled, conditions)
+        return (item, settled, conditions) if settled != item else None
 
     async def _write(self, item: Object, settled: Object, conditions: list[Condition]) -> None:
         if not await self._source.replace(item, settled, self._fence()):

@@ -46,6 +46,8 @@ _SERVICE: Final = kind_of("Service")
 _POD: Final = kind_of("Pod")
 _SLICE: Final = kind_of("EndpointSlice")
 _ZONE_LABEL: Final = "topology.kubernetes.io/zone"
+_AT_ONCE: Final = 64
+"""Services under way at a time."""
 _MOST_WRITES: Final = 64  # operations of one transaction; etcd allows 128
 
 
@@ -168,8 +170,8 @@ class SlicePublisher:
             await self._wake.wait()
             self._wake.clear()
             while self._dirty:
-                await self._publish(self._dirty.pop())
-                await asyncio.sleep(0)
+                some = [self._dirty.pop() for _ in range(min(_AT_ONCE, len(self._dirty)))]
+                await asyncio.gather(*map(self._publish, some))
             self._on_pass()
 
     async def _publish(self, name: Name) -> None:
