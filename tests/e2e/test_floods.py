@@ -80,7 +80,7 @@ def entries(cluster: Cluster, table: str) -> int:
 def drops(cluster: Cluster, reason: str) -> int:
     """Packets that node1 has dropped for a reason."""
     rows = cluster.lab.json("bpf", "metrics", "list", "--node", "node1")
-    return sum(row["packets"] for row in rows if row["reason"] == reason)
+    return sum(row["packets"] for row in rows if row["reasonText"] == reason)
 
 
 def flood(cluster: Cluster, place: str, *arguments: str) -> dict[str, Any]:
