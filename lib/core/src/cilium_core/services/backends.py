@@ -74,7 +74,8 @@ def candidates(
     for at, state in overrides.items():
         known = found.get(at)
         if known is not None and known.state is BackendState.ACTIVE:
-            found[at] = _in_state(known, state)
+            usable = state is BackendState.TERMINATING
+            found[at] = known._replace(state=state, usable=usable)
     return tuple(found[at] for at in sorted(found, key=order))
 
 
@@ -108,20 +109,6 @@ def _of_endpoint(
 
 def _precedence(one: Candidate) -> tuple[int, bool, int]:
     return _RANK[one.state, one.usable], not one.local, -one.weight
-
-
-def _in_state(one: Candidate, state: BackendState) -> Candidate:
-    return Candidate(
-        one.at,
-        state,
-        state is BackendState.ACTIVE or state is BackendState.TERMINATING,
-        one.weight,
-        one.node,
-        one.zone,
-        one.local,
-        one.hint_zones,
-        one.hint_nodes,
-    )
 
 
 def choose(

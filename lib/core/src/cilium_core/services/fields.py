@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cilium_core.policy.ports import Protocol
@@ -27,6 +28,11 @@ def shown(value: object) -> str:
     """A value as it is put into a message: whole if short."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+@lru_cache(maxsize=1 << 16)
+def _parse(text: str) -> Address:
+    return ipaddress.ip_address(text)
 
 
 class Fields:
@@ -159,7 +165,7 @@ class Fields:
     def read_address(self, path: str, text: str) -> Address | None:
         """An address that a frontend or backend can have; None, with a remark, for others."""
         try:
-            address = ipaddress.ip_address(text)
+            address = _parse(text)
         except ValueError:
             self.remark(path, f"{shown(text)} is no address; it is left out")
             return None

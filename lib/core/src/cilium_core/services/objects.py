@@ -219,8 +219,7 @@ class HealthCheck:
     local_endpoints: int
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A backend before it is decided who of all serves.
 
     `usable` says that it may get new connections when no active backend is left.
