@@ -85,6 +85,8 @@ MAP(31, LB6_RANGES, "cilium_lb6_source_range", LPM_TRIE, struct lb_range_key6, _
 MAP(32, LB_SOCKETS, "cilium_lb_reverse_sk", LRU_HASH, struct lb_socket_key, struct lb_socket, 262144, 0)
 /* pods by cookie of their namespace; written by the agent, read at sockets */
 MAP(33, NETNS, "cilium_netns", HASH, __u64, struct netns_info, 65535, BPF_F_NO_PREALLOC)
+/* a bit for each hash of a frontend's address (lb.h); written by the agent through memory, before the frontend */
+MAP(34, LB_ADDRESSES, "cilium_lb_addresses", ARRAY, __u32, __u32, 2048, BPF_F_MMAPABLE)
 };
 /* clang-format on */
 

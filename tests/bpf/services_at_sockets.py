@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cilium_agent.datapath import netlink as nl
 from cilium_agent.datapath import sockets
+from cilium_agent.datapath.serviceaddresses import bit_of
 from cilium_core import abi
 from pyroute2 import IPRoute
 
@@ -129,7 +130,12 @@ class Services:
             flags=flags | (abi.LB_AFFINITY if affinity_s else 0),
             affinity_timeout=affinity_s,
         )
-        self._maps[f"LB{address.version}_SERVICES"].set(key_of(frontend, proto, scope), service)
+        key = key_of(frontend, proto, scope)
+        word, bit = bit_of(key)
+        held = self._maps["LB_ADDRESSES"]
+        known = int.from_bytes(held.get(_u32(word)) or b"", "little")
+        held.set(_u32(word), _u32(known | 1 << bit))
+        self._maps[f"LB{address.version}_SERVICES"].set(key, service)
         return self._id
 
     def backend(self, at: tuple[str, int], proto: int, state: int = 1) -> int:

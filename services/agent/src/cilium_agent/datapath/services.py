@@ -22,6 +22,7 @@ from cilium_core.services.models import Algorithm, Frontend, L4Address, Scope
 
 from cilium_agent.datapath.errors import BpfError
 from cilium_agent.datapath.maglevs import MaglevTables
+from cilium_agent.datapath.serviceaddresses import AddressBits
 from cilium_agent.datapath.servicearrays import Array
 from cilium_agent.datapath.servicebackends import Backends, Group
 from cilium_agent.datapath.servicegc import Swept, sweep
@@ -111,6 +112,7 @@ class Services:
         self._ranges: dict[int, Map] = {4: maps["LB4_RANGES"], 6: maps["LB6_RANGES"]}
         self._members = maps["LB_MEMBERS"]
         self._names = Array(maps["LB_REVERSE_NAT"])
+        self._addresses = AddressBits(maps["LB_ADDRESSES"])
         self._rows: dict[bytes, _Row] = {}
         self._read()
 
@@ -214,6 +216,7 @@ class Services:
         """Let go of the memory; the maps stay as they are."""
         self._backends.close()
         self._names.close()
+        self._addresses.close()
 
     # ---- what is known ----
 
@@ -247,6 +250,7 @@ class Services:
                 if rev_nat and rev_nat not in self._frontend_of:
                     self._numbers.reserve(rev_nat)
                     self._number_of[key], self._frontend_of[rev_nat] = rev_nat, key
+        self._addresses.set(self._rows)
         self._backends.restore_runs(runs)
         self._kept_members = {key for key, _ in self._members.items()}
         self._kept_ranges = {key for held in self._ranges.values() for key, _ in held.items()}
@@ -415,6 +419,7 @@ class Services:
         for version, held in self._ranges.items():
             held.set_many(_of_family(batch.ranges, version, _RANGE4))
         self._tables.write()
+        self._addresses.add(batch.rows)
         gone = [key for key in batch.gone if key not in self._rows]
         for version, held in self._by_family.items():
             # Entries that others send readers to come first: those of the inner scope.
