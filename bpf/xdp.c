@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
 /*
- * The first look at packets of the network, while a deny list or a rate limit is in use: sources in
- * a denied prefix, and sources that send faster than they may, end here before they cost anything.
+ * The first look at packets of the network, while a deny list, a rate limit or the acceleration of
+ * services is in use: sources in a denied prefix, and sources that send faster than they may, end
+ * here before they cost anything, and what asks services of other nodes' backends turns round.
  */
 #define SOURCE_FILE FILE_XDP
 
+#include "lib/nodeport_xdp.h"
 #include "lib/ring.h"
 
 #define TOKEN_SHIFT 20
@@ -14,11 +16,11 @@
 #define EARN_MAX (1ULL << 26)
 #define RATE_MAX (1ULL << 27)
 
-static __always_inline void count_frame(__u8 reason, __u16 line, __u32 bytes)
+static __always_inline void count_frame(__u8 reason, const __u8 direction, __u16 line, __u32 bytes)
 {
 	struct metrics_key key = {
 		.reason = reason,
-		.direction = DIR_INGRESS,
+		.direction = direction,
 		.line = line,
 		.file = FILE_XDP,
 	};
@@ -111,6 +113,18 @@ static __always_inline void report_refusal(struct xdp_md *ctx, const struct rate
 	event_commit(e, sequence);
 }
 
+static __always_inline int accelerated(struct xdp_md *ctx, __u16 protocol, __u32 bytes)
+{
+	int verdict;
+
+	if (!(config_of()->flags & CONFIG_LB_XDP))
+		return XDP_PASS;
+	verdict = xdp_services(ctx, protocol);
+	if (verdict == XDP_TX)
+		count_frame(REASON_METRIC_FORWARDED, DIR_EGRESS, __LINE__, bytes);
+	return verdict;
+}
+
 int cil_xdp_entry(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -130,7 +144,7 @@ int cil_xdp_entry(struct xdp_md *ctx)
 		source.family = FAMILY_IPV4;
 		*(__u32 *)source.ip = ip->saddr;
 		if (denied(map_lookup(map_of(CIDR4), &key))) {
-			count_frame(DROP_POLICY_DENY, __LINE__, bytes);
+			count_frame(DROP_POLICY_DENY, DIR_INGRESS, __LINE__, bytes);
 			return XDP_DROP;
 		}
 	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
@@ -143,7 +157,7 @@ int cil_xdp_entry(struct xdp_md *ctx)
 		source.family = FAMILY_IPV6;
 		__builtin_memcpy(source.ip, &ip->saddr, 16);
 		if (denied(map_lookup(map_of(CIDR6), &key))) {
-			count_frame(DROP_POLICY_DENY, __LINE__, bytes);
+			count_frame(DROP_POLICY_DENY, DIR_INGRESS, __LINE__, bytes);
 			return XDP_DROP;
 		}
 	} else {
@@ -151,9 +165,9 @@ int cil_xdp_entry(struct xdp_md *ctx)
 	}
 	streak = refused(&source);
 	if (!streak)
-		return XDP_PASS;
+		return accelerated(ctx, eth->h_proto, bytes);
 	if (streak == 1)
 		report_refusal(ctx, &source, bytes, __LINE__);
-	count_frame(DROP_RATE_LIMITED, __LINE__, bytes);
+	count_frame(DROP_RATE_LIMITED, DIR_INGRESS, __LINE__, bytes);
 	return XDP_DROP;
 }

@@ -64,6 +64,7 @@ enum config_flag {
 	CONFIG_LB_EXTERNAL_CLUSTERIP = 16384, /* cluster addresses are served from outside too */
 	CONFIG_LB_SOCKET_TRACE = 32768,       /* write events of translations at the socket */
 	CONFIG_LB_SOCKET_HOST = 65536,        /* at the socket only for processes of the node */
+	CONFIG_LB_XDP = 131072,               /* connections with other nodes' backends, in XDP */
 };
 
 /* skb->mark: what programs, the node's stack and the proxies' sockets tell each other. */

@@ -12,8 +12,6 @@
 
 #define DELIVERY_DROP(reason) DROP_AT(FILE_DELIVERY, reason)
 
-#define OUTER_TTL 64
-
 /* BCC declares this one without its length argument. */
 static long (*redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *next, int length,
 			      __u64 flags) = (void *)BPF_FUNC_redirect_neigh;

@@ -11,6 +11,9 @@
 #define ID_CLUSTER_MIN 256
 #define ID_CLUSTER_MAX 0x00ffffff
 
+/* Of the outer packets of the tunnel. */
+#define OUTER_TTL 64
+
 static __always_inline const struct endpoint_info *endpoint_of_device(__u32 ifindex)
 {
 	struct device_key key = {.ifindex = ifindex};

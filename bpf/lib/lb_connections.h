@@ -92,6 +92,7 @@ static __always_inline int lb_connect(struct packet *p, __u32 now, const __u8 fa
 	entry->lifetime = now + lb_connection_lifetime(is_tcp(p), entry->flags);
 	entry->rev_nat = p->found.rev_nat;
 	entry->backend = p->lb_backend;
+	entry->src_identity = p->src_identity;
 	if (map_update(ct_map_of(is_tcp(p), family), &p->key, entry, BPF_ANY))
 		return CONNTRACK_DROP(DROP_CT_MAP_INSERTION_FAILED);
 	return 0;

@@ -119,6 +119,7 @@ def _service_flags(services: ServiceConfig) -> dict[int, bool]:
         abi.CONFIG_LB_EXTERNAL_CLUSTERIP: services.external_clusterip,
         abi.CONFIG_LB_SOCKET_TRACE: services.socket_trace,
         abi.CONFIG_LB_SOCKET_HOST: services.sockets_of_host_only,
+        abi.CONFIG_LB_XDP: services.nodes and services.acceleration != "disabled",
     }
 
 
