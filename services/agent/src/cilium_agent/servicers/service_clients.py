@@ -12,11 +12,14 @@ from cilium_core.services.explaining import Place
 from cilium_agent.errors import EndpointNotFoundError, PodNotFoundError, RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cilium_core.records import NodeRecord
+
     from cilium_agent.datapath.models import Address, ServiceConfig
     from cilium_agent.endpoints.records import Endpoint
     from cilium_agent.endpoints.tables import EndpointTable
     from cilium_agent.ipcaches import IPCache
-    from cilium_agent.nodes import Nodes
     from cilium_agent.pods import PodTable
 
 _AT_SOCKETS = (Protocol.TCP, Protocol.UDP)
@@ -45,12 +48,15 @@ class Askers:
         table: EndpointTable,
         ipcache: IPCache,
         pods: PodTable,
-        nodes: Nodes,
+        own: NodeRecord | None,
+        nodes: Sequence[NodeRecord],
         config: ServiceConfig,
     ) -> None:
+        """`own` is the record of this node, None while it has none; `nodes` are all."""
         self._table = table
         self._ipcache = ipcache
         self._pods = pods
+        self._node = own
         self._nodes = nodes
         self._config = config
 
@@ -89,8 +95,7 @@ class Askers:
             return self._endpoint(self._table.by_pod(namespace, name), version, protocol)
         if pod is None:
             raise PodNotFoundError(f"there is no pod {namespace}/{name}")
-        own = self._nodes.own
-        here = own is not None and pod.node == own.name
+        here = self._node is not None and pod.node == self._node.name
         if pod.host_network and here:
             return self._process(version, protocol)._replace(name=f"pod {namespace}/{name}")
         place = self._place(protocol, pod=not pod.host_network)
@@ -102,7 +107,7 @@ class Askers:
             return self._endpoint(endpoint, address.version, protocol)
         if address in self._own() or address.is_loopback:
             return self._process(address.version, protocol)._replace(address=address)
-        for record in self._nodes.all():
+        for record in self._nodes:
             if any(known.ip == address for known in record.addresses):
                 place = self._place(protocol, pod=False)
                 return Asker(f"a process of {record.name}", place, address, None, record.name)
@@ -127,11 +132,10 @@ class Askers:
         return Place.POD
 
     def _own(self) -> list[Address]:
-        own = self._nodes.own
-        return [] if own is None else [known.ip for known in own.addresses]
+        return [] if self._node is None else [known.ip for known in self._node.addresses]
 
     def _node_at(self, address: str) -> str:
-        for record in self._nodes.all():
+        for record in self._nodes:
             if any(str(known.ip) == address for known in record.addresses):
                 return record.name
         return ""

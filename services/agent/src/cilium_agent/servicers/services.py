@@ -66,7 +66,8 @@ class ServiceCalls(Calls):
             raise RequestError(f"client_port: {request.client_port} is not a number up to 65535")
         agent, table = self._agent, self._services()
         config = agent.plane.datapath.config.services
-        askers = Askers(agent.table, agent.ipcache, agent.pods, agent.nodes, config)
+        nodes = agent.nodes
+        askers = Askers(agent.table, agent.ipcache, agent.pods, nodes.own, nodes.all(), config)
         asker = askers.find(request.client, at.address.version, int(at.protocol))
         frontend = asked(table.frontend, at, asker.place, table.node)
         if frontend is None:
