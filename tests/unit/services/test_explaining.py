@@ -182,6 +182,13 @@ def test_sockets_find_node_ports_on_all_nodes_and_loopback(where):
     assert find(table_of(node_port(), TWO), where).service.name == "web"
 
 
+def test_the_loopback_address_of_a_pod_is_not_the_nodes():
+    table = table_of(node_port(), TWO)
+    where = at("127.0.0.1:30080")
+
+    assert asked(table.frontend, where, Place.SOCKET, table.node, of_node=False) is None
+
+
 def test_what_is_no_service_is_not_found():
     table = table_of(node_port(), TWO)
 

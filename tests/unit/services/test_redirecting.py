@@ -147,6 +147,15 @@ def test_backends_can_be_left_alone():
     assert table.frontend(at(f"{METADATA}:80")).skip_own
 
 
+def test_backends_of_a_service_that_are_left_alone_are_remarked_on():
+    table = table_with(
+        service(), policy(to_service(), redirect_port(53), skipRedirectFromBackend=True)
+    )
+
+    assert table.frontend(at("10.96.0.1:80")).skip_own
+    assert "spec.skipRedirectFromBackend: the pods that serve reach nobody" in table.warnings[0]
+
+
 def test_an_address_matcher_takes_no_cluster_address():
     table = table_with(
         service(), policy(to_address(redirect_port(80), address="10.96.0.1"), redirect_port(80))

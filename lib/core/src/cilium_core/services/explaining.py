@@ -104,13 +104,17 @@ class Explanation:
     hash: int | None = None
 
 
-def asked(find: Find, at: L4Address, place: Place, node: NodeFacts) -> Frontend | None:
+def asked(
+    find: Find, at: L4Address, place: Place, node: NodeFacts, *, of_node: bool = True
+) -> Frontend | None:
     """The frontend that a client finds at an address and port, as its program looks for it.
 
-    None where there is none: the traffic goes to the address itself.
+    `of_node` says that it is a process of the node, whose loopback address is the node's. None
+    where there is no frontend: the traffic goes to the address itself.
     """
     found = find(at, Scope.EXTERNAL)
-    if found is None and place is Place.SOCKET and _is_node(at.address, node):
+    near = _is_node(at.address, node) and (of_node or not at.address.is_loopback)
+    if found is None and place is Place.SOCKET and near:
         found = find(L4Address(anywhere(at.address.version), at.port, at.protocol), Scope.EXTERNAL)
         own = at.address.is_loopback or at.address in node.addresses
         if found is not None and found.kind is FrontendKind.HOST_PORT and not own:

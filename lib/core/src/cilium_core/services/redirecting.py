@@ -138,6 +138,9 @@ def _asked(
         text = f"service {redirect.namespace}/{redirect.service} {why}; nothing is redirected"
         remarks.append((where, text))
         return
+    if redirect.skip_from_backend:
+        text = "the pods that serve reach nobody at the addresses of the service themselves"
+        remarks.append(("spec.skipRedirectFromBackend", text))
     for port, pair in _pairs(redirect, service, where, remarks):
         for address in service.cluster_ips:
             at = L4Address(address, port.port, port.protocol)
