@@ -249,16 +249,17 @@ def _choice_text(answer: agent_pb2.ExplainServiceResponse) -> str:
 
 def _kernel_text(answer: agent_pb2.ExplainServiceResponse) -> str:
     found = answer.kernel
-    parts = []
+    parts, past = [], ""
     if answer.place == "socket":
+        past = "for a packet past the socket "
         possible = any(candidate.possible for candidate in answer.candidates)
         same = "has these candidates" if possible else "has nobody either"
         parts.append(found.difference or f"the map that sockets choose from {same}")
     if found.HasField("backend"):
-        parts.append(f"{found.program} chose {service_address_text(found.backend.address)}")
+        parts.append(f"{past}{found.program} chose {service_address_text(found.backend.address)}")
     elif found.drop_reason:
-        parts.append(f"{found.program} refused it ({found.drop_reason})")
+        parts.append(f"{past}{found.program} refused it ({found.drop_reason})")
     elif found.program != "map":
-        parts.append(f"{found.program} took it for no service")
+        parts.append(f"{past}{found.program} took it for no service")
     word = "agrees" if found.agrees else "DISAGREES"
     return f"{click.style(word, fg='green' if found.agrees else 'red')}: {'; '.join(parts)}"
