@@ -38,7 +38,8 @@ def _check(documents: list[Document]) -> list[Document]:
 
     from cilium_core.resources.keys import kind_of_object
 
-    if not any(kind_of_object(document.object).group for document in documents):
+    kinds = [kind_of_object(document.object) for document in documents]
+    if not any(kind.group or kind.name == "Service" for kind in kinds):
         return documents  # the checks take a tenth of a second to load
 
     from cilium_core.objects.checking import KINDS, check

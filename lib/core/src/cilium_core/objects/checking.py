@@ -34,7 +34,7 @@ class Checked:
 
 def models() -> Mapping[str, type[BaseModel]]:
     """The models of the kinds that are no policies; loaded when the first is asked for."""
-    from cilium_core.objects import endpoints, nodes, pools
+    from cilium_core.objects import endpoints, nodes, pools, services
 
     return {
         "CiliumEndpoint": endpoints.EndpointObject,
@@ -44,6 +44,8 @@ def models() -> Mapping[str, type[BaseModel]]:
         "CiliumLoadBalancerIPPool": pools.LoadBalancerPoolObject,
         "CiliumNode": nodes.NodeObject,
         "CiliumPodIPPool": pools.PodPoolObject,
+        "EndpointSlice": services.SliceObject,
+        "Service": services.ServiceObject,
     }
 
 
@@ -59,6 +61,8 @@ KINDS: Final = frozenset(
         "CiliumLoadBalancerIPPool",
         "CiliumNode",
         "CiliumPodIPPool",
+        "EndpointSlice",
+        "Service",
     )
 )
 """Every kind that can be checked."""
