@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -200,6 +201,17 @@ def test_a_mapping_is_mended_when_half_of_it_is_lost(served: Scene) -> None:
         again = ask(served, flags="A", sport=1024).packet
         assert ends(served, again) == ends(served, sent)
         assert len(list(served.plane.nat.dump())) == 2
+
+
+@pytest.mark.parametrize("who", [GREEN, NODE], ids=["elsewhere", "node"])
+def test_a_mapping_lives_as_long_as_the_clients_connection(served: Scene, who: Any) -> None:
+    serve(served, frontend(served, who))
+    ask(served)
+    held = len(list(served.plane.nat.dump()))
+    assert held
+    now = int(time.monotonic())
+    assert served.plane.conntrack.gc(now + 30).nat_deleted == 0
+    assert served.plane.conntrack.gc(now + 10_000).nat_deleted == held
 
 
 def test_an_error_about_the_clients_packet_comes_back_as_one_about_the_frontend(

@@ -57,7 +57,7 @@ def backend_at(cluster: Cluster, number: int, family: int) -> tuple[Namespace, s
 
 @contextlib.contextmanager
 def served(
-    cluster: Cluster, number: int, family: int, config: dict[str, bool]
+    cluster: Cluster, number: int, family: int, config: dict[str, Any]
 ) -> Iterator[list[tuple[str, int]]]:
     """The first node serves a NodePort and an external address; what the client asks."""
     plane, node = cluster.planes[0], cluster.nodes[0]

@@ -1,4 +1,4 @@
-"""Services in XDP: what tc has begun turns round in the driver, and everything else is left to tc."""
+"""Services in XDP: what tc has begun turns round in the driver, all else is left to tc."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cilium_agent.datapath.models import Address
 
 NOW = 10_000
-_NAMES = ("CT_TCP4", "CT_ANY4", "CT_TCP6", "CT_ANY6", "SNAT4", "SNAT6")
+_NAMES = ("CT_TCP4", "CT_ANY4", "CT_TCP6", "CT_ANY6", "SNAT4", "SNAT6", "LB_REVERSE_NAT")
 POD = ipaddress.ip_address("10.0.0.9")
 PEER = ipaddress.ip_address("10.0.0.200")
 NODE = ipaddress.ip_address("172.30.0.11")

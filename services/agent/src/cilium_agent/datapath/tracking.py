@@ -50,6 +50,7 @@ _CT_ENTRY = abi.view(
     "backend",
 )
 _LIFETIME = abi.view("ct_entry", "lifetime")
+_FRONTEND = abi.view("lb_frontend", "addr", "port")
 _CREATED = {4: abi.view("nat_entry4", "created_ns"), 6: abi.view("nat_entry6", "created_ns")}
 
 _CT_MAPS = (("CT_TCP4", 4), ("CT_ANY4", 4), ("CT_TCP6", 6), ("CT_ANY6", 6))
@@ -219,6 +220,7 @@ class Nat:
 
     def __init__(self, maps: Maps) -> None:
         self._maps: list[tuple[Map, int]] = [(maps[name], version) for name, version in _NAT_MAPS]
+        self._frontends = maps["LB_REVERSE_NAT"]
 
     def dump(self) -> Iterator[NatEntry]:
         """Every mapping, two entries for each masqueraded connection."""
@@ -240,23 +242,42 @@ class Nat:
                     if _CREATED[version].unpack(value)[0] > before_ns:
                         continue
                     entry = decode_nat(version, row, value)
-                    if not any(
-                        tracking.tracks(version, entry.proto, key) for key in _tracked_as(entry)
-                    ):
+                    wanted = _tracked_as(entry, self._frontend_of(entry))
+                    if not any(tracking.tracks(version, entry.proto, key) for key in wanted):
                         gone.append(row)
                 removed += held.delete_many(gone)
         return removed
 
+    def _frontend_of(self, entry: NatEntry) -> tuple[Address, int] | None:
+        """Address and port of the frontend that an inward half names."""
+        if entry.direction == abi.NAT_OUT or not entry.rev_nat:
+            return None
+        value = self._frontends.get(entry.rev_nat.to_bytes(4, "little"))
+        raw, port = _FRONTEND.unpack(value or bytes(abi.sizeof("lb_frontend")))
+        if not port:
+            return None
+        length = 4 if entry.source.version == 4 else 16
+        return ipaddress.ip_address(raw[:length]), socket.ntohs(port)
 
-def _tracked_as(entry: NatEntry) -> Iterator[bytes]:
-    """Keys of the connections, of a pod or a proxy, that either half of a mapping belongs to."""
-    if entry.direction == abi.NAT_OUT:
-        local, local_port = entry.source, entry.source_port
-        remote, remote_port = entry.destination, entry.destination_port
-    else:
-        local, local_port = entry.to_address, entry.to_port
-        remote, remote_port = entry.source, entry.source_port
-    if entry.proto in (_ICMP, _ICMP6):
-        remote_port = 0
+
+def _tracked_as(entry: NatEntry, frontend: tuple[Address, int] | None) -> Iterator[bytes]:
+    """Keys of the connections that either half of a mapping may belong to.
+
+    They are those of a pod or a proxy, or of a client with the frontend that it asks from outside:
+    `frontend` is the one that an inward half names.
+    """
+    outward = entry.direction == abi.NAT_OUT
+    here, there = (entry.source, entry.source_port), (entry.destination, entry.destination_port)
+    turned = (entry.to_address, entry.to_port)
+    local, remote = (here, there) if outward else (turned, here)
+    proto = entry.proto
+    if entry.rev_nat and outward:
+        yield connection_key(proto, *here, *there, kind=abi.CT_SERVICE)
+        # of a backend that answers with the frontend's address
+        yield connection_key(proto, *there, *turned, kind=abi.CT_SERVICE)
+    elif frontend is not None:
+        yield connection_key(proto, *turned, *frontend, kind=abi.CT_SERVICE)
+    if proto in (_ICMP, _ICMP6):
+        remote = (remote[0], 0)
     for zone in (abi.CT_ZONE_PODS, abi.CT_ZONE_PROXIES):
-        yield connection_key(entry.proto, local, local_port, remote, remote_port, zone)
+        yield connection_key(proto, *local, *remote, zone)
