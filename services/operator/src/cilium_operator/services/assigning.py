@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from cilium_core.kvstore import Compare, Store
     from cilium_core.records import Address, Network
+    from cilium_core.resources.keys import Kind
     from cilium_core.resources.model import Object, ObjectEvent
 
     from cilium_operator.announcing import Announcer
@@ -103,7 +104,7 @@ class ServiceAssigner:
         except* Exception as errors:
             raise errors.exceptions[0] from None
 
-    async def _follow(self, kind: Any) -> None:
+    async def _follow(self, kind: Kind) -> None:
         async with aclosing(self._source.watch(kind)) as events:
             async for event in events:
                 if event.change is Change.SYNCED:
