@@ -69,7 +69,8 @@ class ServiceCalls(Calls):
         nodes = agent.nodes
         askers = Askers(agent.table, agent.ipcache, agent.pods, nodes.own, nodes.all(), config)
         asker = askers.find(request.client, at.address.version, int(at.protocol))
-        frontend = asked(table.frontend, at, asker.place, table.node)
+        of_node = asker.endpoint is None
+        frontend = asked(table.frontend, at, asker.place, table.node, of_node=of_node)
         if frontend is None:
             raise ServiceNotFoundError(
                 f"no service is asked at {at}; packets go to the address itself"
