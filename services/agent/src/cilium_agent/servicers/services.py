@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 from typing import TYPE_CHECKING
 
@@ -75,8 +74,6 @@ class ServiceCalls(Calls):
             raise ServiceNotFoundError(
                 f"no service is asked at {at}; packets go to the address itself"
             )
-        if config.external_clusterip and not frontend.routable:
-            frontend = dataclasses.replace(frontend, routable=True)
         question = Question(asker, request.client_port, at, frontend, table.node)
 
         def tell(datapath: Datapath) -> agent_pb2.ExplainServiceResponse:
