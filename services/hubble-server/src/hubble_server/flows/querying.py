@@ -134,11 +134,13 @@ def _counted(store: FlowStore, block: Block, query: Query) -> Mask:
     elif query.filters.pass_all:
         counted = kinds != KIND_LOST
     else:
-        counted = _passing(store, block, kinds, query.filters)
+        counted = passing_flows(store, block, kinds, query.filters)
     return counted
 
 
-def _passing(store: FlowStore, block: Block, kinds: NDArray[np.uint8], filters: Filters) -> Mask:
+def passing_flows(
+    store: FlowStore, block: Block, kinds: NDArray[np.uint8], filters: Filters
+) -> Mask:
     """Flows that pass the filters; their messages are read where the columns do not decide."""
     mask: Mask = kinds <= KIND_RECORD
     if filters.pass_all or not mask.any():
@@ -231,7 +233,7 @@ class Cursor:
             mask[passing[within[0] : within[1]] - block.first] = True
         else:
             if KIND_FLOW in query.kinds:
-                mask = _passing(self._store, block, kinds, query.filters)
+                mask = passing_flows(self._store, block, kinds, query.filters)
             for kind in query.kinds - FLOWS:
                 mask |= kinds == kind
         if query.since_ns is not None:

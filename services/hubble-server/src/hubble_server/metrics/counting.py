@@ -21,6 +21,7 @@ from observer import observer_pb2
 from hubble_server.encoding.encoder import Encoder
 from hubble_server.filters import FilterContext, Filters, compile_filters
 from hubble_server.filters.columns import Columns
+from hubble_server.flows.grouping import hashes, mixed
 from hubble_server.metrics.plugins import Http, Plugin
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ FORGET_AFTER_S: Final = 60.0
 _GROUPS: Final = 65_536
 """Groups remembered by one metric; then it starts over."""
 _ICMP: Final = (1, 58)
-_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +130,12 @@ class Counted:
 
     def _keys(self, batch: Batch) -> NDArray[np.uint64]:
         """Hashes of what the metric looks at: equal for flows of one group."""
-        keys = np.zeros(len(batch["time_ns"]), dtype=np.uint64)
-        for name in self._columns:
-            keys = _mixed(keys, batch[name].astype(np.uint64))
         ports = batch["source_port"].astype(np.uint64) << np.uint64(16)
         ports |= batch["destination_port"].astype(np.uint64)
         if not self.plugin.uses_ports:
             # of ICMP these are type and code
             ports[~np.isin(batch["protocol"], _ICMP)] = 0
-        return _mixed(keys, ports)
-
-
-def _mixed(keys: NDArray[np.uint64], more: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    keys = (keys ^ more) * _FACTOR
-    keys ^= keys >> np.uint64(32)
-    return keys
+        return mixed(hashes(batch, self._columns), ports)
 
 
 class Messages:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from cilium.flows.v1 import flows_pb2
-from cilium_core.serving.packed import Call, Method, stream
+from cilium_core.serving.packed import Call, Method, stream, unary
 from cilium_core.telemetry import counter
 from observer import observer_pb2
 
@@ -17,6 +17,7 @@ from hubble_server.encoding.encoder import Encoder
 from hubble_server.encoding.masks import Mask, freeze, parse_mask
 from hubble_server.errors import ContradictionError, RequestError
 from hubble_server.filters import FilterContext, compile_filters
+from hubble_server.flows.aggregating import aggregate
 from hubble_server.flows.querying import Cursor, Query
 from hubble_server.ingest import LOST
 from hubble_server.ring.records import pick
@@ -102,6 +103,7 @@ class FlowStreams:
         """Methods of our own service."""
         return {
             "GetFlowBatches": stream(self.get_flow_batches, observer_pb2.GetFlowsRequest),
+            "AggregateFlows": unary(self.aggregate_flows, flows_pb2.AggregateFlowsRequest),
             "StreamEvents": stream(self.stream_events, flows_pb2.StreamEventsRequest),
         }
 
@@ -171,6 +173,25 @@ class FlowStreams:
         if len(self._encoders) > _ENCODERS:
             del self._encoders[next(iter(self._encoders))]
         return encoder
+
+    async def aggregate_flows(
+        self, request: flows_pb2.AggregateFlowsRequest, _call: Call
+    ) -> flows_pb2.AggregateFlowsResponse:
+        """Count flows by what the request asks for."""
+        node, wanted = self._node(), request.flows
+        context = FilterContext(self._directory, node)
+        filters = compile_filters(context, wanted.whitelist, wanted.blacklist)
+        since_ns, until_ns = time_range(wanted)
+        query = Query(since_ns=since_ns, until_ns=until_ns, filters=filters)
+        return await asyncio.to_thread(
+            aggregate,
+            self._store,
+            query,
+            tuple(request.by),
+            request.most,
+            Encoder(node, self._directory),
+            node.qualified_name,
+        )
 
     async def stream_events(self, request: flows_pb2.StreamEventsRequest, call: Call) -> None:
         """Send events as the kernel wrote them, from now on."""
