@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cilium_core import abi
 from cilium_core.policy import PolicyEntry, PolicyKey
+from cilium_core.services.hashing import DEFAULT_SEED
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -61,7 +62,7 @@ class ServiceConfig:
     node_port_min: int = 30000
     node_port_max: int = 32767
     maglev_size: int = 16381
-    maglev_seed: str = "JLfvgnHc2kaSUFaI"
+    maglev_seed: str = DEFAULT_SEED
     """Twelve bytes in base64, the same on all nodes."""
     hairpin_ipv4: ipaddress.IPv4Address = HAIRPIN_IPV4
     hairpin_ipv6: ipaddress.IPv6Address = HAIRPIN_IPV6

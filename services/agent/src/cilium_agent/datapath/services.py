@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cilium_core import abi
+from cilium_core.services.hashing import DEFAULT_SEED
 from cilium_core.services.models import Algorithm, Frontend, L4Address, Scope
 
-from cilium_agent.datapath.errors import BpfError
 from cilium_agent.datapath.maglevs import MaglevTables
 from cilium_agent.datapath.serviceaddresses import AddressBits
 from cilium_agent.datapath.servicearrays import Array
@@ -96,7 +96,7 @@ class Services:
         self,
         maps: Maps,
         *,
-        maglev_seed: str = "",
+        maglev_seed: str = DEFAULT_SEED,
         external_clusterip: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -135,7 +135,7 @@ class Services:
                 except FullError as error:
                     refused[frontend.at, frontend.scope] = str(error)
             self._write(batch)
-        except BpfError:
+        except Exception:
             self._reload()
             raise
         return Applied(refused, tuple(self._backends.take_vanished()))
@@ -161,7 +161,7 @@ class Services:
                 }
             )
             self._write(batch)
-        except BpfError:
+        except Exception:
             self._reload()
             raise
         return tuple(self._backends.take_vanished())
@@ -348,9 +348,9 @@ class Services:
     def _stage_sets(self, frontend: Frontend, row: _Row, group: Group, batch: _Batch) -> None:
         number = row.rev_nat
         members, ranges = _NOTHING, _NOTHING
-        if frontend.affinity_timeout:
+        if number and frontend.affinity_timeout:
             members = frozenset(MEMBER.pack(backend, number) for backend in group.serving)
-        if frontend.source_ranges is not None:
+        if number and frontend.source_ranges is not None:
             ranges = frozenset(
                 range_key(number, network)
                 for network in frontend.source_ranges
