@@ -12,6 +12,7 @@ from tests.unit.services.cluster import (
     endpoint,
     endpoint_slice,
     node,
+    pod,
     port,
     service,
     states,
@@ -116,6 +117,17 @@ def test_backends_without_a_node_are_local_by_address():
     table = of(endpoint("192.168.0.1", node=None), endpoint("192.168.0.2", node=None))
 
     assert [one.local for one in table.frontend(at(FRONT)).backends] == [True, False]
+
+
+def test_a_pod_that_comes_makes_a_backend_without_a_node_local():
+    table = of(endpoint("10.1.0.1", node=None))
+    assert not table.frontend(at(FRONT)).backends[0].local
+
+    table.set_pod(pod("web-0", "10.1.0.1"))
+    assert table.frontend(at(FRONT)).backends[0].local
+
+    table.remove_pod(pod("web-0").name)
+    assert not table.frontend(at(FRONT)).backends[0].local
 
 
 def hinted(*pairs):

@@ -177,4 +177,4 @@ class Changing(RuleBasedStateMachine):
 
 
 TestChanging = Changing.TestCase
-TestChanging.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestChanging.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

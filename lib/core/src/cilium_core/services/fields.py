@@ -162,8 +162,12 @@ class Fields:
                 found[address] = None
         return tuple(found)
 
-    def read_address(self, path: str, text: str) -> Address | None:
-        """An address that a frontend or backend can have; None, with a remark, for others."""
+    def read_address(self, path: str, text: str, *, near: bool = False) -> Address | None:
+        """An address that a frontend or backend can have; None, with a remark, for others.
+
+        Loopback and link-local addresses, which mean something else on every node, are such only
+        with `near`: whoever writes a service must not reach by it what listens there.
+        """
         try:
             address = _parse(text)
         except ValueError:
@@ -173,6 +177,9 @@ class Fields:
             address = address.ipv4_mapped
         if address.is_unspecified or address.is_multicast or getattr(address, "scope_id", None):
             self.remark(path, f"{shown(text)} is no address of one host; it is left out")
+            return None
+        if not near and (address.is_loopback or address.is_link_local):
+            self.remark(path, f"{shown(text)} means something else on every node; it is left out")
             return None
         return address
 

@@ -314,7 +314,7 @@ def _host_ports(spec: Fields) -> Iterator[HostPort]:
                 text = item.text("hostIP")
                 address = _HOST_ADDRESSES.get(text)
                 if address is None and text:
-                    address = item.read_address("hostIP", text)
+                    address = item.read_address("hostIP", text, near=True)
                     if address is None:
                         continue
                 if number is not None and port is not None and protocol is not None:

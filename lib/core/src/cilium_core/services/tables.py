@@ -78,7 +78,9 @@ class ServiceTable:
         self._slice_owners: dict[tuple[str, str], ServiceName] = {}
         self._overrides: dict[L4Address, BackendState] = {}
         self._pods: dict[PodName, LocalPod] = {}
-        self._pod_addresses: dict[Address, PodName] = {}
+        self._pod_addresses: defaultdict[Address, set[PodName]] = defaultdict(set)
+        self._homeless: defaultdict[Address, set[tuple[str, str]]] = defaultdict(set)
+        """Slices with endpoints that do not say on which node they are."""
         self._redirects: dict[ServiceName, LocalRedirect] = {}
         self._redirects_of: dict[tuple[str, str], tuple[ServiceName, ...]] = {}
         self._redirect_pods: dict[ServiceName, tuple[LocalPod, ...]] = {}
@@ -142,6 +144,8 @@ class ServiceTable:
         if part.service.name:
             self._slice_owners[key] = part.service
             self._slices[part.service][part.name] = part
+            for address in _homeless(part):
+                self._homeless[address].add(key)
             self._stale.add(part.service)
 
     def delete_slice(self, obj: Mapping[str, Any]) -> None:
@@ -154,7 +158,11 @@ class ServiceTable:
         owner = self._slice_owners.pop(key, None)
         if owner is None:
             return
-        del self._slices[owner][key[1]]
+        part = self._slices[owner].pop(key[1])
+        for address in _homeless(part):
+            self._homeless[address].discard(key)
+            if not self._homeless[address]:
+                del self._homeless[address]
         if not self._slices[owner]:
             del self._slices[owner]
         self._stale.add(owner)
@@ -197,11 +205,17 @@ class ServiceTable:
         for name, redirect in self._redirects.items():
             if any(redirect.pods.matches(pod.labels) for pod in both):
                 self._stale.add(name)
-        for address in before.addresses if before is not None else ():
-            if self._pod_addresses.get(address) == both[0].name:
+        old = set(before.addresses) if before is not None else set()
+        new = set(now.addresses) if now is not None else set()
+        for address in old - new:
+            self._pod_addresses[address].discard(both[0].name)
+            if not self._pod_addresses[address]:
                 del self._pod_addresses[address]
-        for address in now.addresses if now is not None else ():
-            self._pod_addresses[address] = both[0].name
+        for address in new - old:
+            self._pod_addresses[address].add(both[0].name)
+        for address in old ^ new:
+            slices = self._homeless.get(address, ())
+            self._stale |= {self._slice_owners[key] for key in slices}
 
     def upsert_redirect_policy(self, obj: Mapping[str, Any]) -> None:
         """A CiliumLocalRedirectPolicy as it is now; one that is refused redirects nothing."""
@@ -505,3 +519,12 @@ class ServiceTable:
             [Remark(f"Pod {pod.name}", "spec.containers.ports.hostPort", one) for one in wrong],
         )
         return found
+
+
+def _homeless(part: SliceObject) -> set[Address]:
+    return {
+        address
+        for endpoint in part.endpoints
+        if not endpoint.node
+        for address in endpoint.addresses
+    }
