@@ -326,11 +326,6 @@ static __always_inline int proxy_to_netdev(struct __sk_buff *skb, struct packet 
 		if (verdict)
 			return verdict;
 	}
-	if (unlikely_(p->answers)) {
-		verdict = answer_as_frontend(skb, p, family);
-		if (verdict)
-			return verdict;
-	}
 	if (p->node)
 		return deliver_to_node(skb, p, p->node, p->src_identity, family);
 	count_forward(skb, DIR_EGRESS);

@@ -68,8 +68,14 @@ static __always_inline const struct lb_backend *lb_connected(struct packet *p, _
 
 	p->sender_high = lb_connection_key(&p->key, &p->tuple, family);
 	entry = ct_find(&p->key, is_tcp(p), family);
-	if (!entry || (__s32)(entry->lifetime - now) < 0 || entry->rev_nat != p->found.rev_nat)
+	if (!entry || (__s32)(entry->lifetime - now) < 0)
 		return NULL;
+	/* an id changes with the scope that is asked, and with the service: streams live through it */
+	if (unlikely_(entry->rev_nat != p->found.rev_nat)) {
+		if (!is_tcp(p) || ct_opens(p))
+			return NULL;
+		entry->rev_nat = p->found.rev_nat;
+	}
 	backend = lb_backend_of(entry->backend);
 	if (!backend || lb_begins_anew(p, entry, backend))
 		return NULL;

@@ -95,7 +95,7 @@ static __always_inline int lb_serve(struct packet *p, union address *to, __u16 *
 	bool connected;
 	int verdict;
 
-	if (p->found.flags & LB_WILDCARD || !p->found.count)
+	if (p->found.flags & LB_WILDCARD)
 		return 0;
 	if (!is_dry_run(p))
 		backend = lb_connected(p, now, family);

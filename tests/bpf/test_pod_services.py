@@ -227,6 +227,30 @@ def test_pods_ask_the_inner_scope_where_there_are_two(scene: Scene) -> None:
     assert target(ask(scene).packet) == scene.address(BLUE)
 
 
+def test_a_connection_lives_on_when_pods_get_a_scope_of_their_own(scene: Scene) -> None:
+    serve(scene, BLUE)
+    ask(scene)
+    ask(scene, flags="A")
+    serve(scene, BLUE, two_scopes=True)
+    serve(scene, GREEN, two_scopes=True, scope=Scope.INTERNAL)
+    assert target(ask(scene, flags="A").packet) == scene.address(BLUE)
+    assert_answered(scene, scene.send(BLUE, answer(scene, "tcp", BLUE, flags="A")))
+
+
+def test_a_node_port_of_the_own_node_is_served(scene: Scene) -> None:
+    serve(scene, BLUE, address=NODE, port=30080, kind=FrontendKind.NODE_PORT)
+    run = scene.send(RED, scene.tcp(RED, NODE, CLIENT, 30080))
+    assert (target(run.packet), ports(run.packet)) == (scene.address(BLUE), (CLIENT, TARGET))
+    back = scene.send(BLUE, answer(scene, "tcp", BLUE))
+    assert (source(back.packet), ports(back.packet)) == (scene.address(NODE), (30080, CLIENT))
+
+
+def test_other_ports_of_the_node_are_left_to_it(scene: Scene) -> None:
+    serve(scene, BLUE, address=NODE, port=30080, kind=FrontendKind.NODE_PORT)
+    run = scene.send(RED, scene.tcp(RED, NODE, CLIENT, 22))
+    assert (run.verdict, target(run.packet)) == (TC_OK, scene.address(NODE))
+
+
 @pytest.mark.parametrize("flag", [0, abi.ENDPOINT_NO_REDIRECT])
 def test_who_serves_by_a_local_redirect_may_be_left_alone(scene: Scene, flag: int) -> None:
     serve(scene, BLUE, address=WORLD, skip_own=True, kind=FrontendKind.LOCAL_REDIRECT)
