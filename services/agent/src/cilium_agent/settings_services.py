@@ -127,9 +127,6 @@ class ServiceSettings:
         "Serve services whose label service.kubernetes.io/service-proxy-name is this.",
         group="Services",
     )
-    enable_sockmap: bool = setting(
-        False, "Pass data between sockets of this node past the network stack.", group="Services"
-    )
     ipv4_service_loopback_address: ipaddress.IPv4Address = setting(
         ipaddress.IPv4Address("169.254.42.1"),
         "Source of what a pod sends itself through a service.",
