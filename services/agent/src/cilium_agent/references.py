@@ -133,17 +133,22 @@ class References:
             )
 
     def _noted_services(self, services: Services) -> Services:
-        for (namespace, name), document in self._services.items():
+        if not (self._services or self._slices):
+            return services
+        known, slices = dict(services.services), dict(services.slices)
+        for name, document in self._services.items():
             if document is None:
-                services = services.without_service(namespace, name)
+                known.pop(name, None)
             else:
-                services = services.with_service(read_service(document))
-        for (namespace, name), document in self._slices.items():
+                service = read_service(document)
+                known[service.namespace, service.name] = service
+        for name, document in self._slices.items():
             if document is None:
-                services = services.without_slice(namespace, name)
+                slices.pop(name, None)
             else:
-                services = services.with_slice(*read_slice(document))
-        return services
+                namespace, part, owner, addresses = read_slice(document)
+                slices[namespace, part] = ((namespace, owner), frozenset(addresses))
+        return replace(services, services=known, slices=slices)
 
     def _uses_networks(self) -> bool:
         """Whether some policy in force has networks; looked up once per revision."""
