@@ -135,6 +135,8 @@ def _tunnel_port(netlink: Any, index: int) -> int:
 def _settings(config: NodeConfig, managed: Iterable[str]) -> None:
     """Let the kernel forward, and leave the judgement of sources to the programs."""
     nl.write_sysctl("net/ipv4/ip_forward", 1)
+    if config.services.nodes:
+        nl.reserve_ports(config.services.node_port_min, config.services.node_port_max)
     names = list(managed)
     for name in ("all", "default", *names):
         nl.write_sysctl(f"net/ipv4/conf/{_path(name)}/rp_filter", 0)

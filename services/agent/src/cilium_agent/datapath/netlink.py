@@ -30,6 +30,7 @@ __all__ = [
     "filter_names",
     "index_of",
     "link",
+    "reserve_ports",
     "session",
     "set_xdp",
     "write_sysctl",
@@ -158,3 +159,18 @@ def write_sysctl(name: str, value: int) -> None:
             path.write_text(str(value), encoding="ascii")
     except OSError as error:
         raise DeviceError(f"sysctl {name}={value}: {error.strerror}") from error
+
+
+def reserve_ports(first: int, last: int) -> None:
+    """Keep the kernel from giving a range of ports to sockets that ask for any.
+
+    Ranges that are kept already stay so. Raises DeviceError when the kernel refuses.
+    """
+    path = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
+    try:
+        kept = path.read_text(encoding="ascii").strip()
+        wanted = f"{first}-{last}" if first != last else str(first)
+        if wanted not in kept.split(","):
+            path.write_text(f"{kept},{wanted}" if kept else wanted, encoding="ascii")
+    except OSError as error:
+        raise DeviceError(f"reserved ports {first} to {last}: {error.strerror}") from error
