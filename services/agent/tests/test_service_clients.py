@@ -142,3 +142,10 @@ def test_hubble_is_told_the_names_of_frontends():
     assert (told.frontend.ip, told.frontend.port, told.frontend.protocol) == ("10.96.4.20", 80, 6)
     feed.services([], [named.at])
     assert not hub._state
+
+
+def test_processes_of_the_node_are_served_at_sockets_alone(asker):
+    assert asker("").unserved == ""
+    assert "bpf-lb-sock is off" in asker("", config=replace(CONFIG, sockets=False)).unserved
+    assert "protocol" in asker("", protocol=Protocol.SCTP).unserved
+    assert asker("shop/web", protocol=Protocol.SCTP).unserved == ""

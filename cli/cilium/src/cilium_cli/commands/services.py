@@ -241,6 +241,8 @@ _PLACES = {
 
 def _choice_text(answer: agent_pb2.ExplainServiceResponse) -> str:
     why = _CHOICES.get(answer.choice, "")
+    if answer.choice == agent_pb2.SERVICE_CHOICE_RANDOM and answer.HasField("backend"):
+        why = "the only candidate"
     if answer.HasField("backend"):
         chosen = click.style(service_address_text(answer.backend.address), bold=True)
         return f"{chosen}, {why}"

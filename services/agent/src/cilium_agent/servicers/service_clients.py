@@ -30,7 +30,7 @@ class Asker(NamedTuple):
 
     `place` is where its backend is chosen. `address` is None where it has none of the family that
     was asked for; `endpoint` is set for pods of this node, and `node` is the name of another node
-    that it is on.
+    that it is on. `unserved` says why nothing is chosen for it, empty for those that are served.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Asker(NamedTuple):
     address: Address | None = None
     endpoint: Endpoint | None = None
     node: str = ""
+    unserved: str = ""
 
 
 class Askers:
@@ -80,7 +81,11 @@ class Askers:
 
     def _process(self, version: int, protocol: int) -> Asker:
         address = next((one for one in self._own() if one.version == version), None)
-        return Asker("a process of the node", self._place(protocol, pod=False), address)
+        place, unserved = self._place(protocol, pod=False), ""
+        if place is not Place.SOCKET:
+            why = "its protocol has none" if self._config.sockets else "bpf-lb-sock is off"
+            unserved = f"processes of a node are served at sockets alone, and {why}"
+        return Asker("a process of the node", place, address, unserved=unserved)
 
     def _pod(self, text: str, version: int, protocol: int) -> Asker:
         namespace, slash, name = text.partition("/")

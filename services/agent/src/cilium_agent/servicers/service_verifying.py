@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cilium.agent.v1 import agent_pb2
 from cilium_core import abi, drops
 from cilium_core.policy.ports import Protocol
-from cilium_core.services.explaining import Choice, Client, Explanation, Facts, Place, explain
+from cilium_core.services.explaining import Choice, Client, Explanation, Facts, Fate, Place, explain
 from cilium_core.services.models import Algorithm, L4Address, Scope
 
 from cilium_agent.datapath import DatapathError, Packet
@@ -59,6 +59,9 @@ class ChoiceTeller:
     def explain(self, question: Question) -> Explanation:
         """Follow the choice."""
         asker, frontend = question.asker, question.frontend
+        if asker.unserved:
+            fates = tuple(Fate(one, 0.0, "is not asked") for one in frontend.backends)
+            return Explanation(frontend, Choice.NOT_TRANSLATED, (asker.unserved,), None, fates)
         own = {one.at.address for one in frontend.backends}
         client = Client(asker.place, asker.address, question.port, exempt=asker.address in own)
         return explain(frontend, client, self._facts(question), node=question.node)
@@ -70,6 +73,8 @@ class ChoiceTeller:
         asker = question.asker
         if asker.node:
             answer.unverified = f"{asker.name} is on node {asker.node}; ask there"
+        elif asker.unserved:
+            answer.unverified = "there is no program to ask"
         elif asker.place is Place.SOCKET:
             self._compare(question, found, answer)
         elif asker.address is None:
@@ -168,7 +173,7 @@ class ChoiceTeller:
             trial = self._datapath.trials.from_network(packet)
             program = "from-netdev"
         else:
-            answer.unverified = "processes of the node are served at their sockets, which are off"
+            answer.unverified = f"{asker.name} has no device here"
             return
         answer.kernel.CopyFrom(self._told(program, found, trial))
 
