@@ -3,13 +3,16 @@
 
 import json
 from concurrent import futures
+from pathlib import Path
 
 import grpc
 import pytest
 from cilium.flows.v1 import flows_pb2, flows_pb2_grpc
+from cilium_core.flow_dimensions import NAMES
 from flow import flow_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from hubble_cli import names
 from hubble_cli.__main__ import run
 from hubble_cli.errors import HubbleError
 from hubble_cli.requesting import DEFAULT_FIELD_MASK, POLICY_FIELDS
@@ -17,7 +20,9 @@ from observer import observer_pb2, observer_pb2_grpc
 from peer import peer_pb2, peer_pb2_grpc
 from relay import relay_pb2
 
+FLOWS = Path(__file__).parents[3] / "tests/unit/flow_filters/flows.jsonl"
 SERVING = health_pb2.HealthCheckResponse.SERVING
+NUMBERS = {number: name.removeprefix("DIMENSION_") for name, number in flows_pb2.Dimension.items()}
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -68,6 +73,33 @@ class Server(
                 responses=[answer(start + index).SerializeToString() for index in range(2)],
                 times_ns=[0, 0],
             )
+
+    def AggregateFlows(self, request, context):
+        self._take("AggregateFlows", request, context)
+        groups = [
+            flows_pb2.FlowGroup(
+                values=[f"{NUMBERS[one].lower()} {number}" for one in request.by],
+                flows=3_000 - number,
+                packets=12,
+                bytes=4_096,
+                first_ns=1_768_472_431 * 10**9,
+                last_ns=1_768_472_432 * 10**9,
+            )
+            for number in range(2)
+        ]
+        budgets = [
+            flows_pb2.LossBudget(node_name="node1"),
+            flows_pb2.LossBudget(
+                node_name="node2", lost_in_kernel=7, covered_from_ns=1_768_472_430 * 10**9
+            ),
+        ]
+        return flows_pb2.AggregateFlowsResponse(
+            groups=groups,
+            other_groups=4,
+            other_flows=1_234,
+            budgets=budgets,
+            missing_nodes=["node3"],
+        )
 
     def GetAgentEvents(self, request, context):
         self._take("GetAgentEvents", request, context)
@@ -388,3 +420,96 @@ def test_a_newer_server_is_warned_of(version, warned, server, capsys):
     run(["list", "namespaces"])
 
     assert ("a matching or newer hubble is recommended" in capsys.readouterr().err) == warned
+
+
+COUNTED = """\
+SOURCE     DROP REASON     FLOWS   PACKETS   BYTES     LAST SEEN
+source 0   drop_reason 0   3,000   12        4.0 KiB   Jan 15 10:20:32.000
+source 1   drop_reason 1   2,999   12        4.0 KiB   Jan 15 10:20:32.000
+and 1,234 flows in 4 further groups
+not seen: node2 lost 7 events in the kernel, where events came faster than they were read
+not seen: node2 has nothing older than Jan 15 10:20:30.000
+not seen: node3 did not answer
+"""
+
+
+def test_flows_are_counted_and_what_was_not_seen_is_told(server, capsys):
+    run(["observe", "--since", "5m", "--pod", "x", "--aggregate-by", "source,drop-reason"])
+
+    assert capsys.readouterr().out == COUNTED
+    [request] = server.requests
+    assert [NUMBERS[one] for one in request.by] == ["SOURCE", "DROP_REASON"]
+    assert request.flows.HasField("since")
+    assert [list(one.source_pod) for one in request.flows.whitelist] == [["x"], []]
+
+
+def test_counts_are_a_document_too(server, capsys):
+    run(["observe", "--aggregate-by", "source", "--most", "2", "-o", "json"])
+
+    document = json.loads(capsys.readouterr().out)
+    assert document["groups"][0] == {
+        "source": "source 0",
+        "flows": 3000,
+        "packets": 12,
+        "bytes": 4096,
+        "first": "2026-01-15T10:20:31Z",
+        "last": "2026-01-15T10:20:32Z",
+    }
+    assert document["missing_nodes"] == ["node3"]
+    assert document["budgets"][1]["lost_in_kernel"] == 7
+    assert server.requests[0].most == 2
+
+
+def test_flows_of_foreign_servers_are_counted_here(foreign_server, capsys):
+    run(["observe", "--aggregate-by", "verdict,type"])
+
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split() == ["VERDICT", "TYPE", "FLOWS", "PACKETS", "BYTES", "LAST", "SEEN"]
+    assert line.split()[:3] == ["FORWARDED", "trace", "3"]
+
+
+def test_flows_of_a_file_are_counted(tmp_path, capsys):
+    run(["observe", "--input-file", str(FLOWS), "--aggregate-by", "verdict"])
+
+    counted = {
+        line.split()[0]: int(line.split()[1]) for line in capsys.readouterr().out.splitlines()[1:]
+    }
+    lines = [json.loads(line) for line in FLOWS.read_text().splitlines()]
+    assert sum(counted.values()) == sum("flow" in line for line in lines)
+
+
+def test_top_counts_the_last_seconds_once_without_a_terminal(server, capsys):
+    run(["top", "--by", "source,drop-reason", "--window", "5s"])
+
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == [
+        *("SOURCE", "DROP", "REASON", "FLOWS", "FLOWS/S", "PACKETS", "BYTES", "LAST", "SEEN"),
+    ]
+    assert "600.0" in shown[1]
+    [request] = server.requests
+    assert (request.most, request.flows.HasField("since")) == (20, True)
+
+
+def test_stats_answer_several_questions_and_tell_once_what_was_not_seen(server, capsys):
+    run(["stats", "--since", "1h"])
+
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if line in ("Verdicts", "Busiest pairs")] == [
+        "Verdicts",
+        "Busiest pairs",
+    ]
+    assert shown.count("node3 did not answer") == 1
+    assert len(server.requests) == 5
+
+    run(["stats", "-o", "json"])
+    assert set(json.loads(capsys.readouterr().out)) >= {"Verdicts", "Protocols"}
+
+
+def test_what_cannot_be_counted_is_an_error(server):
+    assert "cannot be counted by 'colour'" in failing(["observe", "--aggregate-by", "colour"])
+    assert "cannot be counted by 'colour'" in failing(["top", "--by", "colour"])
+    assert "leave out --follow" in failing(["observe", "-f", "--aggregate-by", "source"])
+
+
+def test_the_names_of_what_is_counted_by_are_those_of_the_api():
+    assert set(names.DIMENSIONS) == set(NAMES)

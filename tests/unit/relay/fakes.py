@@ -146,6 +146,21 @@ class FakeNode(
                 times_ns=times,
             )
 
+    async def AggregateFlows(self, request, context):
+        if self.error:
+            await context.abort(*self.error)
+        self.requests.append(request.flows)
+        budget = flows_pb2.LossBudget(node_name=self.name, lost_in_kernel=2)
+        group = flows_pb2.FlowGroup(
+            values=["FORWARDED"],
+            flows=len(self.flows),
+            packets=2 * len(self.flows),
+            bytes=60,
+            first_ns=min(self.flows),
+            last_ns=max(self.flows),
+        )
+        return flows_pb2.AggregateFlowsResponse(groups=[group], budgets=[budget])
+
     async def ServerStatus(self, request, context):
         if self.error:
             await context.abort(*self.error)

@@ -5,7 +5,7 @@ import time
 
 import grpc
 import pytest
-from cilium.flows.v1 import flows_pb2_grpc
+from cilium.flows.v1 import flows_pb2, flows_pb2_grpc
 from observer import observer_pb2, observer_pb2_grpc
 from relay import relay_pb2
 
@@ -294,3 +294,33 @@ async def test_nodes_that_cannot_tell_their_events_are_named_at_the_end(tmp_path
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     text = "rpc error: code = ResourceExhausted desc = too much"
     assert raised.value.details() == f"events are missing of b: {text}"
+
+
+async def count(channel):
+    request = flows_pb2.AggregateFlowsRequest(by=[flows_pb2.DIMENSION_VERDICT])
+    return await flows_pb2_grpc.FlowsServiceStub(channel).AggregateFlows(request)
+
+
+async def test_counts_of_nodes_are_added_up_and_those_of_foreign_ones_made_here(tmp_path):
+    new, old, gone = nodes_in(tmp_path, "new", "old", "gone")
+    new.flows, old.flows, old.old = [1, 5], [3], True
+    gone.error = (grpc.StatusCode.UNAVAILABLE, "away")
+    async with cluster(tmp_path, new, old, gone) as (_, channel):
+        answer = await count(channel)
+
+    groups = {tuple(one.values): one for one in answer.groups}
+    assert {key: one.flows for key, one in groups.items()} == {
+        ("FORWARDED",): 2,
+        ("VERDICT_UNKNOWN",): 1,
+    }
+    counted = groups["FORWARDED",]
+    assert (counted.packets, counted.bytes, counted.first_ns, counted.last_ns) == (4, 60, 1, 5)
+    assert {one.node_name: one.lost_in_kernel for one in answer.budgets} == {"new": 2, "old": 0}
+    assert list(answer.missing_nodes) == ["gone"]
+
+
+async def test_a_count_that_makes_no_sense_is_refused_as_by_a_node(tmp_path):
+    nodes = nodes_in(tmp_path, "a", error=(grpc.StatusCode.UNKNOWN, "invalid filter: x"))
+    async with cluster(tmp_path, *nodes) as (_, channel):
+        with pytest.raises(grpc.aio.AioRpcError, match="invalid filter: x"):
+            await count(channel)

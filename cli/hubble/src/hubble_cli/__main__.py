@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hubble_cli import arguments
 from hubble_cli.arguments import Command, Flag, Section
-from hubble_cli.commands import asking, configuring, observing, telling
+from hubble_cli.commands import asking, configuring, counting, observing, telling
 from hubble_cli.errors import HubbleError
 from hubble_cli.settings import GLOBAL, SERVER
 
@@ -45,7 +45,9 @@ ROOT = Command(
         asking.LIST,
         observing.COMMAND,
         asking.REFLECT,
+        counting.STATS,
         asking.STATUS,
+        counting.TOP,
         telling.VERSION,
         asking.WATCH,
         telling.COMPLETE,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import grpc
+    from cilium.flows.v1 import flows_pb2
     from google.protobuf.message import Message
     from observer import observer_pb2
 
@@ -174,6 +175,48 @@ class Connection:
         if first is not None:
             yield first
             yield from answers
+
+    def counts(self, request: flows_pb2.AggregateFlowsRequest) -> flows_pb2.AggregateFlowsResponse:
+        """Flows counted: by the server, or here where it cannot. Raises RemoteError."""
+        import grpc
+        from cilium.flows.v1 import flows_pb2
+
+        method = "/cilium.flows.v1.FlowsService/AggregateFlows"
+        try:
+            counted: flows_pb2.AggregateFlowsResponse = self.ask(
+                method, request, flows_pb2.AggregateFlowsResponse
+            )
+        except RemoteError as error:
+            cause = error.__cause__
+            if (
+                not isinstance(cause, grpc.RpcError)
+                or cause.code() is not grpc.StatusCode.UNIMPLEMENTED
+            ):
+                raise
+            return self._counted_here(request)
+        return counted
+
+    def _counted_here(
+        self, request: flows_pb2.AggregateFlowsRequest
+    ) -> flows_pb2.AggregateFlowsResponse:
+        from cilium.flows.v1 import flows_pb2
+        from cilium_core.flow_totals import Totals
+        from observer import observer_pb2
+
+        wanted = observer_pb2.GetFlowsRequest()
+        wanted.CopyFrom(request.flows)
+        wanted.number, wanted.first, wanted.follow = 0, False, False
+        wanted.ClearField("field_mask")
+        totals, budget = Totals(), flows_pb2.LossBudget()
+        for response in self.stream(
+            "/observer.Observer/GetFlows", wanted, observer_pb2.GetFlowsResponse
+        ):
+            if response.HasField("flow"):
+                totals.count([response.flow], request.by)
+            elif response.HasField("lost_events"):
+                budget.lost_in_kernel += response.lost_events.num_events_lost
+        totals.note(budget)
+        return totals.answer(request.most, ())
 
     def _batches(
         self, request: observer_pb2.GetFlowsRequest

@@ -24,6 +24,14 @@ EVENT_TYPES = {
 }
 """Monitor message types that `--type` accepts by name."""
 
+DIMENSIONS = (
+    *("source", "destination", "source-namespace", "destination-namespace", "source-workload"),
+    *("destination-workload", "source-identity", "destination-identity", "source-ip"),
+    *("destination-ip", "service", "port", "protocol", "verdict", "drop-reason", "type"),
+    *("direction", "reply", "node", "policy"),
+)
+"""What flows can be counted by."""
+
 TRACE_POINTS = {
     0: "to-endpoint",
     1: "to-proxy",

@@ -105,12 +105,20 @@ class Connection:
         """Whether it makes sense to ask it anything."""
         return self.channel is not None and self.state not in _FAILED
 
-    async def ask(self, method: str, request: Message, answer: type[Any], timeout_s: float) -> Any:
-        """One question of observer.Observer. Raises AioRpcError."""
+    async def ask(
+        self,
+        method: str,
+        request: Message,
+        answer: type[Any],
+        timeout_s: float,
+        *,
+        service: str = "observer.Observer",
+    ) -> Any:
+        """One question. Raises AioRpcError."""
         if self.channel is None:
             raise TlsMismatchError(self.problem)
         call: Any = self.channel.unary_unary(
-            f"/observer.Observer/{method}",
+            f"/{service}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,
         )

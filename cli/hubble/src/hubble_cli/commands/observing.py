@@ -15,6 +15,7 @@ from hubble_cli.settings import RAW_FILTERS, SERVER, Settings
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from flow import flow_pb2
     from observer import observer_pb2
 
     from hubble_cli.arguments import Parsed
@@ -49,6 +50,19 @@ SELECTORS = Section(
         Flag("follow", "bool", "go on as they come", "f", default=False, implied="true"),
         Flag("since", "string", f"from {_WHEN}"),
         Flag("until", "string", f"up to {_WHEN}; ignored with --follow"),
+    ),
+)
+COUNTING = Section(
+    "Counting",
+    (
+        Flag(
+            "aggregate-by",
+            "list",
+            f"count flows by these instead of listing them: {', '.join(names.DIMENSIONS)}",
+            default=[],
+            choices=names.DIMENSIONS,
+        ),
+        Flag("most", "uint", "groups to show, those with the most flows first", default=0),
     ),
 )
 _IDENTITIES = tuple(name for number, name in names.RESERVED_IDENTITIES.items() if number)
@@ -211,19 +225,70 @@ def _options(parsed: Parsed, settings: Settings) -> Options:
     )
 
 
-def observe_flows(parsed: Parsed) -> None:
-    """Print flows."""
+def chosen_filters(
+    parsed: Parsed, settings: Settings
+) -> tuple[list[flow_pb2.FlowFilter], list[flow_pb2.FlowFilter]]:
+    """Filters of the command line: one of the first must hold, none of the second. UsageError."""
     from hubble_cli import requesting
     from hubble_cli.filtering import FilterFlags
-    from hubble_cli.printing.outputs import Format
 
-    settings = Settings(parsed)
-    settings.check()
     flags = FilterFlags()
     for flag, value in parsed.filters:
         flags.add(flag.name, value)
     allowed, denied = flags.finish()
+    return (
+        [*allowed, *requesting.raw_filters("allowlist", settings.strings("allowlist"))],
+        [*denied, *requesting.raw_filters("denylist", settings.strings("denylist"))],
+    )
+
+
+def _print_counts(parsed: Parsed, by: list[str], settings: Settings) -> None:
+    """Print how many flows there are of each kind, instead of the flows."""
+    from observer import observer_pb2
+
+    from hubble_cli import replaying, requesting
+    from hubble_cli.commands.counting import count, dimensions
+    from hubble_cli.printing.counts import show
+
+    numbers = dimensions(by)
+    selection = requesting.Selection(parsed, time.time_ns())
+    for flag in ("first", "last", "follow"):
+        if parsed.values.get(flag):
+            raise UsageError(
+                f"--aggregate-by counts everything in a range of time: leave out --{flag}, and use "
+                "--since and --until, or hubble top for what goes on now"
+            )
+    allowed, denied = chosen_filters(parsed, settings)
+    request = observer_pb2.GetFlowsRequest(
+        whitelist=allowed, blacklist=denied, since=selection.since(), until=selection.until()
+    )
+    most = int(parsed.values.get("most", 0))  # type: ignore[arg-type]
+    if name := str(parsed.values.get("input-file", "")):
+        from cilium_core.flow_totals import Totals
+
+        totals = Totals()
+        with replaying.open_lines(name) as lines:
+            found = replaying.replay(lines, request, lambda text: print(text, file=sys.stderr))
+            totals.count((one.flow for one in found if one.HasField("flow")), numbers)
+        answer = totals.answer(most, ())
+    else:
+        answer = count(request, by, most, settings)
+    as_json = str(parsed.values.get("output", "")).lower().startswith("json")
+    sys.stdout.write(show(answer, by, "json" if as_json else "table"))
+
+
+def observe_flows(parsed: Parsed) -> None:
+    """Print flows."""
+    from hubble_cli import requesting
+    from hubble_cli.printing.outputs import Format
+
+    settings = Settings(parsed)
+    settings.check()
+    allowed, denied = chosen_filters(parsed, settings)
     options = _options(parsed, settings)
+    if by := parsed.values.get("aggregate-by"):
+        _print_counts(parsed, by if isinstance(by, list) else [str(by)], settings)
+        return
     mask = parsed.values.get("field-mask") or []
     if options.output is not Format.JSON:
         if mask:
@@ -236,8 +301,6 @@ def observe_flows(parsed: Parsed) -> None:
     input_file = str(parsed.values.get("input-file", ""))
     selection = requesting.Selection(parsed, time.time_ns())
     selection.check()
-    allowed = [*allowed, *requesting.raw_filters("allowlist", settings.strings("allowlist"))]
-    denied = [*denied, *requesting.raw_filters("denylist", settings.strings("denylist"))]
     request = requesting.flows_request(
         selection,
         allowed,
@@ -340,7 +403,16 @@ def observe_debug_events(parsed: Parsed) -> None:
     _observe_events(parsed, "Debug")
 
 
-_FLOW_SECTIONS = (SELECTORS, FILTERS, RAW_FILTERS, FORMATTING, FLOW_FORMATTING, SERVER, OTHER)
+_FLOW_SECTIONS = (
+    SELECTORS,
+    COUNTING,
+    FILTERS,
+    RAW_FILTERS,
+    FORMATTING,
+    FLOW_FORMATTING,
+    SERVER,
+    OTHER,
+)
 _EVENT_SECTIONS = (SELECTORS, FORMATTING, SERVER, OTHER)
 _FLOWS_TEXT = """\
 Every filter may be given several times: one of its values has to match. Different filters must all
@@ -352,6 +424,7 @@ Examples:
   hubble observe --pod shop/cart --protocol tcp --port 8080 -f
   hubble observe --not --to-port 53 --since 5m -o json > flows.json
   hubble observe --input-file flows.json --last 10 -o table
+  hubble observe --since 10m --aggregate-by source,destination,port,verdict
 """
 COMMAND = Command(
     "observe",

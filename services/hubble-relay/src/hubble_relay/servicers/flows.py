@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
+import grpc
+import grpc.aio
 from cilium.flows.v1 import flows_pb2
 from cilium_core.errors import InvalidError
-from cilium_core.serving.packed import Method, stream
+from cilium_core.flow_totals import Totals
+from cilium_core.serving.packed import Method, stream, unary
 from observer import observer_pb2
 
 from hubble_relay.collecting import (
@@ -22,10 +26,13 @@ if TYPE_CHECKING:
     from cilium_core.serving.packed import Call
 
     from hubble_relay.collecting import Request
-    from hubble_relay.connections import Pool
+    from hubble_relay.connections import Connection, Pool
 
 _OWN_METADATA = ("grpc-", ":", "content-type", "user-agent", "te")
 _BATCH = 512
+_COUNT_TIMEOUT_S = 30.0
+_REFUSALS = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INVALID_ARGUMENT)
+"""What servers answer to requests that make no sense."""
 
 
 class FlowsServicer:
@@ -45,7 +52,10 @@ class FlowsServicer:
 
     def batch_methods(self) -> dict[str, Method]:
         """The part of cilium.flows.v1.FlowsService that a relay can serve."""
-        return {"GetFlowBatches": stream(self._get_batches, observer_pb2.GetFlowsRequest)}
+        return {
+            "GetFlowBatches": stream(self._get_batches, observer_pb2.GetFlowsRequest),
+            "AggregateFlows": unary(self._aggregate, flows_pb2.AggregateFlowsRequest),
+        }
 
     async def _get_flows(self, request: observer_pb2.GetFlowsRequest, call: Call) -> None:
         await self._single(FLOWS, request, call)
@@ -78,6 +88,61 @@ class FlowsServicer:
 
         await call.start()
         await self._collector(FLOWS, request, call).run(send)
+
+    async def _aggregate(
+        self, request: flows_pb2.AggregateFlowsRequest, _call: Call
+    ) -> flows_pb2.AggregateFlowsResponse:
+        # a group that is small on each node may be large in all
+        each = flows_pb2.AggregateFlowsRequest(flows=request.flows, by=request.by)
+        totals, missing = Totals(), list[str]()
+
+        async def ask(connection: Connection) -> None:
+            try:
+                if connection.available:
+                    totals.add(await self._counts(connection, each))
+                    return
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _REFUSALS:
+                    raise InvalidError(error.details() or "invalid request") from error
+            missing.append(connection.name)
+
+        await asyncio.gather(*map(ask, self._pool.connections))
+        return totals.answer(request.most, sorted(missing))
+
+    @staticmethod
+    async def _counts(
+        connection: Connection, request: flows_pb2.AggregateFlowsRequest
+    ) -> flows_pb2.AggregateFlowsResponse:
+        """What one node counts; of a node that cannot count, what its flows say."""
+        try:
+            counted: flows_pb2.AggregateFlowsResponse = await connection.ask(
+                "AggregateFlows",
+                request,
+                flows_pb2.AggregateFlowsResponse,
+                _COUNT_TIMEOUT_S,
+                service="cilium.flows.v1.FlowsService",
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+        else:
+            return counted
+        wanted = observer_pb2.GetFlowsRequest()
+        wanted.CopyFrom(request.flows)
+        wanted.number, wanted.first, wanted.follow = 0, False, False
+        wanted.ClearField("field_mask")
+        totals = Totals()
+        budget = flows_pb2.LossBudget(node_name=connection.name)
+        assert connection.channel is not None  # noqa: S101  only available ones are asked
+        start: Any = connection.channel.unary_stream("/observer.Observer/GetFlows")
+        async for encoded in start(wanted.SerializeToString(), timeout=_COUNT_TIMEOUT_S):
+            response = observer_pb2.GetFlowsResponse.FromString(encoded)
+            if response.HasField("flow"):
+                totals.count([response.flow], request.by)
+            elif response.HasField("lost_events"):
+                budget.lost_in_kernel += response.lost_events.num_events_lost
+        totals.note(budget)
+        return totals.answer(0, ())
 
     def _collector(self, topic: Topic, request: Request, call: Call) -> Collector:
         if request.first and request.follow:
