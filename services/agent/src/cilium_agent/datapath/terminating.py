@@ -22,7 +22,7 @@ import numpy as np
 import structlog
 from cilium_core import abi
 
-from cilium_agent.datapath import netns
+from cilium_agent.datapath import netns, syscalls
 from cilium_agent.datapath.errors import BpfError, NamespaceError
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ class Terminator:
         has no sockets. Backends of other protocols than TCP and UDP have none either.
         """
         peers = {_peer(each) for each in backends if each.protocol in _PROTOCOLS}
+        if not peers:
+            return 0
+        syscalls.wait_for_running_programs()  # which may have chosen one of them just before
         cookies = self._cookies({(peer.address, peer.port) for peer in peers})
         if not cookies:
             return 0
@@ -96,7 +99,7 @@ class Terminator:
         wanted = np.array([address + port for address, port in addresses], dtype="V18")
         width, start = abi.sizeof("lb_socket_key"), abi.fields("lb_socket_key")["addr"][0]
         found: set[bytes] = set()
-        for keys, _, count in self._sockets.batches() if addresses else ():
+        for keys, _, count in self._sockets.batches():
             rows = np.frombuffer(keys, dtype=np.uint8).reshape(count, width)
             at = np.ascontiguousarray(rows[:, start : start + wanted.itemsize]).view("V18").ravel()
             for row in rows[np.isin(at, wanted)]:
