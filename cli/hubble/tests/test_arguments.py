@@ -93,7 +93,7 @@ def test_help_says_that_port_forwarding_is_absent(capsys):
 @pytest.mark.parametrize(
     ("words", "some"),
     [
-        (["st"], ["status"]),
+        (["st"], ["stats", "status"]),
         (["list", ""], ["namespaces", "nodes"]),
         (["observe", "--verd"], ["--verdict"]),
         (["observe", "--verdict", "D"], ["DROPPED"]),
