@@ -47,6 +47,10 @@ class Ids:
         }
         self.backends: dict[Place, int] = {row.at: row.id for row in dumps.backends()}
 
+    def of(self, frontend: Frontend) -> int:
+        """Id of a frontend, 0 while the kernel has none."""
+        return self.frontends.get((place(frontend.at), _NUMBERS[frontend.scope.value]), 0)
+
 
 def place(at: L4Address) -> Place:
     """Where a frontend or a backend is, as the ids are sorted by."""
@@ -58,7 +62,7 @@ def service(frontend: Frontend, ids: Ids) -> agent_pb2.Service:
     scope = frontend.scope.value
     eligible = set(frontend.eligible)
     return agent_pb2.Service(
-        id=ids.frontends.get((place(frontend.at), _NUMBERS[scope]), 0),
+        id=ids.of(frontend),
         frontend=address(frontend.at),
         scope=scope,
         type=frontend.kind.value,

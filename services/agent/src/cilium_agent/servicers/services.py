@@ -43,17 +43,18 @@ class ServiceCalls(Calls):
         """Frontends by address, in batches."""
         del context
         ids = await self._ids()
-        whole = self._services().all_frontends()
-        found = service_messages.in_order(one for one in whole if one.at.port)
-        shown = [
-            service_messages.service(one, ids)
-            for one in found
-            if not request.name or str(one.service) == request.name
-        ]
-        shown = [one for one in shown if not request.id or one.id == request.id]
-        for start in range(0, len(shown), SERVICES_PER_MESSAGE):
-            part = shown[start : start + SERVICES_PER_MESSAGE]
-            yield agent_pb2.ListServicesResponse(services=part)
+        found = service_messages.in_order(
+            one
+            for one in self._services().all_frontends()
+            if one.at.port
+            and (not request.name or str(one.service) == request.name)
+            and (not request.id or ids.of(one) == request.id)
+        )
+        for start in range(0, len(found), SERVICES_PER_MESSAGE):
+            part = found[start : start + SERVICES_PER_MESSAGE]
+            yield agent_pb2.ListServicesResponse(
+                services=[service_messages.service(one, ids) for one in part]
+            )
 
     async def ExplainService(  # noqa: N802
         self, request: agent_pb2.ExplainServiceRequest, context: Context
