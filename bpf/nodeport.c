@@ -165,6 +165,18 @@ static __always_inline void find_node(struct packet *p, const __u8 family)
 	p->node = has_tunnel(info) ? info->tunnel_ipv4 : 0;
 }
 
+/* For XDP, which looks nothing up that tc has found out. */
+static __always_inline void note_node(const struct packet *p, const __u8 family)
+{
+	struct ct_entry *entry;
+
+	if (!(config_of()->flags & CONFIG_LB_XDP))
+		return;
+	entry = ct_find(&p->key, is_tcp(p), family);
+	if (entry)
+		entry->out_rev = p->node;
+}
+
 /* To a backend of another node, with an address of this one. */
 static __always_inline int serve_remotely(struct __sk_buff *skb, struct packet *p,
 					  const __u8 family)
@@ -174,6 +186,7 @@ static __always_inline int serve_remotely(struct __sk_buff *skb, struct packet *
 	int verdict;
 
 	find_node(p, family);
+	note_node(p, family);
 	address_for_backends(&mine, p->node, family);
 	verdict = nat_mapping_of(skb, &p->asked, &p->tuple, &mine, &to, p->lb_rev_nat, family);
 	if (forget(p, verdict))

@@ -337,9 +337,13 @@ struct ct_entry {
 	__u64 tx_bytes;
 	__u64 rx_packets;
 	__u64 rx_bytes;
-	__u32 lifetime;     /* absolute, seconds of the monotonic clock */
-	__u32 flags;        /* enum ct_flag */
-	__u32 out_rev;      /* policy_rev of the initiator the entry was allowed under */
+	__u32 lifetime; /* absolute, seconds of the monotonic clock */
+	__u32 flags;    /* enum ct_flag */
+	/*
+	 * policy_rev of the initiator the entry was allowed under; of CT_SERVICE, where XDP takes
+	 * part: the backend's node (be), 0 where it is reached without the tunnel
+	 */
+	__u32 out_rev;
 	__u32 in_rev;       /* policy_rev of the responder the entry was allowed under */
 	__u32 src_identity; /* of the initiator */
 	__u32 dst_identity;
@@ -645,6 +649,7 @@ enum source_file {
 	FILE_SOCK = 5,
 	FILE_NETDEV = 6,
 	FILE_PROXY = 8,
+	FILE_SERVICES = 9,
 	FILE_PARSE = 101, /* headers shared by the programs */
 	FILE_FRAGMENTS = 102,
 	FILE_CONNTRACK = 103,

@@ -188,9 +188,9 @@ static __always_inline bool xdp_way(struct xdp_md *ctx, struct xdp_flow *flow, _
 	       flow->fib.ifindex == ctx->ingress_ifindex;
 }
 
-/* Who serves the packet's client, NULL where tc has something to do; his node and identity too. */
-static __always_inline const struct lb_backend *xdp_backend(const struct tuple *t, __u32 *identity,
-							    const __u8 family)
+/* Who serves the packet's client, NULL where tc has something to do; also where, and whom. */
+static __always_inline const struct lb_backend *xdp_backend(const struct tuple *t, __u32 *node,
+							    __u32 *identity, const __u8 family)
 {
 	bool tcp = t->proto == IPPROTO_TCP;
 	const struct lb_backend *backend;
@@ -208,6 +208,7 @@ static __always_inline const struct lb_backend *xdp_backend(const struct tuple *
 	if (fresh - entry->lifetime >= XDP_RENEW_S)
 		return NULL;
 	*identity = entry->src_identity;
+	*node = entry->out_rev;
 	backend = lb_backend_of(entry->backend);
 	return backend && !(backend->flags & LB_BACKEND_LOCAL) ? backend : NULL;
 }
@@ -258,15 +259,14 @@ static __always_inline int xdp_serve(struct xdp_md *ctx, struct xdp_flow *flow, 
 {
 	const struct config *config = config_of();
 	const struct lb_backend *backend;
-	const struct ipcache_info *info;
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct mapping source = {};
-	__u32 length = xdp_parse(data, end, ETH_HLEN, &flow->from, family), identity = 0;
+	__u32 length = xdp_parse(data, end, ETH_HLEN, &flow->from, family), identity = 0, node = 0;
 
 	if (!length)
 		return XDP_PASS;
-	backend = xdp_backend(&flow->from, &identity, family);
-	if (!backend || identity == ID_UNKNOWN || identity == ID_HOST)
+	backend = xdp_backend(&flow->from, &node, &identity, family);
+	if (!backend || !node || identity == ID_UNKNOWN || identity == ID_HOST)
 		return XDP_PASS;
 	if (identity > ID_CLUSTER_MAX)
 		identity = ID_WORLD;
@@ -276,16 +276,13 @@ static __always_inline int xdp_serve(struct xdp_md *ctx, struct xdp_flow *flow, 
 	flow->to.sport = source.port;
 	__builtin_memcpy(&flow->to.daddr, backend->addr, 16);
 	flow->to.dport = backend->port;
-	info = ipcache_of(&flow->to.daddr, family);
-	if (!has_tunnel(info))
-		return XDP_PASS;
 	flow->fib.ipv4_src = config->node_ipv4;
-	flow->fib.ipv4_dst = info->tunnel_ipv4;
+	flow->fib.ipv4_dst = node;
 	length += sizeof(struct vxlan_outer);
 	/* the next hop takes the place of the destination */
 	if (!xdp_way(ctx, flow, length, FAMILY_IPV4))
 		return XDP_PASS;
-	flow->fib.ipv4_dst = info->tunnel_ipv4;
+	flow->fib.ipv4_dst = node;
 	if (!xdp_rewrite(data, end, ETH_HLEN, flow, false, family))
 		return XDP_PASS;
 	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct vxlan_outer)))

@@ -24,6 +24,7 @@ SUITES = (
     "http",
     "dns",
     "network",
+    "acceleration",
     "services",
 )
 
