@@ -13,7 +13,6 @@
 #include "lib/lb_pods.h"
 #include "lib/neighbours.h"
 #include "lib/proxy.h"
-#include "lib/refusal.h"
 #include "lib/sockets.h"
 
 /* What the stack shall know of a packet that leaves through it. */
@@ -177,182 +176,32 @@ int tail_from_container_ipv6(struct __sk_buff *skb)
 	return p ? conclude(skb, p, from_container(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
 }
 
-/* ---- to a service ---- */
-
-/* The packet has another destination now: find the way to it, and go on. */
+/* From the programs that change where a packet goes: find the way there, and go on. */
 static __always_inline int send_translated(struct __sk_buff *skb, struct packet *p,
-					   const struct endpoint_info *pod, const __u8 family)
+					   const __u8 family)
 {
+	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
+
+	if (!pod)
+		return DROP(DROP_EP_NOT_READY);
 	p->way = WAY_WORLD;
 	return send_on(skb, p, pod, find_way(p, family), family);
 }
 
-/* To a frontend, p->found. */
-static __always_inline int send_to_service(struct __sk_buff *skb, struct packet *p,
-					   const __u8 family)
-{
-	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
-	union address to = {};
-	__u16 port = 0;
-	int verdict;
-
-	if (!pod)
-		return DROP(DROP_EP_NOT_READY);
-	if (unlikely_(skips_redirect(p, pod)))
-		return send_on(skb, p, pod, NULL, family);
-	verdict = forget(p, lb_serve(p, &to, &port, family));
-	if (verdict < 0)
-		return verdict;
-	if (unlikely_(!verdict)) {
-		bpf_tail_call_(map_of(CALLS), skb,
-			       family == FAMILY_IPV4 ? CALL_SERVICE_REFUSE_IPV4 :
-						       CALL_SERVICE_REFUSE_IPV6);
-		return DROP(DROP_MISSED_TAIL_CALL);
-	}
-	verdict = forget(p, ask_backend(skb, p, &to, port, family));
-	if (verdict)
-		return verdict;
-	if (unlikely_(same_address(&p->tuple.saddr, &to, family))) {
-		bpf_tail_call_(map_of(CALLS), skb,
-			       family == FAMILY_IPV4 ? CALL_HAIRPIN_ASK_IPV4 :
-						       CALL_HAIRPIN_ASK_IPV6);
-		return DROP(DROP_MISSED_TAIL_CALL);
-	}
-	return send_translated(skb, p, pod, family);
-}
-
-int tail_service_ipv4(struct __sk_buff *skb)
+int tail_send_translated_ipv4(struct __sk_buff *skb)
 {
 	struct packet *p = packet_at_hand();
 
-	return p ? conclude(skb, p, send_to_service(skb, p, FAMILY_IPV4), FAMILY_IPV4) :
+	return p ? conclude(skb, p, send_translated(skb, p, FAMILY_IPV4), FAMILY_IPV4) :
 		   TC_ACT_SHOT;
 }
 
-int tail_service_ipv6(struct __sk_buff *skb)
+int tail_send_translated_ipv6(struct __sk_buff *skb)
 {
 	struct packet *p = packet_at_hand();
 
-	return p ? conclude(skb, p, send_to_service(skb, p, FAMILY_IPV6), FAMILY_IPV6) :
+	return p ? conclude(skb, p, send_translated(skb, p, FAMILY_IPV6), FAMILY_IPV6) :
 		   TC_ACT_SHOT;
-}
-
-/* An error, which may be about an answer of a frontend. */
-static __always_inline int send_service_error(struct __sk_buff *skb, struct packet *p,
-					      const __u8 family)
-{
-	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
-	int verdict;
-
-	if (!pod)
-		return DROP(DROP_EP_NOT_READY);
-	verdict = forget(p, error_to_backend(skb, p, family));
-	if (verdict < 0)
-		return verdict;
-	if (verdict == ERROR_TO_ITSELF) {
-		see(skb, p, REASON_RELATED, true);
-		p->dst_identity = p->src_identity;
-		return deliver_to_pod(skb, p, pod, family);
-	}
-	return send_translated(skb, p, pod, family);
-}
-
-int tail_service_error_ipv4(struct __sk_buff *skb)
-{
-	struct packet *p = packet_at_hand();
-
-	return p ? conclude(skb, p, send_service_error(skb, p, FAMILY_IPV4), FAMILY_IPV4) :
-		   TC_ACT_SHOT;
-}
-
-int tail_service_error_ipv6(struct __sk_buff *skb)
-{
-	struct packet *p = packet_at_hand();
-
-	return p ? conclude(skb, p, send_service_error(skb, p, FAMILY_IPV6), FAMILY_IPV6) :
-		   TC_ACT_SHOT;
-}
-
-/* The backend is the pod that asks. */
-static __always_inline int ask_itself(struct __sk_buff *skb, struct packet *p, const __u8 family)
-{
-	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
-	int verdict;
-
-	if (!pod)
-		return DROP(DROP_EP_NOT_READY);
-	if (is_dry_run(p))
-		return DRY_RUN_PASSES;
-	verdict = hairpin_ask(skb, p, pod, family);
-	return verdict ? verdict : deliver_to_pod(skb, p, pod, family);
-}
-
-int tail_hairpin_ask_ipv4(struct __sk_buff *skb)
-{
-	struct packet *p = packet_at_hand();
-
-	return p ? conclude(skb, p, ask_itself(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
-}
-
-int tail_hairpin_ask_ipv6(struct __sk_buff *skb)
-{
-	struct packet *p = packet_at_hand();
-
-	return p ? conclude(skb, p, ask_itself(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
-}
-
-static __always_inline int answer_itself(struct __sk_buff *skb, struct packet *p, const __u8 family)
-{
-	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
-	int verdict;
-
-	if (!pod)
-		return DROP(DROP_EP_NOT_READY);
-	verdict = hairpin_answer(skb, p, pod, family);
-	return verdict ? verdict : deliver_to_pod(skb, p, pod, family);
-}
-
-int tail_hairpin_back_ipv4(struct __sk_buff *skb)
-{
-	struct packet *p = packet_at_hand();
-
-	return p ? conclude(skb, p, answer_itself(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
-}
-
-int tail_hairpin_back_ipv6(struct __sk_buff *skb)
-{
-	struct packet *p = packet_at_hand();
-
-	return p ? conclude(skb, p, answer_itself(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
-}
-
-/* Nobody serves. The drop is told, whether the pod gets an answer or not. */
-static __always_inline int refuse_service(struct __sk_buff *skb, struct packet *p,
-					  const __u8 family)
-{
-	const struct endpoint_info *pod = endpoint_of_device(skb->ifindex);
-	int verdict = DROP(DROP_SERVICE_BACKEND_NOT_FOUND);
-
-	if (!pod || is_dry_run(p) || !(config_of()->flags & CONFIG_LB_REJECT))
-		return verdict;
-	report_drop(skb, p, verdict, family);
-	if (forget(p, make_refusal(skb, p, family)))
-		return TC_ACT_SHOT;
-	return bpf_redirect_peer(pod->ifindex, 0);
-}
-
-int tail_service_refuse_ipv4(struct __sk_buff *skb)
-{
-	struct packet *p = packet_at_hand();
-
-	return p ? conclude(skb, p, refuse_service(skb, p, FAMILY_IPV4), FAMILY_IPV4) : TC_ACT_SHOT;
-}
-
-int tail_service_refuse_ipv6(struct __sk_buff *skb)
-{
-	struct packet *p = packet_at_hand();
-
-	return p ? conclude(skb, p, refuse_service(skb, p, FAMILY_IPV6), FAMILY_IPV6) : TC_ACT_SHOT;
 }
 
 static __always_inline int from_container_arp(struct __sk_buff *skb, struct packet *p)

@@ -12,18 +12,6 @@
 /* Of judge_anew(): the packet goes on, its connection is written down. */
 #define ADMIT_DONE 2
 
-/* A connection that lives; `high` is whether the source is the end in the high half of its key. */
-static __always_inline struct ct_entry *ct_alive(const struct tuple *t, const __u16 zone, __u32 now,
-						 bool *high, const __u8 family)
-{
-	union ct_key key = {};
-	struct ct_entry *entry;
-
-	*high = ct_key_of(&key, t, zone, family);
-	entry = ct_find(&key, t->proto == IPPROTO_TCP, family);
-	return entry && (__s32)(entry->lifetime - now) >= 0 ? entry : NULL;
-}
-
 /*
  * An ICMP error belongs to the connection of the packet it quotes. Errors of pods must come from
  * the very end that was spoken to; routers on the way may write to anybody.

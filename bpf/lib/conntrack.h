@@ -85,6 +85,18 @@ static __always_inline bool ct_opens(const struct packet *p)
 	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
+/* A connection that lives; `high` is whether the source is the end in the high half of its key. */
+static __always_inline struct ct_entry *ct_alive(const struct tuple *t, const __u16 zone, __u32 now,
+						 bool *high, const __u8 family)
+{
+	union ct_key key = {};
+	struct ct_entry *entry;
+
+	*high = ct_key_of(&key, t, zone, family);
+	entry = ct_find(&key, t->proto == IPPROTO_TCP, family);
+	return entry && (__s32)(entry->lifetime - now) >= 0 ? entry : NULL;
+}
+
 /* The packet's connection, NULL when there is none alive. Says in `seen` which side sent it. */
 static __always_inline struct ct_entry *ct_lookup(struct packet *p, const __u16 zone, __u32 now,
 						  const __u8 family)
