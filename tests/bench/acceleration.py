@@ -21,7 +21,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cilium_agent import datapath
 from cilium_agent.datapath import netlink as nl
@@ -115,8 +115,8 @@ def _alone(scene: Scene) -> Iterator[report.Row]:
     peer = int.from_bytes(ipaddress.IPv4Address(OTHER_NODE.ipv4).packed, "little")
     plane.generation.programs.setdefault("returns", _program("SCHED_CLS", _TC_OK))
     plane.generation.programs.setdefault("cil_xdp_returns", _program("XDP", _XDP_PASS))
-    ours = {"device": "eth0"}
-    overlay = {"device": "vxlan", "cb": [GREEN.identity, peer]}
+    ours: dict[str, Any] = {"device": "eth0"}
+    overlay: dict[str, Any] = {"device": "vxlan", "cb": [GREEN.identity, peer]}
     wrapped = plane.run("cil_xdp_entry", asked, **ours).packet
     returned = plane.run("cil_xdp_entry", outer, **ours).packet
     ways: dict[str, tuple[_Step, list[_Step]]] = {
@@ -160,6 +160,10 @@ def _cost(plane: Plane, step: _Step, nothing: str) -> float:
 # ---- over veth ----
 
 
+def _index(opened: Any, name: str) -> int:
+    return int(opened.link_lookup(ifname=name)[0])
+
+
 class _Bed:
     """A node whose only device gets frames, and which sends what comes of them back there."""
 
@@ -170,14 +174,14 @@ class _Bed:
         self.node = Node(Namespace(), plane, self.root)
         self.node.add_device("eth0")
         self.node.netlink(self._address)
-        self.wire = self.node.netlink(lambda opened: nl.index_of(opened, "wire"))
+        self.wire = self.node.netlink(lambda opened: _index(opened, "wire"))
         self._sink = _program("XDP", _XDP_DROP)
         self._pass = _program("XDP", _XDP_PASS)
         self._xdp("wire", self._sink, "native")
 
     def _address(self, opened: Any) -> None:
-        index = nl.index_of(opened, "eth0")
-        opened.link("set", index=nl.index_of(opened, "wire"), state="up")
+        index = _index(opened, "eth0")
+        opened.link("set", index=_index(opened, "wire"), state="up")
         opened.addr("add", index=index, address=NODE.ipv4, prefixlen=24)
         for address, mac in _MACS.items():
             opened.neigh("add", dst=address, lladdr=mac, ifindex=index, state=0x80)
@@ -186,9 +190,7 @@ class _Bed:
 
     def _xdp(self, device: str, program: int, mode: str) -> None:
         self.node.netlink(
-            lambda opened: nl.set_xdp(
-                opened, nl.index_of(opened, device), program, nl.XDP_FLAGS[mode]
-            )
+            lambda opened: nl.set_xdp(opened, _index(opened, device), program, nl.XDP_FLAGS[mode])
         )
 
     def take_frames(self) -> None:
@@ -210,7 +212,7 @@ class _Bed:
         plane.ipcache.upsert(
             ipaddress.ip_network(f"{BACKEND}/32"), GREEN.identity, V4("172.30.0.12")
         )
-        scene = Scene(_Faked(plane), 4)  # type: ignore[arg-type]
+        scene = Scene(cast("Plane", plane), 4)
         self.node.call(
             plane.services.apply, [frontend(scene, GREEN, address=VIP, port=80, proto="UDP")]
         )
@@ -241,18 +243,11 @@ class _Bed:
         """Frames that have come back out of the device."""
         return int(
             self.node.netlink(
-                lambda opened: nl.link(opened, nl.index_of(opened, "eth0")).get_attr(
-                    "IFLA_STATS64"
-                )["tx_packets"]
+                lambda opened: nl.link(opened, _index(opened, "eth0")).get_attr("IFLA_STATS64")[
+                    "tx_packets"
+                ]
             )
         )
-
-
-class _Faked:
-    """What `frontend` needs of a plane: nothing."""
-
-    def __init__(self, plane: Any) -> None:
-        self.services = plane.services
 
 
 def _question(bed: _Bed) -> bytes:
