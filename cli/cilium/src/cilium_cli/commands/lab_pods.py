@@ -112,8 +112,8 @@ def delete_pod(lab: Layout, names: tuple[str, ...], namespace: str, grace_s: flo
     from cilium_cli.lab.layouts import parse_pod
 
     store = Gateway(lab)
-    for found in [runtimes.find(lab, *parse_pod(name, namespace)) for name in names]:
-        runtimes.delete(store, found, grace_s=grace_s)
+    doomed = [runtimes.find(lab, *parse_pod(name, namespace)) for name in names]
+    for found in runtimes.delete_all(store, doomed, grace_s=grace_s):
         click.echo(f"pod {found.full_name} is gone")
     store.close()
 

@@ -36,8 +36,17 @@ def lab() -> None:
     metavar="[NODE/]KEY=VALUE",
     help="Setting of the agents, or of one node's; such as enable-host-firewall=true.",
 )
+@click.option(
+    "--timeout",
+    "limit_s",
+    type=click.FloatRange(min=0),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long all of it may take to be ready.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing unless it fails.")
-def up(name: str, count: int, settings: tuple[str, ...], *, quiet: bool) -> None:
+def up(name: str, count: int, settings: tuple[str, ...], limit_s: float, *, quiet: bool) -> None:
     """Create a lab and wait until all of it is ready."""
     from cilium_cli.lab import clusters
 
@@ -47,7 +56,7 @@ def up(name: str, count: int, settings: tuple[str, ...], *, quiet: bool) -> None
         if not quiet:
             click.echo(line, err=True)
 
-    clusters.up(layout, count, progress, _settings(settings, count))
+    clusters.up(layout, count, progress, _settings(settings, count), limit_s)
     if not quiet:
         click.echo(f"lab {name} is ready. Relay: {layout.relay_address}")
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cilium_cli.lab.layouts import NodeLayout
 
 _BPFFS = Path("/sys/fs/bpf")
-_READY_LIMIT_S = 120.0
+READY_LIMIT_S = 120.0
 _LOCK_LIMIT_S = 30.0
 _KILL_LIMIT_S = 10.0
 
@@ -103,9 +103,11 @@ def up(
     count: int,
     progress: Callable[[str], None],
     settings: Mapping[str, Mapping[str, str]] | None = None,
+    limit_s: float = READY_LIMIT_S,
 ) -> None:
     """Create a lab of `count` nodes and return when all of it is ready.
 
+    Raises DeadlineError, and leaves nothing, when that takes longer than `limit_s` seconds.
     `settings` are those of the agents that differ from a lab's own, by node; "" is every node.
     """
     if not 1 <= count <= MAX_NODES:
@@ -120,7 +122,7 @@ def up(
             )
         _sweep(lab)  # what a crash may have left under this name
         try:
-            _create(lab, count, progress, settings or {})
+            _create(lab, count, progress, settings or {}, limit_s)
         except BaseException:
             keep = _save_logs(lab)
             _sweep(lab)
@@ -134,6 +136,7 @@ def _create(
     count: int,
     progress: Callable[[str], None],
     settings: Mapping[str, Mapping[str, str]],
+    limit_s: float,
 ) -> None:
     began = time.monotonic()
 
@@ -166,7 +169,7 @@ def _create(
         readiness.wait(
             _checks(lab, layouts, store),
             all_parts,
-            _READY_LIMIT_S,
+            limit_s,
             lambda name: report(f"{name} is ready"),
         )
     finally:

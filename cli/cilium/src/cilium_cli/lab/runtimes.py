@@ -16,13 +16,15 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cilium_cli.errors import CommandError, NotFoundError
 from cilium_cli.lab import cgroups, namespaces, objects, probes, processes
 from cilium_cli.lab.layouts import NETNS_ROOT, NodeLayout, node_number
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from cilium_cli.lab.etcd import Gateway
     from cilium_cli.lab.layouts import Layout
 
@@ -207,15 +209,60 @@ def add_all(
     return [add(lab, store, spec, node, cwd) for spec in specs]
 
 
-def delete(store: Gateway, pod: Pod, *, grace_s: float | None = None) -> None:
-    """End the pod and remove everything of it; what is already gone is fine.
+class _Ending(NamedTuple):
+    """A pod that was told to end: when its processes are asked to, and when they are killed."""
 
-    It is marked as terminating, waits for the `sleep` of its preStop hooks, and has what is left of
-    `grace_s` to end after SIGTERM; None takes the time that it asks for itself. 0 kills it at once.
+    pod: Pod
+    stop_at: float
+    deadline: float
+
+
+def delete(store: Gateway, pod: Pod, *, grace_s: float | None = None) -> None:
+    """End one pod; see delete_all."""
+    for _ in delete_all(store, [pod], grace_s=grace_s):
+        pass
+
+
+def delete_all(
+    store: Gateway, doomed: Iterable[Pod], *, grace_s: float | None = None
+) -> Iterator[Pod]:
+    """End pods side by side and remove everything of them, giving each that is gone.
+
+    Each is marked as terminating, waits for the `sleep` of its preStop hooks, and has what is left
+    of `grace_s` to end after SIGTERM; None takes the time that it asks for itself. 0 kills it at
+    once. What is already gone is fine.
     """
+    endings = [_announce(store, pod, grace_s) for pod in doomed]
+    for ending in sorted(endings, key=lambda one: one.stop_at):
+        if cgroups.processes(ending.pod.cgroup):
+            time.sleep(max(0.0, ending.stop_at - time.monotonic()))
+        for pid in cgroups.processes(ending.pod.cgroup):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+    for ending in endings:
+        while cgroups.processes(ending.pod.cgroup) and time.monotonic() < ending.deadline:
+            processes.reap()
+            time.sleep(0.005)
+        _remove(store, ending.pod)
+        yield ending.pod
+
+
+def _announce(store: Gateway, pod: Pod, grace_s: float | None) -> _Ending:
+    """Say that the pod ends, unless it does so at once."""
+    now = time.monotonic()
     found = objects.get_pod(store, pod.namespace, pod.name) if grace_s != 0 else None
-    if found is not None:
-        _terminate(store, pod, found, grace_s)
+    if found is None:
+        return _Ending(pod, now, now)
+    spec = found.get("spec") or {}
+    asked = spec.get("terminationGracePeriodSeconds")
+    limit_s = grace_s if grace_s is not None else float(_GRACE_S if asked is None else asked)
+    pause_s = max(map(_pause_s, spec.get("containers") or ()), default=0.0)
+    objects.mark_deleted(found, limit_s)
+    objects.put_pod(store, found)
+    return _Ending(pod, now + min(pause_s, limit_s), now + limit_s)
+
+
+def _remove(store: Gateway, pod: Pod) -> None:
     cgroups.kill(pod.cgroup)
     layout = pod.lab.node(node_number(pod.node))
     if not pod.host_network:
@@ -225,25 +272,6 @@ def delete(store: Gateway, pod: Pod, *, grace_s: float | None = None) -> None:
     cgroups.remove(pod.cgroup)
     objects.delete_pod(store, pod.namespace, pod.name)
     pod.lab.pod_record(pod.namespace, pod.name).unlink(missing_ok=True)
-
-
-def _terminate(store: Gateway, pod: Pod, found: dict[str, Any], grace_s: float | None) -> None:
-    """Say that the pod ends, and let its processes do so."""
-    spec = found.get("spec") or {}
-    asked = spec.get("terminationGracePeriodSeconds")
-    limit_s = grace_s if grace_s is not None else float(_GRACE_S if asked is None else asked)
-    deadline = time.monotonic() + limit_s
-    objects.mark_deleted(found, limit_s)
-    objects.put_pod(store, found)
-    if not cgroups.processes(pod.cgroup):
-        return
-    time.sleep(min(limit_s, max(map(_pause_s, spec.get("containers") or ()), default=0.0)))
-    for pid in cgroups.processes(pod.cgroup):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    while cgroups.processes(pod.cgroup) and time.monotonic() < deadline:
-        processes.reap()
-        time.sleep(0.005)
 
 
 def _pause_s(container: dict[str, Any]) -> float:
