@@ -36,26 +36,37 @@ class Swept:
     affinities: int
 
 
-def sweep(maps: Maps, ids: bytes, backends: bytes, timeouts: Mapping[int, int]) -> Swept:
-    """Remove the entries that refer to what is gone, and affinities that have run out.
+class Sweeper:
+    """What is in use, and the removal of all that refers to anything else."""
 
-    `ids` and `backends` have a 1 at the place of each id in use; `timeouts` are the seconds that
-    affinity lasts, by id of a frontend.
-    """
-    live = np.zeros(abi.LB_OTHER_FRONTEND + 1, bool)
-    live[: len(ids)] = np.frombuffer(ids, np.uint8) == 1
-    live[[0, abi.LB_OTHER_FRONTEND]] = True
-    serving = np.frombuffer(backends, np.uint8) == 1
-    connections = sum(
-        _connections(maps[name], abi.dtype(key), live, serving) for name, key in _TRACKED
-    )
-    translations = sum(
-        _translations(maps[name], abi.dtype(value), live) for name, value in _TRANSLATED
-    )
-    kept = np.zeros(len(live), np.int64)
-    for number, seconds in timeouts.items():
-        kept[number] = seconds
-    return Swept(connections, translations, _affinities(maps["LB_AFFINITY"], live, serving, kept))
+    def __init__(self, maps: Maps, ids: bytes, backends: bytes) -> None:
+        """`ids` of frontends and `backends` have a 1 at the place of each id in use."""
+        self._maps = maps
+        self._live = np.zeros(abi.LB_OTHER_FRONTEND + 1, bool)
+        self._live[: len(ids)] = np.frombuffer(ids, np.uint8) == 1
+        self._live[[0, abi.LB_OTHER_FRONTEND]] = True
+        self._serving = np.frombuffer(backends, np.uint8) == 1
+
+    def connections(self) -> tuple[int, int]:
+        """Forget connections and their translations; returns how many of each."""
+        live, serving = self._live, self._serving
+        connections = sum(
+            _connections(self._maps[name], abi.dtype(key), live, serving) for name, key in _TRACKED
+        )
+        translations = sum(
+            _translations(self._maps[name], abi.dtype(value), live) for name, value in _TRANSLATED
+        )
+        return connections, translations
+
+    def affinities(self, timeouts: Mapping[int, int]) -> int:
+        """Forget affinities, those too that have run out; returns how many.
+
+        `timeouts` are the seconds that affinity lasts, by id of a frontend.
+        """
+        kept = np.zeros(len(self._live), np.int64)
+        for number, seconds in timeouts.items():
+            kept[number] = seconds
+        return _affinities(self._maps["LB_AFFINITY"], self._live, self._serving, kept)
 
 
 def _connections(held: Map, key_type: Any, live: Any, serving: Any) -> int:

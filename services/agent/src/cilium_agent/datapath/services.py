@@ -25,7 +25,7 @@ from cilium_agent.datapath.maglevs import MaglevTables
 from cilium_agent.datapath.serviceaddresses import AddressBits
 from cilium_agent.datapath.servicearrays import Array
 from cilium_agent.datapath.servicebackends import Backends, Group
-from cilium_agent.datapath.servicegc import Swept, sweep
+from cilium_agent.datapath.servicegc import Sweeper, Swept
 from cilium_agent.datapath.serviceids import FullError, Numbers
 from cilium_agent.datapath.servicerows import (
     KEY4,
@@ -193,15 +193,19 @@ class Services:
         Their ids may mean others afterwards.
         """
         ids, backends = set(self._numbers.retired), set(self._backends.numbers.retired)
-        if ids or backends:
-            wait_for_running_programs()
         self._backends.settle()
-        done = self._sweep()
+        sweeper = self._sweeper()
+        connections = translations = 0
+        if ids or backends or self._unswept:
+            self._unswept = False
+            wait_for_running_programs()
+            connections, translations = sweeper.connections()
+        affinities = sweeper.affinities(self._timeouts())
         self._backends.free(backends)
         for number in ids:
             self._numbers.free(number)
             del self._number_of[self._frontend_of.pop(number)]
-        return done
+        return Swept(connections, translations, affinities)
 
     def erase(self) -> None:
         """Remove everything, ids included."""
@@ -255,15 +259,21 @@ class Services:
         self._kept_members = {key for key, _ in self._members.items()}
         self._kept_ranges = {key for held in self._ranges.values() for key, _ in held.items()}
 
-    def _sweep(self) -> Swept:
-        timeouts = {row.rev_nat: SERVICE.unpack(row.value)[4] for row in self._rows.values()}
-        return sweep(self._maps, self._numbers.in_use(), self._backends.numbers.in_use(), timeouts)
+    def _sweeper(self) -> Sweeper:
+        return Sweeper(self._maps, self._numbers.in_use(), self._backends.numbers.in_use())
+
+    def _timeouts(self) -> dict[int, int]:
+        """Seconds that affinity lasts, by id."""
+        found = ((row.rev_nat, SERVICE.unpack(row.value)[4]) for row in self._rows.values())
+        return {number: seconds for number, seconds in found if seconds}
 
     def _sweep_once(self) -> None:
         """Before the first new ids: connections may remember some that an earlier run gave up."""
         if self._unswept:
             self._unswept = False
-            self._sweep()
+            sweeper = self._sweeper()
+            sweeper.connections()
+            sweeper.affinities(self._timeouts())
 
     def _prune_sets(self, batch: _Batch) -> None:
         members = {key for row in self._rows.values() for key in row.members}
