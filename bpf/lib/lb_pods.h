@@ -143,8 +143,12 @@ static __always_inline int error_to_backend(struct __sk_buff *skb, struct packet
 	struct quoted q = {};
 	__u16 port;
 
-	if (!quote(skb, p, &q, family) ||
-	    !lb_find(&q.tuple.saddr, q.tuple.sport, q.tuple.proto, true, &p->found, family))
+	if (!quote(skb, p, &q, family))
+		/* nobody can be told, and a service's address is on no wire */
+		return lb_find_in(&p->tuple.daddr, 0, 0, LB_EXTERNAL, &p->found, family) ?
+			       LB_DROP(DROP_SERVICE_BACKEND_NOT_FOUND) :
+			       0;
+	if (!lb_find(&q.tuple.saddr, q.tuple.sport, q.tuple.proto, true, &p->found, family))
 		return 0;
 	lb_connection_key(&p->key, &q.tuple, family);
 	entry = ct_find(&p->key, q.tuple.proto == IPPROTO_TCP, family);

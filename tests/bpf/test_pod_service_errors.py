@@ -224,6 +224,12 @@ def test_an_error_about_what_no_service_has_said_is_not_passed_on(scene: Scene) 
     assert (run.verdict, drops(run)) == (TC_SHOT, [NO_BACKEND])
 
 
+def test_an_error_cut_short_is_not_leaked(scene: Scene) -> None:
+    whole_address(scene)
+    run = scene.send(RED, scene.ip(RED, SERVICE) / unreachable(scene) / Raw(b"short"))
+    assert (run.verdict, drops(run)) == (TC_SHOT, [NO_BACKEND])
+
+
 def test_an_error_to_the_world_goes_its_way(scene: Scene) -> None:
     asked = scene.udp(RED, WORLD, CLIENT, 53)
     scene.send(RED, asked)
