@@ -38,7 +38,7 @@ _FLAGS = ("-O2", "-Wno-everything")
 _TYPES = {"sock": "CGROUP_SOCK_ADDR", "sock_bind": "CGROUP_SOCK", "xdp": "XDP"}
 """Types of the programs of a C file by its name; others are of tc."""
 _COMPILER = Path(__file__).with_name("_compiler.py")
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 600.0
 _VERSIONS_KEPT = 8
 _NAME_IN_MESSAGES = "/virtual/main.c"
 """What BCC calls every file that it compiles."""
