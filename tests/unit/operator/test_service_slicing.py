@@ -72,6 +72,7 @@ def test_named_ports_are_what_each_pod_calls_so() -> None:
         8080: 1,
         9090: 1,
     }
+    assert len({item["metadata"]["name"] for item in found}) == 2
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def slices(
         return []
     placed = _endpoints(service, list(pods), zones or {})
     result: list[Object] = []
+    used = {name_of(one)[1] for one in existing}
     for (family, ports), endpoints in sorted(placed.items()):
         known = [
             one
@@ -77,7 +78,6 @@ def slices(
             if one.get("addressType") == family and _ports_of(one) == sorted(ports)
         ]
         groups = _pack(endpoints, known)
-        used = {name_of(one)[1] for one in existing}
         for before, group in groups:
             name = name_of(before)[1] if before else _new_name(service, family, used)
             used.add(name)
