@@ -21,6 +21,8 @@ FOLDER = Path(__file__).resolve().parent / "01-secure-api"
 BIN = Path(sys.executable).parent
 CLIENT = [sys.executable, "client.py"]
 BLOCKED = ("203.0.113.10", "2001:db8:113::a")
+PRICES, STOREFRONT = "http://10.96.0.80", "http://10.96.0.81"
+NODES = ("172.30.0.11", "172.30.0.12", "172.30.0.13")
 EXCEPTED = ("203.0.113.20", "2001:db8:113::14")
 SETTLE_S = 15.0
 """How long policies and flows may take to be seen everywhere. Milliseconds, as a rule; the first
@@ -160,8 +162,12 @@ def expect(addresses: dict[str, list[str]], allowed: set[tuple[str, str]] | None
         raise DemoError("not what the policies say: " + "; ".join(wrong))
 
 
-def requests(addresses: dict[str, list[str]]) -> list[tuple[str, list[str], str]]:
-    """Return who asks what, as a pod and a command, and how the answer must begin."""
+Request = tuple[str, list[str], str]
+"""Who asks (a place of the lab), with which command, and how the answer must begin."""
+
+
+def requests(addresses: dict[str, list[str]]) -> list[Request]:
+    """Return who asks proxies for what."""
     public = f"http://{addresses['api-server'][0]}:8080/api/v1/public/prices"
     users = f"http://[{addresses['api-server'][1]}]:8080/api/v1/users"
     dns, orders = addresses["dns"][0], f"{addresses['orders'][0]}:9092"
@@ -177,9 +183,24 @@ def requests(addresses: dict[str, list[str]]) -> list[tuple[str, list[str], str]
     ]
 
 
-def ask_all(addresses: dict[str, list[str]]) -> None:
+def service_requests() -> list[Request]:
+    """Return who asks services for what."""
+    path = "/api/v1/public/prices"
+    return [
+        ("shop/frontend", ["request.py", "GET", PRICES + path], "200 api-server"),
+        ("shop/frontend", ["request.py", "POST", PRICES + path], "403"),
+        ("shop/database", ["request.py", "GET", PRICES + path], "no answer"),
+        ("shop/database", ["request.py", "GET", STOREFRONT + path], "200 frontend"),
+        ("node3", ["request.py", "GET", STOREFRONT + path], "200 frontend"),
+        *(
+            ("world", ["request.py", "GET", f"http://{node}:30080{path}"], "200 frontend")
+            for node in NODES
+        ),
+    ]
+
+
+def ask_all(wanted: list[Request]) -> None:
     """Ask everything at once until all answers are as expected; raises DemoError otherwise."""
-    wanted = requests(addresses)
     place = [str(BIN / "cilium"), "lab", "exec", "--lab", LAB]
     deadline = time.monotonic() + SETTLE_S
     while True:
@@ -254,8 +275,12 @@ def show() -> str:
         try:
             show_policies(addresses)
             say("5. Proxies refuse requests, names and topics that are not allowed")
-            ask_all(addresses)
-            say("6. What the kernel and the proxies did, seen through the relay")
+            ask_all(requests(addresses))
+            say("6. Services: an address for whichever pods are ready, inside and from outside")
+            print(run("cilium", "apply", "-f", "services.yaml"), end="")
+            ask_all(service_requests())
+            print(run("cilium", "service", "list", "--name", "shop/storefront"), end="")
+            say("7. What the kernel and the proxies did, seen through the relay")
             check_flows(address)
         finally:
             outside.kill()
