@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -48,6 +49,12 @@ def add_backends(cluster: Cluster, *names: str) -> list[Pod]:
     ]
     cluster.add_pods(specs)
     return [cluster.pods[f"default/{name}"] for name in names]
+
+
+def quiet(cluster: Cluster, pod: Pod) -> bool:
+    """Whether nobody asks a backend any more."""
+    probe = {"kind": "quiet", "seconds": QUIET_S}
+    return cluster.probe({pod.full_name: ([probe], [])})[pod.full_name] == ["ok"]
 
 
 @contextmanager
@@ -99,8 +106,7 @@ def test_replacing_all_backends_fails_no_connection(
                 left = balancing.active(*(end.pod for end in ends[1:]))
                 leaving = dict.fromkeys((pod.ipv4, pod.ipv6), "terminating")
                 publish(wanted=left | leaving)
-                quiet = {"kind": "quiet", "seconds": QUIET_S}
-                assert cluster.probe({pod.full_name: ([quiet], [])})[pod.full_name] == ["ok"]
+                eventually(partial(quiet, cluster, pod), 20, f"{pod.full_name} is left alone")
                 del ends[0]
                 publish(wanted=left)
                 cluster.delete_pods([pod.full_name])
