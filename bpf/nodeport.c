@@ -107,8 +107,10 @@ static __always_inline int serve_by_node(struct __sk_buff *skb, struct packet *p
 	struct tuple back = {};
 
 	reversed(&back, &p->tuple);
-	if (!nat_find(&back, NAT_OUT, &known, family) || known.port != p->asked.dport ||
-	    !same_address(&known.address, &p->asked.daddr, family)) {
+	/* nobody answers an error */
+	if (!(p->flags & PACKET_ICMP_ERROR) &&
+	    (!nat_find(&back, NAT_OUT, &known, family) || known.port != p->asked.dport ||
+	     !same_address(&known.address, &p->asked.daddr, family))) {
 		if (!nat_write(&back, NAT_OUT, &p->asked.daddr, p->asked.dport, p->lb_rev_nat,
 			       BPF_ANY, family))
 			return DROP(DROP_NO_MAPPING_FOR_NAT_MASQUERADE);

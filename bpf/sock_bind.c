@@ -8,8 +8,7 @@
 
 #include "lib/sock_lb.h"
 
-#define EADDRINUSE_                  98
-#define SOCKET_DGRAM_OR_STREAM(type) ((type) == 1 || (type) == 2)
+#define EADDRINUSE_ 98
 
 /* Does a service answer at the port, on this address or, as its NodePort, on all of the node? */
 static __always_inline bool is_taken(const struct request *r, const __u8 family)

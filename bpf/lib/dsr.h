@@ -95,8 +95,9 @@ static __always_inline int add_option6(struct __sk_buff *skb, struct packet *p,
 	option.next = ip.nexthdr;
 	ip.nexthdr = NEXT_DESTINATION;
 	ip.payload_len = bpf_htons(bpf_ntohs(ip.payload_len) + sizeof(option));
-	if (bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), 0) ||
-	    bpf_skb_store_bytes(skb, ETH_HLEN + sizeof(ip), &option, sizeof(option), 0))
+	if (bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM) ||
+	    bpf_skb_store_bytes(skb, ETH_HLEN + sizeof(ip), &option, sizeof(option),
+				BPF_F_RECOMPUTE_CSUM))
 		return DSR_DROP(DROP_ERROR_WRITING_TO_PACKET);
 	p->l4_offset += sizeof(option);
 	return 0;
@@ -126,7 +127,7 @@ static __always_inline int take_option4(struct __sk_buff *skb, struct mapping *a
 	ip->check = 0;
 	ip->check = folded_sum((__u64)words[0] + words[1] + words[2] + words[3] + words[4]);
 	if (resize(skb, -(int)sizeof(*option)) ||
-	    bpf_skb_store_bytes(skb, ETH_HLEN, words, sizeof(*ip), 0))
+	    bpf_skb_store_bytes(skb, ETH_HLEN, words, sizeof(*ip), BPF_F_RECOMPUTE_CSUM))
 		return DSR_DROP(DROP_ERROR_WRITING_TO_PACKET);
 	return 1;
 }
@@ -147,7 +148,7 @@ static __always_inline int take_option6(struct __sk_buff *skb, struct mapping *a
 	ip.nexthdr = option.next;
 	ip.payload_len = bpf_htons(bpf_ntohs(ip.payload_len) - sizeof(option));
 	if (resize(skb, -(int)sizeof(option)) ||
-	    bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), 0))
+	    bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM))
 		return DSR_DROP(DROP_ERROR_WRITING_TO_PACKET);
 	return 1;
 }

@@ -54,7 +54,7 @@ union xdp_l4 {
 	} udp;
 };
 
-/* Frames and times of one packet; on the stack. */
+/* The ends of one packet and its way; on the stack. */
 struct xdp_flow {
 	struct tuple from; /* as the packet is */
 	struct tuple to;   /* as it shall be */

@@ -38,9 +38,21 @@ struct refusal {
 	__u32 length; /* of the layer 4 part */
 };
 
+/* Bytes from the layer 4 header on, by the IP header: short frames are padded on the wire. */
+static __always_inline __u32 l4_length(struct __sk_buff *skb, const struct packet *p,
+				       const __u8 family)
+{
+	const __u32 at = family == FAMILY_IPV4 ? 2 : 4;
+	const __u32 begin = family == FAMILY_IPV4 ? ETH_HLEN : ETH_HLEN + sizeof(struct ipv6hdr);
+	__u16 length = 0;
+
+	bpf_skb_load_bytes(skb, ETH_HLEN + at, &length, sizeof(length));
+	return begin + bpf_ntohs(length) - p->l4_offset;
+}
+
 /* RFC 9293, 3.10.7.1: an answer to what a closed port gets. */
 static __always_inline bool reset_of(struct __sk_buff *skb, const struct packet *p,
-				     struct refusal *r)
+				     struct refusal *r, const __u8 family)
 {
 	struct tcp_header got;
 	__u32 length;
@@ -56,7 +68,7 @@ static __always_inline bool reset_of(struct __sk_buff *skb, const struct packet 
 		r->tcp.seq = got.ack;
 		return true;
 	}
-	length = skb->len - p->l4_offset - (got.offset >> 4) * 4;
+	length = l4_length(skb, p, family) - (got.offset >> 4) * 4;
 	length += !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
 	r->tcp.ack = bpf_htonl(bpf_ntohl(got.seq) + length);
 	r->tcp.flags |= TCP_ACK;
@@ -146,7 +158,7 @@ static __always_inline int refuse_by_reset(struct __sk_buff *skb, const struct p
 {
 	struct refusal r = {};
 
-	if (!reset_of(skb, p, &r))
+	if (!reset_of(skb, p, &r, family))
 		return DELIVERY_DROP(DROP_SERVICE_BACKEND_NOT_FOUND);
 	r.tcp.check =
 		folded_sum((__u32)bpf_csum_diff(NULL, 0, (void *)&r, sizeof(r.tcp),
