@@ -20,6 +20,9 @@ class Aggregator:
         self._mask = mask
         self._found: dict[bytes, observer_pb2.ExportEvent] = {}
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     def add(self, event: observer_pb2.ExportEvent) -> None:
         """Take in an event with a flow."""
         masked = flow_pb2.Flow()

@@ -7,6 +7,7 @@ is counted, and stands in its output as lost events. JSON is made and written on
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 _log = get_logger()
 _EVERYTHING: Final = FLOWS | AGENT_EVENTS | DEBUG_EVENTS
 _RETRY_S: Final = 5.0
+_GATHERED: Final = 65_536
+"""Lines gathered at the most; then they are written ahead of time."""
 
 _LINES = counter("hubble_server_export_lines_total", "Lines exported.", "name")
 _FAILED = counter(
@@ -106,6 +109,8 @@ class Exporter:
         )
         self._aggregator = self._aggregator_of(export)
         self._failing = False
+        self._writing = threading.Lock()
+        self._running = False
         self.taken = 0
         """Events taken in so far."""
 
@@ -124,6 +129,7 @@ class Exporter:
         cursor.position = feed.store.head
         mask = parse_mask(export.field_mask)
         encoding = self._encoding(node, mask)
+        self._running = True
         flushing = asyncio.create_task(self._flush_regularly())
         try:
             found = chunks(
@@ -143,11 +149,16 @@ class Exporter:
             with suppress(asyncio.CancelledError):
                 await flushing
             self._flush()
-            self._sink.close()
+            with self._writing:
+                # a thread that is about to take events in cannot be cancelled
+                self._running = False
+                self._sink.close()
 
     def _encoding(self, node: NodeFacts, mask: Mask | None) -> Encoding:
         # aggregation looks at whole flows, and chooses fields itself
-        encoder = Encoder(node, self._feed.directory, None if self._aggregator else mask)
+        encoder = Encoder(
+            node, self._feed.directory, None if self._aggregator is not None else mask
+        )
 
         def attached(kind: int, time_ns: int, message: Attached) -> bytes:
             if isinstance(message, bytes):
@@ -172,21 +183,29 @@ class Exporter:
         # GetFlowsResponse has the fields of ExportEvent with the same numbers
         events = [observer_pb2.ExportEvent.FromString(data) for data in chunk.responses]
         aggregator = self._aggregator
-        if aggregator is None:
-            self._write(events)
-            return
-        for event in events:
-            if event.HasField("flow"):
-                aggregator.add(event)
+        with self._writing:
+            if not self._running:
+                return
+            if aggregator is None:
+                self._write(events)
+                return
+            for event in events:
+                if event.HasField("flow"):
+                    aggregator.add(event)
+            if len(aggregator) >= _GATHERED:
+                self._write(aggregator.take())
 
     async def _flush_regularly(self) -> None:
         while self._aggregator is not None:
             await asyncio.sleep(self.export.interval_s)
-            self._flush()
+            await asyncio.to_thread(self._flush)
 
     def _flush(self) -> None:
-        if self._aggregator is not None and (events := self._aggregator.take()):
-            self._write(events)
+        if self._aggregator is None:
+            return
+        with self._writing:
+            if self._running and (events := self._aggregator.take()):
+                self._write(events)
 
     def _write(self, events: Sequence[observer_pb2.ExportEvent]) -> None:
         name = self.export.name

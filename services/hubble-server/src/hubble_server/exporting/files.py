@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import shutil
 import sys
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ STDOUT: Final = "stdout"
 MEGABYTE: Final = 1 << 20
 _MODE: Final = 0o644
 _STAMP: Final = "%Y-%m-%dT%H-%M-%S"
+_STAMPED: Final = r"-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}"
 
 
 class Sink(Protocol):
@@ -111,8 +113,10 @@ class RotatingFile:
         """Remove the oldest backups beyond the limit; none are removed for a limit of 0."""
         if not self._backups:
             return
-        found = self._path.parent.glob(f"{self._path.stem}-*{self._path.suffix}*")
-        kept = sorted(one for one in found if one.suffix in (self._path.suffix, ".gz"))
+        stem, suffix = re.escape(self._path.stem), re.escape(self._path.suffix)
+        # files of others may begin alike
+        ours = re.compile(f"{stem}{_STAMPED}{suffix}(?:\\.gz)?")
+        kept = sorted(one for one in self._path.parent.iterdir() if ours.fullmatch(one.name))
         for old in kept[: -self._backups]:
             old.unlink(missing_ok=True)
 

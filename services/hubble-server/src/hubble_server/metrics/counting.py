@@ -109,6 +109,14 @@ class Counted:
             histogram.observe(value, *labels)
             self._note(trace, histogram, labels, value)
 
+    def forget_pod(self, namespace: str, pod: str) -> None:
+        """Drop the series that are about a pod, and their exemplars."""
+        self.plugin.forget_pod(namespace, pod)
+        if self.exemplars:
+            left = {(one, key[0]) for one in self.plugin.instruments for key in one.series()}
+            for gone in self.exemplars.keys() - left:
+                del self.exemplars[gone]
+
     def _note(
         self, trace: str, of: Counter | Histogram, labels: tuple[str, ...], value: float
     ) -> None:
@@ -200,4 +208,4 @@ class FlowMetrics:
         while self._gone and self._gone[0][0] <= now:
             _, namespace, pod = self._gone.pop(0)
             for one in self.counted:
-                one.plugin.forget_pod(namespace, pod)
+                one.forget_pod(namespace, pod)
