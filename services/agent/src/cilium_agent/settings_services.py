@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cilium_core.errors import InvalidError
-from cilium_core.services.hashing import read_seed
-from cilium_core.services.maglev import TABLE_SIZES
+from cilium_core.services.hashing import DEFAULT_SEED, read_seed
+from cilium_core.services.maglev import DEFAULT_TABLE_SIZE, TABLE_SIZES
 from cilium_core.settings import Problem, setting
 
 if TYPE_CHECKING:
@@ -59,13 +59,13 @@ class ServiceSettings:
         "random", "How a backend is chosen for what comes from outside.", group="Services"
     )
     bpf_lb_maglev_table_size: int = setting(
-        16381,
+        DEFAULT_TABLE_SIZE,
         f"Entries of a Maglev table, one of {', '.join(map(str, TABLE_SIZES))}; a hundred for "
         "each backend spread well.",
         group="Services",
     )
     bpf_lb_maglev_hash_seed: str = setting(
-        "JLfvgnHc2kaSUFaI",
+        DEFAULT_SEED,
         "Seed of Maglev, 12 bytes in base64; the same on all nodes.",
         group="Services",
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from cilium_core import abi
 from cilium_core.policy import PolicyEntry, PolicyKey
 from cilium_core.services.hashing import DEFAULT_SEED
+from cilium_core.services.maglev import DEFAULT_TABLE_SIZE
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -61,7 +62,7 @@ class ServiceConfig:
     """disabled, native, best-effort or testing-only (generic XDP)."""
     node_port_min: int = 30000
     node_port_max: int = 32767
-    maglev_size: int = 16381
+    maglev_size: int = DEFAULT_TABLE_SIZE
     maglev_seed: str = DEFAULT_SEED
     """Twelve bytes in base64, the same on all nodes."""
     hairpin_ipv4: ipaddress.IPv4Address = HAIRPIN_IPV4

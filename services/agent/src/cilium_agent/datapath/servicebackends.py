@@ -190,10 +190,6 @@ class Backends:
                 freed += 1
         return freed
 
-    def id_of(self, backend: Backend) -> int:
-        """Id of a backend, 0 when it has none."""
-        return self._ids.get(l4_key(backend.at), 0)
-
     def erase(self) -> None:
         """Zero the memory."""
         self._rows.erase()

@@ -43,7 +43,8 @@ class SocketNamespaces:
         self._plane = plane
         self._table = table
         self._exempt = exempt
-        self._cookies: dict[str, int] = {}
+        self._cookies: dict[tuple[int, str], int] = {}
+        """By endpoint and path: another pod may get a path anew."""
         self._written: dict[int, PodNamespace] = {}
         self._pruned = False
 
@@ -67,17 +68,17 @@ class SocketNamespaces:
         if stale:
             await self._rebuild(stale)
         wanted: dict[int, PodNamespace] = {}
-        paths = set()
+        looked = set()
         for endpoint in list(self._table):
             path = endpoint.attachment.netns
             if endpoint.is_host or not endpoint.alive or not endpoint.identity or not path:
                 continue
-            paths.add(path)
-            cookie = self._cookies.get(path) or await self._look(endpoint)
+            looked.add((endpoint.id, path))
+            cookie = self._cookies.get((endpoint.id, path)) or await self._look(endpoint)
             if cookie:
                 wanted[cookie] = PodNamespace(endpoint.id, endpoint.identity, endpoint.no_redirect)
-        for path in self._cookies.keys() - paths:
-            del self._cookies[path]
+        for place in self._cookies.keys() - looked:
+            del self._cookies[place]
         changed = {
             cookie: pod for cookie, pod in wanted.items() if self._written.get(cookie) != pod
         }
@@ -90,11 +91,12 @@ class SocketNamespaces:
     async def _look(self, endpoint: Endpoint) -> int:
         path = endpoint.attachment.netns
         try:
-            self._cookies[path] = await self._plane.socket_cookie(path)
+            cookie = await self._plane.socket_cookie(path)
         except NamespaceError as error:
             log.debug("namespace not found", endpoint=endpoint.id, error=str(error))
             return 0
-        return self._cookies[path]
+        self._cookies[endpoint.id, path] = cookie
+        return cookie
 
 
 def _write(

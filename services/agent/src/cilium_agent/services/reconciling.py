@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
     from typing import Any
 
-    from cilium_core.policy.local_redirects import LocalRedirect
-    from cilium_core.services import Frontend, L4Address, LocalPod, NodeFacts, ServiceTable
+    from cilium_core.services import Frontend, L4Address, NodeFacts, ServiceTable
 
     from cilium_agent.datapath import Datapath
     from cilium_agent.datapath.services import Applied
@@ -142,10 +141,6 @@ class Services:
             if redirect.skip_from_backend
             for pod in pods
         )
-
-    def redirect_policies(self) -> tuple[tuple[LocalRedirect, tuple[LocalPod, ...]], ...]:
-        """Local redirects with the pods that they lead to."""
-        return self.table.redirects()
 
     # ---- carrying out ----
 
