@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from hubble_server.history.answering import Past
     from hubble_server.ingest import Source
     from hubble_server.settings import ServerSettings
 
@@ -171,10 +172,11 @@ class App:
         stack = self._stack
         if self._reader is not None:
             stack.callback(self._reader.close)
+        past = self._keep_history()
         stack.push_async_callback(asyncio.to_thread, self.ingest.stop)
         new_events = NewEvents(self.store)
         stack.callback(new_events.stop)
-        server = self._server(new_events)
+        server = self._server(new_events, past)
         stack.push_async_callback(server.stop)
         await self._listen(server)
         await self._count_flows()
@@ -192,7 +194,28 @@ class App:
             version=VERSION,
         )
 
-    def _server(self, new_events: NewEvents) -> PackedServer:
+    def _keep_history(self) -> Past | None:
+        """Begin to keep flows on disk as configured; ends after the ingest thread."""
+        settings = self._settings
+        if settings.hubble_history_dir is None:
+            return None
+        # what reads and writes Parquet takes memory, which only those pay who use it
+        from hubble_server.history.answering import Past
+        from hubble_server.history.writing import History, Limits
+
+        limits = Limits(
+            max_bytes=settings.hubble_history_max_size_mb << 20,
+            max_age_s=settings.hubble_history_max_age,
+            rotate_s=settings.hubble_history_rotate_interval,
+        )
+        history = History(
+            settings.hubble_history_dir, limits, self.store, self.directory, lambda: self.node
+        )
+        history.start()
+        self._stack.push_async_callback(asyncio.to_thread, history.stop)
+        return Past(history, self.store)
+
+    def _server(self, new_events: NewEvents, past: Past | None) -> PackedServer:
         server = PackedServer(metadata={VERSION_HEADER: VERSION}, statuses=STATUSES)
         streams = FlowStreams(
             self.store,
@@ -201,6 +224,7 @@ class App:
             lambda: self.node,
             new_events,
             lost_interval_s=self._settings.hubble_lost_event_send_interval,
+            past=past,
         )
         observer = ObserverService(
             streams, self.store, self.directory, self.ingest, lambda: self.node, new_events

@@ -32,6 +32,7 @@ _SERVING = "Serving"
 _TLS = "TLS of the TCP listener"
 _METRICS = "Metrics of flows"
 _EXPORTING = "Export of flows"
+_HISTORY = "History of flows"
 _REDACTING = "Redaction of what proxies saw"
 
 
@@ -138,6 +139,26 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
     )
     hubble_flowlogs_config_path: Path | None = setting(
         None, "File that lists exporters; changes count within 5 s.", group=_EXPORTING
+    )
+
+    hubble_history_dir: Path | None = setting(
+        None,
+        "Directory to keep flows in for longer than the ring has them; none are kept when empty. "
+        "Queries that reach further back than the ring read them.",
+        group=_HISTORY,
+    )
+    hubble_history_max_size_mb: int = setting(
+        1024, "Megabytes that are kept; the oldest go first.", group=_HISTORY, low=128
+    )
+    hubble_history_max_age: Seconds = setting(
+        0.0, "How long flows are kept; 0 keeps them while there is room.", group=_HISTORY
+    )
+    hubble_history_rotate_interval: Seconds = setting(
+        300.0,
+        "How long flows stand in the journal before they are compressed into a file of their own; "
+        "64 MB of them do not wait.",
+        group=_HISTORY,
+        low=1,
     )
 
     hubble_redact_enabled: bool = setting(

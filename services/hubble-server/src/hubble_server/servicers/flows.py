@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from hubble_server.facts import NodeFacts
     from hubble_server.flows.store import Attached, FlowStore
+    from hubble_server.history.answering import Past
     from hubble_server.ingest import Ingest
     from hubble_server.metadata.directory import Directory
     from hubble_server.ring.records import Events
@@ -90,7 +91,9 @@ class FlowStreams:
         new_events: NewEvents,
         *,
         lost_interval_s: float,
+        past: Past | None = None,
     ) -> None:
+        self._past = past
         self._store = store
         self._directory = directory
         self._ingest = ingest
@@ -132,7 +135,8 @@ class FlowStreams:
             FilterContext(self._directory, node), request.whitelist, request.blacklist
         )
         since_ns, until_ns = time_range(request)
-        encoder = self._encoder(node, parse_mask(request.field_mask.paths))
+        mask = parse_mask(request.field_mask.paths)
+        encoder = self._encoder(node, mask)
         query = Query(
             number=request.number,
             first=request.first,
@@ -152,18 +156,21 @@ class FlowStreams:
             response.time.FromNanoseconds(time_ns)
             return response.SerializeToString()
 
+        def read(cursor: Cursor) -> AsyncGenerator[Chunk, None]:
+            return chunks(
+                self._store,
+                cursor,
+                Encoding(encoder.responses, encode, encode_lost),
+                self._new_events,
+                _note_overtaken,
+                lost_interval_s=self._lost_interval_s,
+            )
+
+        if self._past is not None and self._past.answers(query):
+            return self._past.answer(query, request, mask, read)
         if filters.messages is not None:
-            cursor = await asyncio.to_thread(Cursor, self._store, query)
-        else:
-            cursor = Cursor(self._store, query)
-        return chunks(
-            self._store,
-            cursor,
-            Encoding(encoder.responses, encode, encode_lost),
-            self._new_events,
-            _note_overtaken,
-            lost_interval_s=self._lost_interval_s,
-        )
+            return read(await asyncio.to_thread(Cursor, self._store, query))
+        return read(Cursor(self._store, query))
 
     def _encoder(self, node: NodeFacts, mask: Mask | None) -> Encoder:
         """Encoder of a mask; clients with the same mask share what is encoded already."""

@@ -1,0 +1,215 @@
+"""Complete parts: Parquet files of compressed columns, with the rows they refer to.
+
+Row groups have statistics of times, so that a query reads no group outside its range, and a
+checksum for each page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hubble_server.flows.columns import SCHEMA
+from hubble_server.history.journals import DamagedError, read_frames
+from hubble_server.history.layout import TEMPORARY, Part, file_path
+from hubble_server.history.tables import NAMES, add_rows, decode_node
+from hubble_server.metadata.directory import Directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from hubble_server.facts import NodeFacts
+    from hubble_server.history.journals import Frame
+
+ROW_GROUP: Final = 65_536
+"""Rows that are read, or left out, together."""
+
+MESSAGE: Final = "message"
+"""Column of encoded flows and losses."""
+
+_ROWS_KEY: Final = b"hubble.rows"
+_NODE_KEY: Final = b"hubble.node"
+_VERSION_KEY: Final = b"hubble.version"
+_RANDOM: Final = ("uuid_high", "uuid_low", "time_ns")
+"""Columns in which nothing repeats."""
+
+
+def _schema() -> Any:
+    fields = [
+        pa.field(name, pa.binary(kind.itemsize) if kind.kind == "V" else pa.from_numpy_dtype(kind),
+                 nullable=False)
+        for name, kind in SCHEMA.items()
+    ]  # fmt: skip
+    return pa.schema([*fields, pa.field(MESSAGE, pa.binary(), nullable=False)])
+
+
+_SCHEMA: Final = _schema()
+
+
+def convert(part: Part, on_damage: Callable[[str], None]) -> Part | None:
+    """Make a complete part of a journal, which is removed; None of one without rows.
+
+    Raises OSError; then the journal is what it was.
+    """
+    directory = part.path.parent
+    frames: list[Frame] = []
+    try:
+        frames.extend(read_frames(part.path))
+    except DamagedError as error:
+        on_damage(str(error))
+    if not frames:
+        part.path.unlink()
+        return None
+    times = np.concatenate([frame.columns["time_ns"] for frame in frames])
+    first, last = int(times.min()), int(times.max())
+    added: dict[str, list[Any]] = {name: [] for name in NAMES}
+    for frame in frames:
+        for name, rows in frame.added.items():
+            added[name] += rows
+    rows_json = json.dumps(added, separators=(",", ":")).encode()
+    node_json = json.dumps(frames[-1].node).encode()
+    schema = _SCHEMA.with_metadata(
+        {
+            _ROWS_KEY: rows_json,
+            _NODE_KEY: node_json,
+            _VERSION_KEY: _version(rows_json, node_json),
+        }
+    )
+    path = file_path(directory, part.number, first, last, len(times))
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        _write(temporary, schema, frames)
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(directory)
+    part.path.unlink()
+    return Part(part.number, path, first, last, len(times))
+
+
+def _version(rows: bytes, node: bytes) -> bytes:
+    """Version of the format, and a checksum of what Parquet has none for."""
+    return b"1:%08x" % zlib.crc32(node, zlib.crc32(rows))
+
+
+def _write(path: Path, schema: Any, frames: list[Frame]) -> None:
+    with path.open("wb") as file:
+        writer = pq.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            use_dictionary=[name for name in schema.names if name not in _RANDOM],
+            column_encoding={"time_ns": "DELTA_BINARY_PACKED"},
+            write_statistics=["time_ns"],
+            write_page_checksum=True,
+        )
+        with writer:
+            waiting: list[Frame] = []
+            for frame in frames:
+                waiting.append(frame)
+                if sum(each.count for each in waiting) >= ROW_GROUP:
+                    writer.write_table(_table(schema, waiting), row_group_size=2 * ROW_GROUP)
+                    waiting = []
+            if waiting:
+                writer.write_table(_table(schema, waiting), row_group_size=2 * ROW_GROUP)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _table(schema: Any, frames: list[Frame]) -> Any:
+    arrays = []
+    for name, kind in SCHEMA.items():
+        values = np.concatenate([frame.columns[name] for frame in frames])
+        if kind.kind == "V":
+            buffers = [None, pa.py_buffer(values.tobytes())]
+            arrays.append(pa.Array.from_buffers(pa.binary(kind.itemsize), len(values), buffers))
+        else:
+            arrays.append(pa.array(values))
+    messages = [message for frame in frames for message in frame.messages]
+    arrays.append(pa.array(messages, type=pa.binary()))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _sync_directory(directory: Path) -> None:
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+class Group:
+    """A row group, whose columns are read when they are asked for."""
+
+    def __init__(self, file: Any, number: int, count: int) -> None:
+        self._file = file
+        self._number = number
+        self.count = count
+        self._columns: dict[str, NDArray[Any]] = {}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        found = self._columns.get(name)
+        if found is None:
+            found = self._columns[name] = self._read(name)
+        return found
+
+    def _read(self, name: str) -> NDArray[Any]:
+        column = self._file.read_row_group(self._number, columns=[name]).column(0)
+        kind = SCHEMA[name]
+        if kind.kind == "V":
+            whole = column.combine_chunks()
+            data = np.frombuffer(whole.buffers()[1], dtype=kind)
+            return data[whole.offset : whole.offset + len(whole)]
+        found: NDArray[Any] = column.to_numpy()
+        return found
+
+    def messages(self, rows: NDArray[np.intp]) -> list[bytes]:
+        """Messages of some rows."""
+        column = self._file.read_row_group(self._number, columns=[MESSAGE]).column(0)
+        return [value.as_py() for value in column.take(pa.array(rows))] if len(rows) else []
+
+
+class Opened:
+    """A complete part, open for reading. Raises OSError, and DamagedError for what is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.directory = Directory()
+        try:
+            self._file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+            found: Mapping[bytes, bytes] = self._file.metadata.metadata or {}
+            rows, node = found[_ROWS_KEY], found[_NODE_KEY]
+            same = self._file.schema_arrow.equals(_SCHEMA)
+            if not same or found[_VERSION_KEY] != _version(rows, node):
+                raise DamagedError(f"{path}: damaged names, or a history of another version")
+            self.node: NodeFacts = decode_node(json.loads(node))
+            add_rows(self.directory, json.loads(rows))
+        except (pa.ArrowInvalid, ValueError, KeyError, TypeError) as error:
+            raise DamagedError(f"{path}: {error}") from error
+
+    def groups(self, since_ns: int | None, until_ns: int | None) -> Iterator[tuple[int, Group]]:
+        """Row groups that may have rows in a range of time, with the number of their first row."""
+        data = self._file.metadata
+        column = self._file.schema_arrow.names.index("time_ns")
+        first = 0
+        for number in range(data.num_row_groups):
+            group = data.row_group(number)
+            times = group.column(column).statistics
+            late = since_ns is not None and times is not None and times.max < since_ns
+            early = until_ns is not None and times is not None and times.min > until_ns
+            if not late and not early:
+                yield first, Group(self._file, number, group.num_rows)
+            first += group.num_rows
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
