@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
+import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cilium_agent.datapath import netlink as nl
+from cilium_agent.datapath import syscalls
 from cilium_agent.datapath.models import ServiceConfig
+from cilium_core import abi
 from cilium_core.policy.ports import Protocol
 from cilium_core.services.models import (
     Backend,
@@ -20,7 +25,7 @@ from cilium_core.services.models import (
     ServiceName,
 )
 
-from tests.bpf.clusters import WORLD4, WORLD6, socket_in
+from tests.bpf.clusters import WORLD4, WORLD6, netlink, socket_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +94,12 @@ def served(
 
 
 def exchange(
-    cluster: Cluster, server: tuple[Namespace, str], asked: tuple[str, int], kind: str, family: int
+    cluster: Cluster,
+    server: tuple[Namespace, str],
+    asked: tuple[str, int],
+    kind: str,
+    family: int,
+    rounds: int = 1,
 ) -> tuple[str, str, int]:
     """Ask and be answered; who the server saw, what came back and how many bytes."""
     namespace, address = server
@@ -101,10 +111,12 @@ def exchange(
         cluster.world.call(client.bind, (world(family), 0))
         if kind == "udp":
             client.connect(asked)
-            client.send(b"question")
-            data, peer = listener.recvfrom(100)
-            listener.sendto(b"answer to " + data, peer)
-            return peer[0], client.recv(100).decode(), 8
+            for _ in range(rounds):
+                client.send(b"question")
+                data, peer = listener.recvfrom(100)
+                listener.sendto(b"answer to " + data, peer)
+                back = client.recv(100).decode()
+            return peer[0], back, 8
         listener.listen()
         client.connect(asked)
         accepted, peer = listener.accept()
@@ -145,8 +157,6 @@ def routed(cluster: Cluster) -> Cluster:
         opened.route("replace", dst=f"{VIP[4]}/32", gateway="172.30.0.11")
         opened.route("replace", dst=f"{VIP[6]}/128", gateway="fd00:30::11", family=10)
 
-    from tests.bpf.clusters import netlink
-
     netlink(cluster.world, routes)
     return cluster
 
@@ -165,3 +175,50 @@ def test_the_world_is_answered_by_the_address_it_asked(
             assert size in (8, 1 << 20)
             preserved = not way.startswith("remote") or way.endswith("direct")
             assert (seen == world(family)) == preserved
+
+
+def _like_a_driver(cluster: Cluster) -> None:
+    """Make veths do what network cards do: take frames from XDP, and send whole checksums.
+
+    A veth takes frames once it has an XDP program itself; any will do.
+    """
+    passing = bytes.fromhex("b7000000020000009500000000000000")  # r0 = XDP_PASS; exit
+    program = syscalls.prog_load_raw(syscalls.PROG_TYPES["XDP"], "passes", passing)
+
+    def attach(opened: Any) -> None:
+        for host in (11, 12, 99):
+            (index,) = opened.link_lookup(ifname=f"n{host}")
+            nl.set_xdp(opened, index, program, nl.XDP_FLAGS["native"])
+
+    netlink(cluster.fabric, attach)
+    os.close(program)
+    pods = [pod.namespace for pod in cluster.pods.values()]
+    for namespace in (*cluster.nodes, cluster.world, *pods):
+        namespace.call(_sum_in_software)
+
+
+def _sum_in_software() -> None:
+    command = ["ethtool", "-K", "eth0", "tx", "off"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def _in_driver(cluster: Cluster) -> int:
+    """Packets that the first node has sent on in XDP."""
+    rows = cluster.planes[0].metrics.dump()
+    return sum(row.packets for row in rows if (row.file, row.reason) == (abi.FILE_XDP, 0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accelerated_connections_turn_round_in_the_driver(
+    routed: Cluster, kind: str, family: int
+) -> None:
+    _like_a_driver(routed)
+    with served(routed, 20, family, {"acceleration": "native"}) as frontends:
+        for asked in frontends:
+            before = _in_driver(routed)
+            server = backend_at(routed, 20, family)
+            seen, back, _ = exchange(routed, server, asked, kind, family, rounds=3)
+            assert back == "answer to question"
+            assert seen != world(family)
+            # what opens, or is the first of its kind, is for tc
+            assert _in_driver(routed) > before + (100 if kind == "tcp" else 0)
