@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cilium_core.errors import InvalidError
@@ -336,7 +336,10 @@ def test_only_queries_older_than_the_ring_reach_back(kept: Kept) -> None:
 async def test_clients_of_a_restarted_server_get_the_flows_of_the_one_before(
     tmp_path: Path,
 ) -> None:
-    settings = {"hubble_history_dir": tmp_path / "past", "hubble_event_buffer_capacity": 1023}
+    settings: dict[str, Any] = {
+        "hubble_history_dir": tmp_path / "past",
+        "hubble_event_buffer_capacity": 1023,
+    }
     async with running(tmp_path, **settings) as server:
         for seed in range(3):
             await server.feed_flows(traffic(1500, 4, seed))
