@@ -92,6 +92,10 @@ class _Batch:
 class Services:
     """All maps of services."""
 
+    _backends: Backends
+    _numbers: Numbers
+    _unswept: bool
+
     def __init__(
         self,
         maps: Maps,
