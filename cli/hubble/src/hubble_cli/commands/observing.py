@@ -193,6 +193,9 @@ OTHER = Section(
         ),
         Flag("input-file", "string", "read flows from this file of JSON lines; - is stdin"),
         Flag(
+            "input-dir", "string", "read flows from this directory, a server's hubble-history-dir"
+        ),
+        Flag(
             "print-raw-filters",
             "bool",
             "print the filters as YAML and send nothing",
@@ -271,6 +274,16 @@ def _print_counts(parsed: Parsed, by: list[str], settings: Settings) -> None:
             found = replaying.replay(lines, request, lambda text: print(text, file=sys.stderr))
             totals.count((one.flow for one in found if one.HasField("flow")), numbers)
         answer = totals.answer(most, ())
+    elif name := str(parsed.values.get("input-dir", "")):
+        from cilium_core.flow_totals import Totals
+
+        from hubble_cli import histories
+
+        totals = Totals()
+        totals.count(
+            (one.flow for one in histories.read(name, request) if one.HasField("flow")), numbers
+        )
+        answer = totals.answer(most, ())
     else:
         answer = count(request, by, most, settings)
     as_json = str(parsed.values.get("output", "")).lower().startswith("json")
@@ -299,6 +312,9 @@ def observe_flows(parsed: Parsed) -> None:
             if options.policy_names:
                 mask += requesting.POLICY_FIELDS
     input_file = str(parsed.values.get("input-file", ""))
+    input_dir = str(parsed.values.get("input-dir", ""))
+    if input_file and input_dir:
+        raise UsageError("cannot set both --input-file and --input-dir")
     selection = requesting.Selection(parsed, time.time_ns())
     selection.check()
     request = requesting.flows_request(
@@ -306,12 +322,14 @@ def observe_flows(parsed: Parsed) -> None:
         allowed,
         denied,
         mask if isinstance(mask, list) else [],
-        from_file=bool(input_file),
+        from_file=bool(input_file or input_dir),
     )
     if parsed.values.get("print-raw-filters"):
         sys.stdout.write(requesting.filters_as_yaml(allowed, denied))
     elif input_file:
         _print_file(input_file, request, options)
+    elif input_dir:
+        _print_directory(input_dir, request, options)
     else:
         _print_flows(request, options, settings)
 
@@ -333,6 +351,21 @@ def _print_file(name: str, request: observer_pb2.GetFlowsRequest, options: Optio
                     printer.streams.flush()
         finally:
             printer.streams.close()
+
+
+def _print_directory(name: str, request: observer_pb2.GetFlowsRequest, options: Options) -> None:
+    from hubble_cli import histories
+    from hubble_cli.printing.flows import FlowPrinter
+
+    printer = FlowPrinter(options)
+    found = histories.read(name, request)
+    try:
+        for number, response in enumerate(found):
+            printer.print(response)
+            if number % 256 == 0:
+                printer.streams.flush()
+    finally:
+        printer.streams.close()
 
 
 def _print_flows(
@@ -424,6 +457,7 @@ Examples:
   hubble observe --pod shop/cart --protocol tcp --port 8080 -f
   hubble observe --not --to-port 53 --since 5m -o json > flows.json
   hubble observe --input-file flows.json --last 10 -o table
+  hubble observe --input-dir /var/lib/hubble --since 2h --verdict DROPPED
   hubble observe --since 10m --aggregate-by source,destination,port,verdict
 """
 COMMAND = Command(

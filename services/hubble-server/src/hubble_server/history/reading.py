@@ -178,14 +178,13 @@ class Reading:
 
     def _stretch(self, rows: _Rows, tools: _Tools, start: int, end: int) -> Iterator[Chunk]:
         asked = self._asked
-        times = rows["time_ns"]
         mask = np.ones(rows.count, dtype=np.bool_)
         mask[:start] = False
         mask[max(0, end) :] = False
         if asked.since_ns is not None:
-            mask &= times >= asked.since_ns
+            mask &= rows["time_ns"] >= asked.since_ns
         if asked.until_ns is not None:
-            mask &= times <= asked.until_ns
+            mask &= rows["time_ns"] <= asked.until_ns
         if not mask.any():
             return
         found = np.flatnonzero(_passing(rows, tools.filters, mask))
