@@ -61,7 +61,7 @@ def rows() -> Iterator[report.Row]:
                 clients[name, size] = stack.enter_context(_theirs(binary, name, size))
         figures = _interleaved(binary, clients)
     for size, seconds in took.items():
-        yield report.told(f"{size:,} services, from objects in etcd to packets", "s", seconds)
+        yield report.told(f"{_so_many(size)}, from objects in etcd to packets", "s", seconds)
     yield from _judge(figures)
 
 
@@ -154,6 +154,10 @@ def _theirs(binary: Path, name: str, size: int) -> Iterator[Client]:
             yield inside(pair.client)
 
 
+def _so_many(size: int) -> str:
+    return f"{size:,} services" if size > 1 else "1 service"
+
+
 def _prepare(client: str) -> None:
     run(*inside(client, "sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535"))
     run(*inside(client, "sysctl", "-qw", "net.ipv4.tcp_tw_reuse=1"))
@@ -189,7 +193,7 @@ def _judge(figures: Figures) -> Iterator[report.Row]:
         for size in SIZES:
             for rival in RIVALS:
                 ours, theirs = figures[mine, size], figures[rival, size]
-                name = f"to {size:,} services, {mine}"
+                name = f"to {_so_many(size)}, {mine}"
                 yield report.compare(name, unit, ours, rival, theirs, ">=", 1.0)
         few, many = figures[mine, SIZES[0]], figures[mine, SIZES[-1]]
         name = f"{SIZES[-1]:,} services, {mine}"
