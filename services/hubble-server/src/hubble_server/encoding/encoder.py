@@ -5,7 +5,7 @@ again by its key; times and UUIDs are written for a whole batch at once; the res
 A mask that reaches into other fields than source and destination takes the slow way: encode,
 parse, mask, serialise.
 
-Used by the event loop only.
+An encoder is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -163,6 +163,11 @@ class Encoder:
             return [heads[len(body)] + body + tail for body in bodies]
         tails = timestamps(batch["time_ns"], self._node_tail + self._time_tail)
         return [heads[len(body)] + body + tail for body, tail in zip(bodies, tails, strict=True)]
+
+    def messages(self, batch: Batch) -> list[flow_pb2.Flow]:
+        """One message for each flow of a batch, in order."""
+        parsed = map(observer_pb2.GetFlowsResponse.FromString, self.responses(batch))
+        return [response.flow for response in parsed]
 
     def record(self, body: bytes, time_ns: int) -> bytes:
         """Encode a response with a flow that is encoded already and was seen at a time."""

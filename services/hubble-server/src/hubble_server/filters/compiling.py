@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cilium_core import flow_filters
 from flow import flow_pb2
-from observer import observer_pb2
 
 from hubble_server.encoding import pieces
 from hubble_server.encoding.encoder import Encoder
@@ -106,18 +105,8 @@ def compile_filters(
         tuple(_compile(context, entry, undecided=True) for entry in whitelist),
         tuple(_compile(context, entry, undecided=False) for entry in blacklist),
         matches if asked else None,
-        _messages(context) if asks_all else None,
+        Encoder(context.node, context.directory).messages if asks_all else None,
     )
-
-
-def _messages(context: FilterContext) -> Callable[[Batch], list[flow_pb2.Flow]]:
-    encoder = Encoder(context.node, context.directory)
-
-    def make(batch: Batch) -> list[flow_pb2.Flow]:
-        responses = map(observer_pb2.GetFlowsResponse.FromString, encoder.responses(batch))
-        return [response.flow for response in responses]
-
-    return make
 
 
 def _asks_records(entry: flow_pb2.FlowFilter) -> bool:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from cilium_core import flow_filters
 from flow import flow_pb2
-from observer import observer_pb2
 
 from hubble_server.encoding.encoder import Encoder
 from hubble_server.filters import FilterContext, Filters, compile_filters
@@ -155,8 +154,7 @@ class Messages:
 
     def make(self, batch: Batch) -> list[flow_pb2.Flow]:
         """One message for each flow of a batch."""
-        responses = map(observer_pb2.GetFlowsResponse.FromString, self._encoder.responses(batch))
-        return [response.flow for response in responses]
+        return self._encoder.messages(batch)
 
 
 class FlowMetrics:
