@@ -8,13 +8,16 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from cilium_core.errors import InvalidError
 from flow import flow_pb2
 from hubble_server.encoding.masks import parse_mask
 from hubble_server.facts import NodeFacts
+from hubble_server.flows.columns import SCHEMA
 from hubble_server.flows.querying import Query
 from hubble_server.history.answering import ALL, answer, reaches_back
+from hubble_server.history.files import Opened, convert
 from hubble_server.history.journals import Journal
 from hubble_server.history.layout import parts_of
 from hubble_server.history.reading import Asked, Reading
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
     from pathlib import Path
 
-    import numpy as np
     from hubble_server.flows.querying import Cursor
 
 Responses = list[observer_pb2.GetFlowsResponse]
@@ -374,3 +376,23 @@ async def test_clients_of_a_restarted_server_get_the_flows_of_the_one_before(
 def test_a_server_without_a_history_does_not_load_what_it_takes() -> None:
     code = "import sys, hubble_server.app; sys.exit('pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("value", [0, 1, -1])
+def test_columns_that_are_the_same_in_all_rows_are_read_as_they_were(
+    tmp_path: Path, value: int
+) -> None:
+    frame: dict[str, np.ndarray] = {}
+    for name, kind in SCHEMA.items():
+        bits = 8 * kind.itemsize
+        whole = (value & ((1 << bits) - 1)).to_bytes(kind.itemsize, "little")
+        frame[name] = np.frombuffer(whole * 3, dtype=kind)
+    journal = Journal(tmp_path / "flows-00000001.journal", NODE)
+    journal.append(3, frame, {}, {})
+    journal.close()
+    part = convert(parts_of(tmp_path)[0][0], pytest.fail)
+    assert part is not None
+    ((_, group),) = Opened(part.path).groups(None, None)
+    for name in SCHEMA:
+        assert group[name].tobytes() == frame[name].tobytes(), name
+        assert group[name].dtype == SCHEMA[name]

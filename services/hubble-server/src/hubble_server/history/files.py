@@ -1,7 +1,7 @@
 """Complete parts: Parquet files of compressed columns, with the rows they refer to.
 
-Row groups have statistics of times, so that a query reads no group outside its range, and a
-checksum for each page.
+Row groups have statistics, so that a query reads no group outside its range of times, and no column
+that is the same in all rows. Each page has a checksum.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ _NODE_KEY: Final = b"hubble.node"
 _VERSION_KEY: Final = b"hubble.version"
 _RANDOM: Final = ("uuid_high", "uuid_low", "time_ns")
 """Columns in which nothing repeats."""
+
+
+_PLACES: Final = {name: place for place, name in enumerate(SCHEMA)}
 
 
 def _schema() -> Any:
@@ -110,7 +113,7 @@ def _write(path: Path, schema: Any, frames: list[Frame]) -> None:
             compression="zstd",
             use_dictionary=[name for name in schema.names if name not in _RANDOM],
             column_encoding={"time_ns": "DELTA_BINARY_PACKED"},
-            write_statistics=["time_ns"],
+            write_statistics=[name for name in SCHEMA if not name.startswith("uuid")],
             write_page_checksum=True,
         )
         with writer:
@@ -164,8 +167,14 @@ class Group:
         return found
 
     def _read(self, name: str) -> NDArray[Any]:
-        column = self._file.read_row_group(self._number, columns=[name]).column(0)
         kind = SCHEMA[name]
+        stored = self._file.metadata.row_group(self._number).column(_PLACES[name])
+        known = stored.statistics
+        if known is not None and known.has_min_max and known.min == known.max:
+            # what is the same in all rows need not be read
+            value = np.frombuffer(known.min, kind)[0] if kind.kind == "V" else known.min
+            return np.full(self.count, value, dtype=kind)
+        column = self._file.read_row_group(self._number, columns=[name]).column(0)
         if kind.kind == "V":
             whole = column.combine_chunks()
             data = np.frombuffer(whole.buffers()[1], dtype=kind)
@@ -199,11 +208,10 @@ class Opened:
     def groups(self, since_ns: int | None, until_ns: int | None) -> Iterator[tuple[int, Group]]:
         """Row groups that may have rows in a range of time, with the number of their first row."""
         data = self._file.metadata
-        column = self._file.schema_arrow.names.index("time_ns")
         first = 0
         for number in range(data.num_row_groups):
             group = data.row_group(number)
-            times = group.column(column).statistics
+            times = group.column(_PLACES["time_ns"]).statistics
             late = since_ns is not None and times is not None and times.max < since_ns
             early = until_ns is not None and times is not None and times.min > until_ns
             if not late and not early:
