@@ -253,7 +253,10 @@ def convert(kind: str, text: str) -> Value:
     if kind == "duration":
         return times.parse_duration_ns(text)
     if kind == "list":
-        return next(csv.reader([text]), []) if text else []
+        try:
+            return next(csv.reader([text]), []) if text else []
+        except csv.Error as error:
+            raise ValueError(f'"{text}" is no list: {error}') from error
     if kind == "array":
         return [text]
     return text
