@@ -23,7 +23,7 @@ demo: setup ## Three nodes, two namespaces, a policy, and the flows it lets thro
 test: setup ## Run every test (as root: real eBPF, namespaces and etcd)
 	@$(VENV)/python -m pytest $(TESTS)
 
-fuzz: setup ## Judge 100,000 random packets under random policies by oracle, resolver and kernel (FUZZ="--seed 7")
+fuzz: setup ## Compare resolver, oracle and kernel on random policies; play random changes of services (minutes)
 	@$(VENV)/python -m tests.fuzz $(FUZZ)
 
 bench: ## Measure against peers in one run; prints a table and writes build/bench.json

@@ -352,7 +352,7 @@ struct ct_entry {
 	__u8 tx_flags; /* TCP flags seen */
 	__u8 rx_flags;
 	__u16 rev_nat;
-	__u16 proxy_port; /* be */
+	__u16 proxy_port; /* be; of CT_SERVICE: source port that the backend sees, for XDP */
 	__u16 pad;
 	__u32 tx_reported_packets; /* low half of tx_packets at the last report */
 	__u32 tx_reported_bytes;
@@ -465,8 +465,8 @@ enum lb_flag {
 struct lb_service {
 	__u32 first;
 	__u16 count;
-	__u16 rev_nat;          /* id of the frontend, of cilium_lb_reverse_nat; never 0 */
-	__u32 flags;            /* enum lb_flag */
+	__u16 rev_nat; /* id of the frontend, of cilium_lb_reverse_nat; 0 for an address as a whole */
+	__u32 flags;   /* enum lb_flag */
 	__u32 affinity_timeout; /* seconds */
 };
 
