@@ -11,7 +11,7 @@ from cilium_core.policy.ports import Protocol
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig
 from scapy.layers.l2 import Ether
-from scapy.packet import Raw
+from scapy.packet import Padding, Raw
 
 from tests.bpf.harness import TC_REDIRECT, TC_SHOT
 from tests.bpf.scenes import BLUE, GREEN, NODE, OTHER_NODE, RED, WORLD, drops, of_type
@@ -61,6 +61,14 @@ def test_a_connection_nobody_serves_is_reset(scene: Scene, port: int) -> None:
         scene.address(RED),
     )
     assert (ports(run.packet), Ether(run.packet).dst) == ((port, CLIENT), RED.mac)
+    assert_checksums_right(run.packet)
+
+
+def test_what_pads_a_short_frame_is_no_part_of_the_segment(scene: Scene) -> None:
+    serve(scene)
+    run = scene.send(RED, scene.tcp(RED, SERVICE, CLIENT, PORT) / Padding(bytes(20)))
+    answer = Ether(run.packet)[TCP]
+    assert (answer.flags, answer.ack) == ("RA", 1)
     assert_checksums_right(run.packet)
 
 

@@ -126,6 +126,19 @@ async def test_flows_that_are_equal_in_some_fields_become_one_line_with_counts(
     assert total == len(flows)
 
 
+async def test_what_is_gathered_is_written_early_when_it_is_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hubble_server.exporting.exporters._GATHERED", 10)
+    pipeline, path = Pipeline(), tmp_path / "flows.log"
+    export = Export("sums", str(path), aggregate=("uuid",), interval_s=3600)
+    async with exporting(pipeline, export) as exporter:
+        pipeline.feed(strange(300, 3))
+        flows = pipeline.flows()
+        await taken(exporter, len(flows))
+        assert len(lines(path)) >= len(flows) - 10
+
+
 def test_a_full_file_is_kept_under_its_time_and_the_oldest_go(tmp_path: Path) -> None:
     now = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 
@@ -152,6 +165,17 @@ def test_a_full_file_is_kept_under_its_time_and_the_oldest_go(tmp_path: Path) ->
     again.write(b"more\n")
     again.close()
     assert path.read_bytes().endswith(b"x\nmore\n")
+
+
+def test_files_of_others_that_begin_alike_are_no_backups(tmp_path: Path) -> None:
+    others = [tmp_path / "flows-1.log", tmp_path / "flows-1-old.log", tmp_path / "flows-2.log.gz"]
+    for other in others:
+        other.write_bytes(b"theirs")
+    file = RotatingFile(tmp_path / "flows.log", limit=1, backups=1)
+    for _ in range(4):
+        file.write(b"line\n")
+    file.close()
+    assert all(other.read_bytes() == b"theirs" for other in others)
 
 
 async def test_exporters_follow_their_file_and_bad_content_changes_nothing(tmp_path: Path) -> None:
