@@ -167,16 +167,18 @@ static __always_inline void find_node(struct packet *p, const __u8 family)
 	p->node = has_tunnel(info) ? info->tunnel_ipv4 : 0;
 }
 
-/* For XDP, which looks nothing up that tc has found out. */
-static __always_inline void note_node(const struct packet *p, const __u8 family)
+/* For XDP, which looks nothing up that tc has found out: the backend's node, and the source port. */
+static __always_inline void note_way(const struct packet *p, __u16 port, const __u8 family)
 {
 	struct ct_entry *entry;
 
 	if (!(config_of()->flags & CONFIG_LB_XDP))
 		return;
 	entry = ct_find(&p->key, is_tcp(p), family);
-	if (entry)
+	if (entry) {
 		entry->out_rev = p->node;
+		entry->proxy_port = port;
+	}
 }
 
 /* To a backend of another node, with an address of this one. */
@@ -188,11 +190,11 @@ static __always_inline int serve_remotely(struct __sk_buff *skb, struct packet *
 	int verdict;
 
 	find_node(p, family);
-	note_node(p, family);
 	address_for_backends(&mine, p->node, family);
 	verdict = nat_mapping_of(skb, &p->asked, &p->tuple, &mine, &to, p->lb_rev_nat, family);
 	if (forget(p, verdict))
 		return p->verdict;
+	note_way(p, to.port, family);
 	note_original(p);
 	if (rewrite_port(skb, p, true, to.port, family) ||
 	    rewrite_address(skb, p, true, &to.address, family))

@@ -54,7 +54,14 @@ union xdp_l4 {
 	} udp;
 };
 
-/* The ends of one packet and its way; on the stack. */
+/* How a client's packets go on, as tc has found out. */
+struct xdp_path {
+	__u32 identity; /* of the client */
+	__u32 node;     /* be; of the backend */
+	__u16 port;     /* be; source port that the backend sees */
+};
+
+/* One packet, on the stack. */
 struct xdp_flow {
 	struct tuple from; /* as the packet is */
 	struct tuple to;   /* as it shall be */
@@ -188,9 +195,9 @@ static __always_inline bool xdp_way(struct xdp_md *ctx, struct xdp_flow *flow, _
 	       flow->fib.ifindex == ctx->ingress_ifindex;
 }
 
-/* Who serves the packet's client, NULL where tc has something to do; also where, and whom. */
-static __always_inline const struct lb_backend *xdp_backend(const struct tuple *t, __u32 *node,
-							    __u32 *identity, const __u8 family)
+/* Who serves the packet's client, NULL where tc has something to do; and what tc knows of the way. */
+static __always_inline const struct lb_backend *
+xdp_backend(const struct tuple *t, struct xdp_path *path, const __u8 family)
 {
 	bool tcp = t->proto == IPPROTO_TCP;
 	const struct lb_backend *backend;
@@ -207,8 +214,9 @@ static __always_inline const struct lb_backend *xdp_backend(const struct tuple *
 	fresh = now_seconds() + lb_connection_lifetime(tcp, entry->flags);
 	if (fresh - entry->lifetime >= XDP_RENEW_S)
 		return NULL;
-	*identity = entry->src_identity;
-	*node = entry->out_rev;
+	path->identity = entry->src_identity;
+	path->node = entry->out_rev;
+	path->port = entry->proxy_port;
 	backend = lb_backend_of(entry->backend);
 	return backend && !(backend->flags & LB_BACKEND_LOCAL) ? backend : NULL;
 }
@@ -260,34 +268,36 @@ static __always_inline int xdp_serve(struct xdp_md *ctx, struct xdp_flow *flow, 
 	const struct config *config = config_of();
 	const struct lb_backend *backend;
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	struct mapping source = {};
-	__u32 length = xdp_parse(data, end, ETH_HLEN, &flow->from, family), identity = 0, node = 0;
+	__u32 length = xdp_parse(data, end, ETH_HLEN, &flow->from, family);
+	struct xdp_path path = {};
 
 	if (!length)
 		return XDP_PASS;
-	backend = xdp_backend(&flow->from, &node, &identity, family);
-	if (!backend || !node || identity == ID_UNKNOWN || identity == ID_HOST)
+	backend = xdp_backend(&flow->from, &path, family);
+	if (!backend || !path.node || !path.port || path.identity == ID_UNKNOWN ||
+	    path.identity == ID_HOST)
 		return XDP_PASS;
-	if (identity > ID_CLUSTER_MAX)
-		identity = ID_WORLD;
-	if (!nat_find(&flow->from, NAT_OUT, &source, family))
-		return XDP_PASS;
-	flow->to.saddr = source.address;
-	flow->to.sport = source.port;
+	if (path.identity > ID_CLUSTER_MAX)
+		path.identity = ID_WORLD;
+	if (family == FAMILY_IPV4)
+		flow->to.saddr.v4 = config->router_ipv4;
+	else
+		__builtin_memcpy(&flow->to.saddr, config->router_ipv6, 16);
+	flow->to.sport = path.port;
 	__builtin_memcpy(&flow->to.daddr, backend->addr, 16);
 	flow->to.dport = backend->port;
 	flow->fib.ipv4_src = config->node_ipv4;
-	flow->fib.ipv4_dst = node;
+	flow->fib.ipv4_dst = path.node;
 	length += sizeof(struct vxlan_outer);
 	/* the next hop takes the place of the destination */
 	if (!xdp_way(ctx, flow, length, FAMILY_IPV4))
 		return XDP_PASS;
-	flow->fib.ipv4_dst = node;
+	flow->fib.ipv4_dst = path.node;
 	if (!xdp_rewrite(data, end, ETH_HLEN, flow, false, family))
 		return XDP_PASS;
 	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct vxlan_outer)))
 		return XDP_DROP;
-	return xdp_encapsulate(ctx, flow, length, identity);
+	return xdp_encapsulate(ctx, flow, length, path.identity);
 }
 
 /* From a backend of another node to its client. */

@@ -13,7 +13,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from tests.bpf.harness import TC_OK, TC_REDIRECT
-from tests.bpf.scenes import GREEN, NODE, RED, WORLD, drops
+from tests.bpf.scenes import GREEN, NODE, OTHER_NODE, RED, ROUTER, WORLD, drops
 from tests.bpf.services_from_outside import (
     CLIENT_PORT,
     NODE_PORT,
@@ -88,6 +88,13 @@ def test_a_service_may_want_it_otherwise(scene: Scene, forwarding: Forwarding) -
     on(scene, dsr_tcp=not wanted)
     serve(scene, frontend(scene, GREEN, forwarding=forwarding))
     assert bool(layers(scene, ask(scene).packet)[0]) == wanted
+
+
+def test_a_client_of_the_cluster_is_answered_the_way_it_asked(direct: Scene) -> None:
+    serve(direct, frontend(direct, GREEN))
+    run = direct.arrive(direct.tcp(OTHER_NODE, NODE, CLIENT_PORT, NODE_PORT))
+    assert (drops(run), layers(direct, run.packet)[0]) == ([], b"")
+    assert ends(direct, run.packet)[0] == direct.address(ROUTER)
 
 
 def sent_on(scene: Scene, who: Inhabitant, kind: str, flags: str = "S") -> Any:
