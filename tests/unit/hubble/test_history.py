@@ -243,6 +243,8 @@ def test_a_full_disk_loses_nothing_that_the_ring_still_has(
         kept.feed(traffic(10, 4, 2))
         kept.history.step()
         assert len(uuids(kept.read())) == 10
+        kept.history._begin()
+        assert len(kept.history.snapshot().parts) == 1
     kept.history.step()
     assert uuids(kept.read()) == [flow.uuid for flow in kept.flows()]
 

@@ -181,8 +181,8 @@ class History:
     def snapshot(self) -> Snapshot:
         """What is in the history now."""
         with self._lock:
-            parts = [self._parts[number] for number in sorted(self._parts)]
-            if self._journal is not None:
+            parts = [self._parts[each] for each in sorted(self._parts) if self._parts[each].rows]
+            if self._journal is not None and self._journal.rows:
                 parts.append(
                     Part(
                         self._journal_number,
