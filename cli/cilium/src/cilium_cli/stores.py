@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cilium_core.resources.model import Source
 
 _LIMIT_S = 15.0
+"""Longest wait for the next answer of etcd; there may be thousands."""
 
 
 class StoreAddress(NamedTuple):
@@ -54,8 +55,14 @@ def _find(endpoint: str | None, lab_name: str | None) -> StoreAddress:
     return StoreAddress(lab.etcd_endpoint, lab.fabric_netns)
 
 
-def with_source(address: StoreAddress, work: Callable[[Source], Awaitable[None]]) -> None:
-    """Run the work with a Source; the core's errors become the command line's."""
+def with_source(
+    address: StoreAddress, work: Callable[[Source, Callable[[], None]], Awaitable[None]]
+) -> None:
+    """Run the work with a Source; the core's errors become the command line's.
+
+    The work calls the other thing that it is given after each of many answers, so that the time
+    that it may take begins anew.
+    """
     from cilium_core import errors
 
     if address.netns:
@@ -79,7 +86,9 @@ def with_source(address: StoreAddress, work: Callable[[Source], Awaitable[None]]
         raise CommandError(str(error)) from error
 
 
-async def _run(address: StoreAddress, work: Callable[[Source], Awaitable[None]]) -> None:
+async def _run(
+    address: StoreAddress, work: Callable[[Source, Callable[[], None]], Awaitable[None]]
+) -> None:
     from cilium_core.kvstore.etcd import EtcdStore
     from cilium_core.resources.etcd import EtcdSource
     from cilium_core.settings import TelemetrySettings
@@ -88,7 +97,8 @@ async def _run(address: StoreAddress, work: Callable[[Source], Awaitable[None]])
     setup_logging(TelemetrySettings(log_level="error"), service="cilium")
     store = EtcdStore(address.endpoint.split(","))
     try:
-        async with asyncio.timeout(_LIMIT_S):
-            await work(EtcdSource(store))
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(_LIMIT_S) as limit:
+            await work(EtcdSource(store), lambda: limit.reschedule(loop.time() + _LIMIT_S))
     finally:
         await store.close()

@@ -15,6 +15,8 @@ from cilium_cli.outputs import emit, output_option, table
 from cilium_cli.stores import StoreAddress, store_options, with_source
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cilium_core.resources.documents import Document
     from cilium_core.resources.keys import Kind
     from cilium_core.resources.model import Source
@@ -90,9 +92,10 @@ def apply(store: StoreAddress, files: tuple[str, ...], *, recursive: bool, dry_r
             click.echo(f"{_label(*identify(document.object))} is valid")
         return
 
-    async def work(source: Source) -> None:
+    async def work(source: Source, answered: Callable[[], None]) -> None:
         for document in documents:
             outcome = await source.apply(document.object)
+            answered()
             click.echo(f"{_label(*identify(document.object))} {outcome.value}")
 
     with_source(store, work)
@@ -111,7 +114,7 @@ def get(
     chosen = _kind(kind)
     found: list[dict[str, Any]] = []
 
-    async def work(source: Source) -> None:
+    async def work(source: Source, _answered: Callable[[], None]) -> None:
         if name is not None:
             found.append(await source.get(chosen, namespace or "default", name))
         else:
@@ -171,7 +174,7 @@ def delete(
         targets = [identify(document.object) for document in documents]
     missing: list[str] = []
 
-    async def work(source: Source) -> None:
+    async def work(source: Source, answered: Callable[[], None]) -> None:
         from cilium_core.errors import NotFoundError as Missing
 
         for target in targets:
@@ -181,6 +184,7 @@ def delete(
                 missing.append(str(error))
             else:
                 click.echo(f"{_label(*target)} deleted")
+            answered()
 
     with_source(store, work)
     if missing and not ignore_not_found:
