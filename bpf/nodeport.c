@@ -78,7 +78,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct packet *p, const 
 		return verdict;
 	if (local)
 		tail_to(skb, CALL_NODES_LOCAL, family);
-	else if (answered_directly(p))
+	else if (answered_directly(p, family))
 		tail_to(skb, CALL_NODES_DIRECT, family);
 	else
 		tail_to(skb, CALL_NODES_REMOTE, family);

@@ -122,13 +122,16 @@ static __always_inline void address_for_backends(union address *mine, bool tunne
  * Do backends of other nodes answer the client themselves? Not one of the cluster: where it is on the
  * backend's node, its stack would see an answer of its own.
  */
-static __always_inline bool answered_directly(const struct packet *p)
+static __always_inline bool answered_directly(const struct packet *p, const __u8 family)
 {
 	__u32 wanted = p->tuple.proto == IPPROTO_TCP ? CONFIG_LB_DSR_TCP : CONFIG_LB_DSR_UDP;
 
 	if (p->tuple.proto != IPPROTO_TCP && p->tuple.proto != IPPROTO_UDP)
 		return false;
 	if (p->src_identity != ID_WORLD && p->src_identity <= ID_CLUSTER_MAX)
+		return false;
+	/* a fragment of IPv6 has no room for the option where it would have to be */
+	if (family == FAMILY_IPV6 && p->flags & PACKET_FRAGMENT)
 		return false;
 	if (p->found.flags & (LB_DSR | LB_SNAT))
 		return p->found.flags & LB_DSR;

@@ -15,7 +15,10 @@
 #include "lb_connections.h"
 #include "nat.h"
 
-/* Seconds after which tc sees a connection again. */
+/*
+ * Seconds after which tc sees a connection again. For so long its packets may go on with a source port
+ * that a full table has taken from it.
+ */
 #define XDP_RENEW_S 8
 
 #define VXLAN_HAS_VNI 0x08000000
