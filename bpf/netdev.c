@@ -245,6 +245,19 @@ int tail_masquerade_ipv6(struct __sk_buff *skb)
 		   TC_ACT_SHOT;
 }
 
+/*
+ * Is it an answer, which keeps the address that was asked? What a pod began itself looks like one
+ * once tracking has forgotten it and its peer spoke first since; its mapping tells.
+ */
+static __always_inline bool answers(const struct __sk_buff *skb, const struct packet *p,
+				    const __u8 family)
+{
+	struct mapping to = {};
+
+	return (skb->mark & MARK_MASK) == MARK_SNAT_DONE &&
+	       !nat_find(&p->tuple, NAT_OUT, &to, family);
+}
+
 /* Did one of our programs send this packet of a pod, and judge it? */
 static __always_inline bool was_judged(const struct __sk_buff *skb)
 {
@@ -292,8 +305,7 @@ static __always_inline int to_netdev(struct __sk_buff *skb, struct packet *p, co
 							       CALL_PROXY_NETDEV_IPV6);
 			return DROP(DROP_MISSED_TAIL_CALL);
 		}
-		translate = (skb->mark & MARK_MASK) != MARK_SNAT_DONE &&
-			    wants_masquerade(p, family);
+		translate = wants_masquerade(p, family) && !answers(skb, p, family);
 	}
 	if (tracing(config_of(), AGGREGATE_MEDIUM)) {
 		p->dst_identity = identity_or_world(ipcache_of(&p->tuple.daddr, family));
