@@ -360,6 +360,20 @@ static __always_inline int connect_to_node(struct packet *p, const __u8 family)
 	return lb_connect(p, now_seconds(), family);
 }
 
+/* Is that what clients ask of services: a frontend known here, or a port of another node? */
+static __always_inline bool is_frontend(const struct mapping *asked, __u8 proto, const __u8 family)
+{
+	struct lb_found found = {};
+	union address any = {};
+	__u32 identity;
+
+	if (lb_find_in(&asked->address, asked->port, proto, LB_EXTERNAL, &found, family))
+		return true;
+	identity = identity_of_address(&asked->address, family);
+	return (identity == ID_REMOTE_NODE || identity == ID_HOST) &&
+	       lb_find_in(&any, asked->port, proto, LB_EXTERNAL, &found, family);
+}
+
 /* Another node has sent a client's packet on, and says which frontend was asked. */
 static __always_inline int learn(struct __sk_buff *skb, struct packet *p, const __u8 family)
 {
@@ -372,6 +386,9 @@ static __always_inline int learn(struct __sk_buff *skb, struct packet *p, const 
 		return p->verdict;
 	skb->cb[CONTROL_OPTION] = verdict ? OPTION_TAKEN : OPTION_NONE;
 	if (verdict) {
+		/* whoever reaches the device may say so; what comes out of the tunnel is a node's */
+		if (!(p->flags & PACKET_TUNNEL) && !is_frontend(&asked, p->tuple.proto, family))
+			return DROP(DROP_SERVICE_BACKEND_NOT_FOUND);
 		reversed(&back, &p->tuple);
 		if ((!nat_find(&back, NAT_OUT, &known, family) || known.port != asked.port ||
 		     !same_address(&known.address, &asked.address, family)) &&

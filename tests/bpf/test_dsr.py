@@ -151,6 +151,7 @@ def test_its_answers_have_the_frontends_address_all_the_connection_long(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_process_of_the_node_answers_so_too(direct: Scene, kind: str) -> None:
+    serve(direct, frontend(direct, GREEN, address=vip(direct), port=80, proto=kind.upper()))
     run = direct.arrive(sent_on(direct, NODE, kind))
     assert (run.verdict, drops(run), layers(direct, run.packet)[0]) == (TC_OK, [], b"")
     if kind == "tcp":
@@ -160,6 +161,12 @@ def test_a_process_of_the_node_answers_so_too(direct: Scene, kind: str) -> None:
     back = direct.leave(answer)
     assert ends(direct, back.packet) == (vip(direct), 80, direct.address(WORLD), CLIENT_PORT)
     assert_checksums_right(direct, back.packet)
+
+
+def test_the_network_cannot_make_a_frontend_up(direct: Scene) -> None:
+    run = direct.arrive(sent_on(direct, NODE, "tcp"))
+    assert drops(run) == [158]
+    assert nat(direct, abi.NAT_OUT) == []
 
 
 def test_a_pod_elsewhere_cannot_say_that_it_asked_a_frontend(direct: Scene) -> None:

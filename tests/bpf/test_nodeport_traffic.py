@@ -64,7 +64,10 @@ def backend_at(cluster: Cluster, number: int, family: int) -> tuple[Namespace, s
 def served(
     cluster: Cluster, number: int, family: int, config: dict[str, Any]
 ) -> Iterator[list[tuple[str, int]]]:
-    """The first node serves a NodePort and an external address; what the client asks."""
+    """The first node serves a NodePort and an external address; what the client asks.
+
+    The others know the services too, the NodePort by its port alone.
+    """
     plane, node = cluster.planes[0], cluster.nodes[0]
     _, address = backend_at(cluster, number, family)
     frontends = []
@@ -86,11 +89,21 @@ def served(
     for each, namespace in zip(cluster.planes, cluster.nodes, strict=True):
         services = replace(SERVICES, **config)
         namespace.call(each.start_sync, replace(each.config, services=services))
+    anywhere = ipaddress.ip_address("0.0.0.0" if family == 4 else "::")
+    known = [
+        replace(each, at=replace(each.at, address=anywhere)) if each.at.port == NODE_PORT else each
+        for each in frontends
+    ]
     node.call(plane.services.apply, frontends)
+    others = list(zip(cluster.planes, cluster.nodes, strict=True))[1:]
+    for each, namespace in others:
+        namespace.call(each.services.apply, known)
     try:
         yield asked
     finally:
         node.call(plane.services.apply, [], [(each.at, each.scope) for each in frontends])
+        for each, namespace in others:
+            namespace.call(each.services.apply, [], [(one.at, one.scope) for one in known])
 
 
 def exchange(
