@@ -56,11 +56,11 @@ class PodSpec(NamedTuple):
     serve: str = "--tcp 80,81 --udp 80,81 --sctp 80,81"
     ports: tuple[tuple[str, int, str], ...] = ()
     """Container ports: name, number, protocol."""
-    host_ports: tuple[tuple[int, int, str], ...] = ()
-    """Ports of the node that lead to the pod: number on the node, number here, protocol."""
     service_account: str = "default"
     beside: tuple[str, ...] = ()
     """Command of a second container."""
+    host_ports: tuple[tuple[int, int, str], ...] = ()
+    """Ports of the node that lead to the pod: number on the node, number here, protocol."""
 
 
 class Prober:
