@@ -72,8 +72,9 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path) -> World:
+async def world(tmp_path) -> World:
     world = World(tmp_path / "fqdn.json")
+    await world.names.restore()
     world.names.set_selectors([EXACT, PATTERN])
     return world
 
@@ -181,11 +182,13 @@ async def test_an_answer_without_life_serves_a_client_that_is_about_to_connect(w
 
 async def test_the_shortest_life_can_be_set(tmp_path):
     world = World(tmp_path / "fqdn.json", tofqdns_min_ttl=3600)
+    await world.names.restore()
     assert await world.learn(ttl=1) >= 3600
 
 
 async def test_a_name_has_so_many_addresses_and_the_first_to_expire_makes_room(tmp_path):
     world = World(tmp_path / "fqdn.json", tofqdns_endpoint_max_ip_per_hostname=2)
+    await world.names.restore()
     for number, ttl in ((1, 300), (2, 60), (3, 900)):
         await world.learn("a.test.", ipaddress.ip_address(f"192.0.2.{number}"), ttl=ttl)
 
@@ -195,6 +198,7 @@ async def test_a_name_has_so_many_addresses_and_the_first_to_expire_makes_room(t
 
 async def test_zombies_have_a_limit(tmp_path):
     world = World(tmp_path / "fqdn.json", tofqdns_max_deferred_connection_deletes=3)
+    await world.names.restore()
     for number in range(1, 9):
         await world.learn("a.test.", ipaddress.ip_address(f"192.0.2.{number}"), ttl=0)
     world.now += 1
@@ -265,6 +269,22 @@ async def test_a_file_that_cannot_be_read_is_as_good_as_none(tmp_path, content):
 
     assert world.names.rows() == []
     assert restored_labels(tmp_path / "fqdn.json") == {}
+
+
+async def test_what_a_proxy_tells_before_an_earlier_run_is_known_again_is_not_lost(world, tmp_path):
+    await world.learn("old.example.com.", SECOND)
+    await world.names.save()
+    after = World(tmp_path / "fqdn.json")
+    early = asyncio.ensure_future(after.learn("new.example.com.", FIRST))
+    await asyncio.sleep(0)
+
+    assert not early.done()
+    await after.names.restore([1])
+    await early
+    assert {(row.endpoint, row.name) for row in after.names.rows()} == {
+        (1, "old.example.com."),
+        (1, "new.example.com."),
+    }
 
 
 async def test_names_of_endpoints_that_are_gone_are_not_restored(world, tmp_path):

@@ -117,6 +117,7 @@ class NameManager:
         self._labels_of_name: dict[str, frozenset[Label]] = {}
         self._applied: dict[Address, frozenset[Label]] = {}
         self._dirty: set[Address] = set()
+        self._restored = asyncio.Event()
         self._settling = asyncio.Lock()
         self._work = asyncio.Event()
         self._unsaved = asyncio.Event()
@@ -127,8 +128,10 @@ class NameManager:
         """Learn what clients are about to be told; returns when the kernel knows.
 
         For each, the seconds for which it will at least. Raises `UnavailableError` when the kernel
-        cannot be told now; it will be as soon as it can.
+        cannot be told now; it will be as soon as it can. Waits for `restore`: proxies are there
+        before the endpoints that asked.
         """
+        await self._restored.wait()
         lifetimes, concerned = [], set[Address]()
         now = self._clock()
         for observation in observations:
@@ -197,6 +200,7 @@ class NameManager:
                 self._learn(NODE, lookup)
         for number, names in self._endpoints.items():
             self._changed(number, names.names)
+        self._restored.set()
         log.info(
             "names restored",
             endpoints=len(self._endpoints),
