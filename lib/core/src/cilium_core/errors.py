@@ -6,6 +6,7 @@
     ├── ConflictError        it exists already, or changed          ALREADY_EXISTS
     ├── NotReadyError        not now; the state does not allow it   FAILED_PRECONDITION
     ├── ExhaustedError       a pool or a limit is used up           RESOURCE_EXHAUSTED
+    ├── ForbiddenError       the caller may not have it             PERMISSION_DENIED
     └── UnavailableError     a peer does not answer; try again      UNAVAILABLE
 
 A module derives its own errors from the one whose meaning fits; `cilium_core.serving` turns them
@@ -38,6 +39,10 @@ class NotReadyError(CiliumError):
 
 class ExhaustedError(CiliumError):
     """A pool or a limit is used up."""
+
+
+class ForbiddenError(CiliumError):
+    """Who asks may not have it."""
 
 
 class UnavailableError(CiliumError):

@@ -35,6 +35,7 @@ STATUS_CODES: Mapping[type[Exception], grpc.StatusCode] = {
     errors.ConflictError: grpc.StatusCode.ALREADY_EXISTS,
     errors.NotReadyError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 

@@ -7,6 +7,7 @@ which is what this package exists to avoid.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,8 @@ from grpclib.exceptions import GRPCError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from cilium_core.access import Limits
 
 __all__ = ["Call", "CallError", "Method", "Status", "dialogue", "pack", "stream", "unary"]
 
@@ -38,12 +41,25 @@ class Call:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._frames = stream._stream
+        self.limits: Limits | None = None
+        """What the client may see, set by the server's guard; None is all."""
 
     @property
     def peer(self) -> str:
         """Address of the client, for logs; empty on a unix socket."""
         address = self._stream.peer.addr()
         return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the client came through a unix socket."""
+        used = self._frames._transport.get_extra_info("socket")
+        return used is not None and used.family == socket.AF_UNIX
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """What the client's certificate says, as `ssl.SSLSocket.getpeercert`; empty without."""
+        return self._stream.peer.cert() or {}
 
     @property
     def metadata(self) -> dict[str, str]:

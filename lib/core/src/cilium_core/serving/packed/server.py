@@ -29,9 +29,11 @@ from cilium_core.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from grpclib.protocol import H2Protocol
+
+    Guard = Callable[[str, Call, Callable[[Call], Awaitable[None]]], Awaitable[None]]
 
 log = get_logger()
 
@@ -41,6 +43,7 @@ STATUSES: Mapping[type[Exception], Status] = {
     errors.ConflictError: Status.ALREADY_EXISTS,
     errors.NotReadyError: Status.FAILED_PRECONDITION,
     errors.ExhaustedError: Status.RESOURCE_EXHAUSTED,
+    errors.ForbiddenError: Status.PERMISSION_DENIED,
     errors.UnavailableError: Status.UNAVAILABLE,
 }
 
@@ -105,7 +108,8 @@ class PackedServer:
     """Services on any number of listeners.
 
     `metadata` goes out as initial metadata of every call. `statuses` adds to, or overrides, the
-    codes of domain errors.
+    codes of domain errors. `guard` runs every call: it gets "service/method", the call and the
+    function that handles it, and raises a domain error instead of calling that to refuse.
     """
 
     def __init__(
@@ -113,7 +117,9 @@ class PackedServer:
         *,
         metadata: Mapping[str, str] | None = None,
         statuses: Mapping[type[Exception], Status] | None = None,
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard
         self._metadata = dict(metadata or {})
         self._statuses = {**STATUSES, **(statuses or {})}
         self._handlers: dict[str, Handler] = {}
@@ -139,7 +145,11 @@ class PackedServer:
 
         async def handle(stream: Any) -> None:
             try:
-                await method.handle(Call(stream))
+                call = Call(stream)
+                if self._guard is None:
+                    await method.handle(call)
+                else:
+                    await self._guard(name, call, method.handle)
             except (CallError, StreamTerminatedError, asyncio.CancelledError, TimeoutError):
                 raise
             except ProtocolError as error:
