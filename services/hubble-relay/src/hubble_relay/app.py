@@ -7,6 +7,7 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from cilium_core.access import Access
 from cilium_core.errors import InvalidError
 from cilium_core.serving.packed import PackedServer, server_context
 from cilium_core.serving.programs import own_version
@@ -106,7 +107,9 @@ class Relay:
         )
         flows = FlowsServicer(self.pool, options)
         observer = ObserverServicer(self.pool, relay_version)
-        server = PackedServer(metadata={"hubble-relay-version": relay_version})
+        access = Access(settings.access_file)
+        self._watchers.append(asyncio.create_task(access.watch()))
+        server = PackedServer(metadata={"hubble-relay-version": relay_version}, guard=access)
         server.add("observer.Observer", observer.methods() | flows.public_methods())
         server.add("cilium.flows.v1.FlowsService", flows.batch_methods())
         return server

@@ -15,12 +15,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 from cilium.flows.v1 import flows_pb2
+from cilium_core.access import Limits
 from cilium_core.telemetry import get_logger
 from observer import observer_pb2
 from relay import relay_pb2
@@ -30,7 +32,7 @@ from hubble_relay.merging import Merger
 from hubble_relay.statuses import ErrorGathering, error_text, node_status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Sequence
 
     from hubble_relay.connections import Connection, Pool
 
@@ -55,11 +57,21 @@ class Topic:
     response: type[Any]
     is_flows: bool = False
     """Whether nodes may have batches of it, and its answers can tell the state of nodes."""
+    shows: Callable[[Limits], Callable[[Any], bool]] | None = None
+    """What of it a client with limits may see, where filters do not say so."""
 
 
 FLOWS = Topic("GetFlows", observer_pb2.GetFlowsResponse, is_flows=True)
-AGENT_EVENTS = Topic("GetAgentEvents", observer_pb2.GetAgentEventsResponse)
-DEBUG_EVENTS = Topic("GetDebugEvents", observer_pb2.GetDebugEventsResponse)
+AGENT_EVENTS = Topic(
+    "GetAgentEvents",
+    observer_pb2.GetAgentEventsResponse,
+    shows=lambda limits: lambda answer: limits.shows_agent_event(answer.agent_event),
+)
+DEBUG_EVENTS = Topic(
+    "GetDebugEvents",
+    observer_pb2.GetDebugEventsResponse,
+    shows=lambda limits: lambda answer: limits.shows_debug_event(answer.debug_event),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +95,15 @@ class Collector:
         request: Request,
         metadata: Sequence[tuple[str, str]],
         options: CollectingOptions,
+        *,
+        limits: Limits | None = None,
     ) -> None:
         self._pool = pool
         self._topic = topic
         self._request = request
         self._metadata = tuple(metadata)
         self._options = options
+        self._shows = topic.shows(limits) if limits is not None and topic.shows else None
         self._merger: Merger[bytes] = Merger(
             limit=options.sort_buffer_len_max,
             drain_timeout_s=options.drain_timeout_s,
@@ -253,6 +268,9 @@ class Collector:
         method = f"/observer.Observer/{self._topic.method}"
         async for encoded in self._stream(connection, method, request):
             response = self._topic.response.FromString(encoded)
+            # foreign servers know no limits; of flows they keep to the filters
+            if self._shows is not None and not self._shows(response):
+                continue
             yield (response.time.ToNanoseconds(),), (encoded,)
 
     async def _stream(

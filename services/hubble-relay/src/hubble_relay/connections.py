@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from cilium_core.access import Limits
     from google.protobuf.message import Message
 
 
@@ -113,8 +114,9 @@ class Connection:
         timeout_s: float,
         *,
         service: str = "observer.Observer",
+        limits: Limits | None = None,
     ) -> Any:
-        """One question. Raises AioRpcError."""
+        """One question, for a client with these limits. Raises AioRpcError."""
         if self.channel is None:
             raise TlsMismatchError(self.problem)
         call: Any = self.channel.unary_unary(
@@ -122,7 +124,8 @@ class Connection:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,
         )
-        return await call(request, timeout=timeout_s)
+        metadata = (limits.metadata,) if limits is not None else ()
+        return await call(request, timeout=timeout_s, metadata=metadata)
 
 
 class Pool:

@@ -86,6 +86,12 @@ class RelaySettings(TelemetrySettings):
     tls_relay_client_ca_files: tuple[Path, ...] = setting(
         (), "Authorities of clients' certificates; given, every client must show one.", group="TLS"
     )
+    access_file: Path | None = setting(
+        None,
+        "File of rules that limit clients to namespaces by their certificates; changes count within"
+        " 2 s. Without it they may see everything.",
+        group="TLS",
+    )
 
     def check(self) -> Iterator[Problem]:
         """What does not fit together."""
@@ -100,6 +106,16 @@ class RelaySettings(TelemetrySettings):
         if bool(self.tls_hubble_client_cert_file) != bool(self.tls_hubble_client_key_file):
             yield Problem(
                 "tls-hubble-client-cert-file", "certificate and key go together: give both or none"
+            )
+        if (
+            self.access_file
+            and tcp
+            and (self.disable_server_tls or not self.tls_relay_client_ca_files)
+        ):
+            yield Problem(
+                "access-file",
+                "needs to know its clients by certificates: give --tls-relay-client-ca-files, and "
+                "leave out --disable-server-tls",
             )
         if not self.listen_address:
             yield Problem("listen-address", "at least one address is needed")

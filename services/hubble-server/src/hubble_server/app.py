@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cilium.metadata.v1 import metadata_pb2
+from cilium_core.access import Access
 from cilium_core.errors import InvalidError
 from cilium_core.serving.observability import observability_server
 from cilium_core.serving.packed import PackedServer, server_context
@@ -216,7 +217,9 @@ class App:
         return Past(history, self.store)
 
     def _server(self, new_events: NewEvents, past: Past | None) -> PackedServer:
-        server = PackedServer(metadata={VERSION_HEADER: VERSION}, statuses=STATUSES)
+        access = Access(self._settings.hubble_access_file)
+        self._keep(access.watch())
+        server = PackedServer(metadata={VERSION_HEADER: VERSION}, statuses=STATUSES, guard=access)
         streams = FlowStreams(
             self.store,
             self.directory,

@@ -78,6 +78,12 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
         (), "CAs of client certificates; with any, clients must show one.", group=_TLS
     )
 
+    hubble_access_file: Path | None = setting(
+        None,
+        "File of rules that limit clients of the TCP listener to namespaces by their certificates; "
+        "changes count within 2 s. Without it they may see everything.",
+        group=_TLS,
+    )
     hubble_metrics_server: str = setting(
         "", "Address of the metrics of flows, such as :9965; none when empty.", group=_METRICS
     )
@@ -266,3 +272,10 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
             ):
                 if value is None:
                     yield Problem(key, "is needed with hubble-metrics-server-enable-tls")
+        served_openly = self.hubble_disable_tls or not self.hubble_tls_client_ca_files
+        if self.hubble_access_file and self.hubble_listen_address and served_openly:
+            yield Problem(
+                "hubble-access-file",
+                "needs to know its clients by certificates: set hubble-disable-tls to false and "
+                "hubble-tls-client-ca-files",
+            )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 from cilium.flows.v1 import flows_pb2
+from cilium_core.access import METADATA_KEY
 from cilium_core.errors import InvalidError
 from cilium_core.flow_totals import Totals
 from cilium_core.serving.packed import Method, stream, unary
@@ -23,12 +24,13 @@ from hubble_relay.collecting import (
 )
 
 if TYPE_CHECKING:
+    from cilium_core.access import Limits
     from cilium_core.serving.packed import Call
 
     from hubble_relay.collecting import Request
     from hubble_relay.connections import Connection, Pool
 
-_OWN_METADATA = ("grpc-", ":", "content-type", "user-agent", "te")
+_OWN_METADATA = ("grpc-", ":", "content-type", "user-agent", "te", METADATA_KEY)
 _BATCH = 512
 _COUNT_TIMEOUT_S = 30.0
 _REFUSALS = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INVALID_ARGUMENT)
@@ -90,16 +92,18 @@ class FlowsServicer:
         await self._collector(FLOWS, request, call).run(send)
 
     async def _aggregate(
-        self, request: flows_pb2.AggregateFlowsRequest, _call: Call
+        self, request: flows_pb2.AggregateFlowsRequest, call: Call
     ) -> flows_pb2.AggregateFlowsResponse:
+        limits = call.limits
+        flows = request.flows if limits is None else limits.narrow(request.flows)
         # a group that is small on each node may be large in all
-        each = flows_pb2.AggregateFlowsRequest(flows=request.flows, by=request.by)
+        each = flows_pb2.AggregateFlowsRequest(flows=flows, by=request.by)
         totals, missing = Totals(), list[str]()
 
         async def ask(connection: Connection) -> None:
             try:
                 if connection.available:
-                    totals.add(await self._counts(connection, each))
+                    totals.add(await self._counts(connection, each, limits))
                     return
             except grpc.aio.AioRpcError as error:
                 if error.code() in _REFUSALS:
@@ -111,7 +115,7 @@ class FlowsServicer:
 
     @staticmethod
     async def _counts(
-        connection: Connection, request: flows_pb2.AggregateFlowsRequest
+        connection: Connection, request: flows_pb2.AggregateFlowsRequest, limits: Limits | None
     ) -> flows_pb2.AggregateFlowsResponse:
         """What one node counts; of a node that cannot count, what its flows say."""
         try:
@@ -121,6 +125,7 @@ class FlowsServicer:
                 flows_pb2.AggregateFlowsResponse,
                 _COUNT_TIMEOUT_S,
                 service="cilium.flows.v1.FlowsService",
+                limits=limits,
             )
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
@@ -152,4 +157,8 @@ class FlowsServicer:
             for key, value in call.metadata.items()
             if not key.startswith(_OWN_METADATA)
         ]
-        return Collector(self._pool, topic, request, metadata, self._options)
+        if call.limits is not None:
+            metadata.append(call.limits.metadata)
+            if isinstance(request, observer_pb2.GetFlowsRequest):
+                request = call.limits.narrow(request)
+        return Collector(self._pool, topic, request, metadata, self._options, limits=call.limits)

@@ -37,7 +37,7 @@ class ObserverServicer:
         }
 
     async def _ask_all(
-        self, method: str, request: Message, answer: type[Any]
+        self, method: str, request: Message, answer: type[Any], call: Call
     ) -> list[tuple[Connection, Any]]:
         """Every node with its answer, or None if it has none."""
 
@@ -45,7 +45,7 @@ class ObserverServicer:
             if not connection.available:
                 return None
             try:
-                return await connection.ask(method, request, answer, _TIMEOUT_S)
+                return await connection.ask(method, request, answer, _TIMEOUT_S, limits=call.limits)
             except grpc.aio.AioRpcError:
                 return None
             except asyncio.CancelledError:
@@ -60,9 +60,11 @@ class ObserverServicer:
         return list(zip(connections, answers, strict=True))
 
     async def _server_status(
-        self, request: observer_pb2.ServerStatusRequest, _: Call
+        self, request: observer_pb2.ServerStatusRequest, call: Call
     ) -> observer_pb2.ServerStatusResponse:
-        answers = await self._ask_all("ServerStatus", request, observer_pb2.ServerStatusResponse)
+        answers = await self._ask_all(
+            "ServerStatus", request, observer_pb2.ServerStatusResponse, call
+        )
         states = [answer for _, answer in answers if answer is not None]
         away = [connection.name for connection, answer in answers if answer is None]
         total = observer_pb2.ServerStatusResponse(
@@ -79,24 +81,36 @@ class ObserverServicer:
         return total
 
     async def _get_nodes(
-        self, _: observer_pb2.GetNodesRequest, __: Call
+        self, _: observer_pb2.GetNodesRequest, call: Call
     ) -> observer_pb2.GetNodesResponse:
         answers = await self._ask_all(
-            "ServerStatus", observer_pb2.ServerStatusRequest(), observer_pb2.ServerStatusResponse
+            "ServerStatus",
+            observer_pb2.ServerStatusRequest(),
+            observer_pb2.ServerStatusResponse,
+            call,
         )
-        return observer_pb2.GetNodesResponse(
+        found = observer_pb2.GetNodesResponse(
             nodes=[_node(connection, answer) for connection, answer in answers]
         )
+        if call.limits is not None:
+            # which nodes there are is told along with flows too, where they are is not
+            for node in found.nodes:
+                node.ClearField("address")
+                node.tls.ClearField("server_name")
+        return found
 
     async def _get_namespaces(
-        self, request: observer_pb2.GetNamespacesRequest, _: Call
+        self, request: observer_pb2.GetNamespacesRequest, call: Call
     ) -> observer_pb2.GetNamespacesResponse:
-        answers = await self._ask_all("GetNamespaces", request, observer_pb2.GetNamespacesResponse)
+        answers = await self._ask_all(
+            "GetNamespaces", request, observer_pb2.GetNamespacesResponse, call
+        )
         found = {
             (one.cluster, one.namespace)
             for _, answer in answers
             if answer is not None
             for one in answer.namespaces
+            if call.limits is None or one.namespace in call.limits.namespaces
         }
         return observer_pb2.GetNamespacesResponse(
             namespaces=[

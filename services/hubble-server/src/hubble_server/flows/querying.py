@@ -6,6 +6,7 @@ to one call and is used on the event loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,8 @@ class Query:
     until_ns: int | None = None
     filters: Filters = _NO_FILTERS
     kinds: frozenset[int] = FLOWS
+    shows: Callable[[Any], bool] | None = None
+    """Which messages of other kinds than flows are handed out, None for all."""
 
 
 @dataclass(slots=True)
@@ -130,12 +133,22 @@ def _counted(store: FlowStore, block: Block, query: Query) -> Mask:
     kinds = block["kind"]
     counted: Mask
     if query.kinds != FLOWS:
-        counted = np.isin(kinds, list(query.kinds))
+        counted = _events(store, block, kinds, query)
     elif query.filters.pass_all:
         counted = kinds != KIND_LOST
     else:
         counted = passing_flows(store, block, kinds, query.filters)
     return counted
+
+
+def _events(store: FlowStore, block: Block, kinds: NDArray[np.uint8], query: Query) -> Mask:
+    """Events of the other kinds that are asked for."""
+    mask: Mask = np.isin(kinds, list(query.kinds - FLOWS))
+    if query.shows is not None:
+        for row in np.flatnonzero(mask).tolist():
+            message = store.attached(block.first + row)
+            mask[row] = message is not None and query.shows(message)
+    return mask
 
 
 def passing_flows(
@@ -234,8 +247,8 @@ class Cursor:
         else:
             if KIND_FLOW in query.kinds:
                 mask = passing_flows(self._store, block, kinds, query.filters)
-            for kind in query.kinds - FLOWS:
-                mask |= kinds == kind
+            if query.kinds != FLOWS:
+                mask |= _events(self._store, block, kinds, query)
         if query.since_ns is not None:
             mask &= times >= query.since_ns
         if KIND_FLOW in query.kinds:

@@ -80,6 +80,11 @@ def check_direction(request: Any) -> None:
 
 
 class FlowStreams:
+def _narrowed(request: observer_pb2.GetFlowsRequest, call: Call) -> observer_pb2.GetFlowsRequest:
+    """A request for no more than the client may see. Raises ForbiddenError."""
+    return request if call.limits is None else call.limits.narrow(request)
+
+
     """Streams of flows out of one store. Used on the event loop."""
 
     def __init__(
@@ -112,7 +117,7 @@ class FlowStreams:
 
     async def get_flows(self, request: observer_pb2.GetFlowsRequest, call: Call) -> None:
         """Send one response for each flow."""
-        async with aclosing(await self._chunks(request)) as found:
+        async with aclosing(await self._chunks(_narrowed(request, call))) as found:
             await call.start()
             async for chunk in found:
                 await call.send_many(chunk.responses)
@@ -120,7 +125,7 @@ class FlowStreams:
 
     async def get_flow_batches(self, request: observer_pb2.GetFlowsRequest, call: Call) -> None:
         """Send the same responses, many to a message."""
-        async with aclosing(await self._chunks(request)) as found:
+        async with aclosing(await self._chunks(_narrowed(request, call))) as found:
             await call.start()
             async for chunk in found:
                 batch = flows_pb2.FlowBatch(responses=chunk.responses, times_ns=chunk.times_ns)
@@ -185,7 +190,7 @@ class FlowStreams:
         self, request: flows_pb2.AggregateFlowsRequest, _call: Call
     ) -> flows_pb2.AggregateFlowsResponse:
         """Count flows by what the request asks for."""
-        node, wanted = self._node(), request.flows
+        node, wanted = self._node(), _narrowed(request.flows, call)
         context = FilterContext(self._directory, node)
         filters = compile_filters(context, wanted.whitelist, wanted.blacklist)
         since_ns, until_ns = time_range(wanted)

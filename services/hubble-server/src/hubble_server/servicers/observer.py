@@ -73,7 +73,8 @@ class ObserverService:
             response.time.FromNanoseconds(time_ns)
             return response.SerializeToString()
 
-        await self._send_events(request, call, AGENT_EVENTS, encode)
+        shows = call.limits.shows_agent_event if call.limits else None
+        await self._send_events(request, call, AGENT_EVENTS, encode, shows)
 
     async def _get_debug_events(
         self, request: observer_pb2.GetDebugEventsRequest, call: Call
@@ -86,7 +87,8 @@ class ObserverService:
             response.time.FromNanoseconds(time_ns)
             return response.SerializeToString()
 
-        await self._send_events(request, call, DEBUG_EVENTS, encode)
+        shows = call.limits.shows_debug_event if call.limits else None
+        await self._send_events(request, call, DEBUG_EVENTS, encode, shows)
 
     async def _send_events(
         self,
@@ -94,6 +96,7 @@ class ObserverService:
         call: Call,
         kinds: frozenset[int],
         encode: Callable[[int, int, Attached], bytes],
+        shows: Callable[[Any], bool] | None,
     ) -> None:
         check_direction(request)
         since_ns, until_ns = time_range(request)
@@ -104,6 +107,7 @@ class ObserverService:
             since_ns=since_ns,
             until_ns=until_ns,
             kinds=kinds,
+            shows=shows,
         )
         encoding = Encoding(lambda _: [], encode, None)
         cursor = Cursor(self._store, query)
@@ -117,12 +121,13 @@ class ObserverService:
         raise CallError(Status.UNIMPLEMENTED, "GetNodes not implemented")
 
     async def _get_namespaces(
-        self, _request: observer_pb2.GetNamespacesRequest, _call: Call
+        self, _request: observer_pb2.GetNamespacesRequest, call: Call
     ) -> observer_pb2.GetNamespacesResponse:
         cluster = self._node().cluster
         shown = "" if cluster == DEFAULT_CLUSTER else cluster
         response = observer_pb2.GetNamespacesResponse()
-        for namespace in sorted(self._directory.namespaces()):
+        found = self._directory.namespaces()
+        for namespace in sorted(call.limits.namespaces & found if call.limits else found):
             response.namespaces.add(cluster=shown, namespace=namespace)
         return response
 
