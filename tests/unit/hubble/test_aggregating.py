@@ -6,11 +6,16 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
+from cilium.flows.v1 import flows_pb2
 from cilium_core.flow_dimensions import NAMES, values_of
 from flow import flow_pb2
-from hubble_server.encoding.encoder import Encoder
-from hubble_server.flows.aggregating import aggregate
+from hubble_server.filters import Filters
+from hubble_server.flows.aggregating import Groups, aggregate, count_ring
+from hubble_server.flows.grouping import codes_of, joined
+from hubble_server.flows.naming import Namer
 from hubble_server.flows.querying import Query
+from hubble_server.flows.store import SPARE_SLOTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +23,7 @@ from tests.unit.hubble.loads import names, strange, strange_records, traffic
 from tests.unit.hubble.pipelines import NODE, Pipeline
 
 if TYPE_CHECKING:
-    from cilium.flows.v1 import flows_pb2
+    from hubble_server.filters.columns import Columns, Mask
 
 
 def ask(
@@ -29,7 +34,7 @@ def ask(
         query or Query(),
         [NAMES[name] for name in by],
         most,
-        Encoder(NODE, pipeline.directory),
+        Namer(NODE, pipeline.directory),
         NODE.qualified_name,
     )
 
@@ -106,6 +111,52 @@ def test_times_bound_what_is_counted() -> None:
     times = [flow.time.ToNanoseconds() for flow in pipeline.flows()]
     query = Query(since_ns=times[10], until_ns=times[19])
     assert [one.flows for one in ask(pipeline, query=query).groups] == [10]
+
+
+def test_what_is_overwritten_while_it_is_counted_is_told_instead() -> None:
+    pipeline = Pipeline(capacity=127)
+    pipeline.feed(traffic(127, 4))
+
+    def pass_slowly(columns: Columns) -> Mask:
+        pipeline.feed(traffic(SPARE_SLOTS + 10, 4))
+        return columns.all()
+
+    answer = ask(pipeline, query=Query(filters=Filters(((pass_slowly,),), ())))
+
+    (budget,) = answer.budgets
+    assert [one.flows for one in answer.groups] == [118]
+    assert budget.lost_in_ring == 9
+
+
+def test_groups_counted_apart_add_up() -> None:
+    pipelines = [filled(seed) for seed in range(40)]
+    by = [NAMES[name] for name in ("source", "policy", "verdict")]
+    whole, expected = Groups(by), Counter[tuple[str, ...]]()
+    for pipeline in pipelines:
+        part, namer = Groups(by), Namer(NODE, pipeline.directory)
+        count_ring(pipeline.store, 0, Query(), part, namer, flows_pb2.LossBudget())
+        whole.merge(part)
+        expected.update(values_of(flow, by) for flow in pipeline.flows())
+    answer = whole.answer(flows_pb2.LossBudget(), 0)
+    assert {tuple(one.values): one.flows for one in answer.groups} == expected
+
+
+def test_a_row_may_stand_for_several_flows() -> None:
+    pipeline = Pipeline()
+    pipeline.feed(traffic(2, 1))
+    groups, rows = Groups([]), pipeline.store.block(0, 2)
+    groups.count(rows, Namer(NODE, pipeline.directory), np.array([5, 7]), np.array([10, 20]))
+    (group,) = groups.answer(flows_pb2.LossBudget(), 0).groups
+    assert (group.flows, group.last_ns) == (12, 20)
+
+
+@given(st.lists(st.lists(st.integers(0, 1 << 40), min_size=3, max_size=3), max_size=50))
+def test_codes_keep_the_order_of_what_they_stand_for(rows: list[list[int]]) -> None:
+    columns = [np.array([row[at] for row in rows], dtype=np.uint64) for at in range(3)]
+    codes = joined(map(codes_of, columns), len(rows))
+    ordered = sorted({tuple(row) for row in rows})
+    assert [ordered.index(tuple(row)) for row in rows] == codes.codes.tolist()
+    assert [tuple(rows[row]) for row in codes.examples()] == ordered
 
 
 def test_a_full_ring_is_counted_fast_enough_to_be_asked_often() -> None:

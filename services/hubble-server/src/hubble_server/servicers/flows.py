@@ -18,6 +18,7 @@ from hubble_server.encoding.masks import Mask, freeze, parse_mask
 from hubble_server.errors import ContradictionError, RequestError
 from hubble_server.filters import FilterContext, compile_filters
 from hubble_server.flows.aggregating import aggregate
+from hubble_server.flows.naming import Namer
 from hubble_server.flows.querying import Cursor, Query
 from hubble_server.ingest import LOST
 from hubble_server.ring.records import pick
@@ -79,12 +80,12 @@ def check_direction(request: Any) -> None:
         raise ContradictionError("first cannot be specified with follow")
 
 
-class FlowStreams:
 def _narrowed(request: observer_pb2.GetFlowsRequest, call: Call) -> observer_pb2.GetFlowsRequest:
     """A request for no more than the client may see. Raises ForbiddenError."""
     return request if call.limits is None else call.limits.narrow(request)
 
 
+class FlowStreams:
     """Streams of flows out of one store. Used on the event loop."""
 
     def __init__(
@@ -106,6 +107,7 @@ def _narrowed(request: observer_pb2.GetFlowsRequest, call: Call) -> observer_pb2
         self._new_events = new_events
         self._lost_interval_s = lost_interval_s
         self._encoders: dict[Any, Encoder] = {}
+        self._namer: Namer | None = None
 
     def methods(self) -> dict[str, Method]:
         """Methods of our own service."""
@@ -131,6 +133,39 @@ def _narrowed(request: observer_pb2.GetFlowsRequest, call: Call) -> observer_pb2
                 batch = flows_pb2.FlowBatch(responses=chunk.responses, times_ns=chunk.times_ns)
                 await call.send(batch)
                 _SENT.add(len(chunk.responses))
+
+    async def newest(
+        self, request: observer_pb2.GetFlowsRequest
+    ) -> observer_pb2.GetFlowsResponse | None:
+        """The newest whole flow that passes a request's filters; None when there is none."""
+        wanted = observer_pb2.GetFlowsRequest(
+            whitelist=request.whitelist, blacklist=request.blacklist
+        )
+        if request.HasField("since"):
+            wanted.since.CopyFrom(request.since)
+        if request.HasField("until"):
+            wanted.until.CopyFrom(request.until)
+        if not wanted.HasField("since"):
+            wanted.number = 1
+            if (found := await self._last(wanted)) is not None or self._past is None:
+                return found
+            # older than the ring: all that the history has
+            wanted.number = 0
+            wanted.since.seconds = 0
+        return await self._last(wanted)
+
+    async def _last(
+        self, request: observer_pb2.GetFlowsRequest
+    ) -> observer_pb2.GetFlowsResponse | None:
+        last = b""
+        async with aclosing(await self._chunks(request)) as found:
+            async for chunk in found:
+                for encoded in reversed(chunk.responses):
+                    response = observer_pb2.GetFlowsResponse.FromString(encoded)
+                    if response.HasField("flow"):
+                        last = encoded
+                        break
+        return observer_pb2.GetFlowsResponse.FromString(last) if last else None
 
     async def _chunks(self, request: observer_pb2.GetFlowsRequest) -> AsyncGenerator[Chunk, None]:
         """Check a request and take its place in the ring, before anything is sent."""
@@ -186,8 +221,14 @@ def _narrowed(request: observer_pb2.GetFlowsRequest, call: Call) -> observer_pb2
             del self._encoders[next(iter(self._encoders))]
         return encoder
 
+    def _namer_of(self, node: NodeFacts) -> Namer:
+        """What names flows to be counted; it keeps names for as long as the node is the same."""
+        if self._namer is None or self._namer.node != node:
+            self._namer = Namer(node, self._directory)
+        return self._namer
+
     async def aggregate_flows(
-        self, request: flows_pb2.AggregateFlowsRequest, _call: Call
+        self, request: flows_pb2.AggregateFlowsRequest, call: Call
     ) -> flows_pb2.AggregateFlowsResponse:
         """Count flows by what the request asks for."""
         node, wanted = self._node(), _narrowed(request.flows, call)
@@ -201,7 +242,7 @@ def _narrowed(request: observer_pb2.GetFlowsRequest, call: Call) -> observer_pb2
             query,
             tuple(request.by),
             request.most,
-            Encoder(node, self._directory),
+            self._namer_of(node),
             node.qualified_name,
         )
 
