@@ -20,9 +20,11 @@ from cilium_core.serving.observability import observability_server
 from cilium_core.serving.packed import PackedServer, server_context
 from cilium_core.serving.packed.tls import reload_certificate
 from cilium_core.serving.sockets import split_address, stop_signal
-from cilium_core.telemetry import REGISTRY, Health, get_logger
+from cilium_core.telemetry import REGISTRY, Health, get_logger, pushing_metrics
 
+from hubble_server.agents import AgentClient
 from hubble_server.errors import STATUSES
+from hubble_server.explaining import Explainer
 from hubble_server.exporting.configuring import Exporters
 from hubble_server.exporting.exporters import Exporter, Feed, keep_running
 from hubble_server.facts import VERSION, NodeFacts
@@ -33,9 +35,10 @@ from hubble_server.metadata.directory import Directory
 from hubble_server.metrics.configuring import MetricsFile, parse_static
 from hubble_server.metrics.contexts import MetricsConfigError
 from hubble_server.metrics.counting import Counted, FlowMetrics
-from hubble_server.metrics.exposing import MetricsEndpoint
+from hubble_server.metrics.exposing import FlowRegistry, MetricsEndpoint
 from hubble_server.peers import PeerBook, PeerSettings
 from hubble_server.ring.reading import EventReader
+from hubble_server.servicers.explanations import EXPLANATIONS, ExplanationService
 from hubble_server.servicers.flows import FLOWS_SERVICE, FlowStreams
 from hubble_server.servicers.observer import OBSERVER, ObserverService
 from hubble_server.servicers.peers import PEER, PeerService
@@ -234,6 +237,9 @@ class App:
         )
         server.add(OBSERVER, observer.methods())
         server.add(FLOWS_SERVICE, streams.methods())
+        explainer = Explainer(AgentClient(self._settings.agent_path))
+        explanations = ExplanationService(streams, explainer, lambda: self.node)
+        server.add(EXPLANATIONS, explanations.methods())
         server.add(PEER, PeerService(self.peers).methods())
         server.health.set(HEALTH_NAME, serving=True)
         server.health.set(RING_HEALTH_NAME, serving=self._reader is None)
@@ -305,17 +311,37 @@ class App:
             self._keep(keep_running(Exporter(export, feed)))
         if (path := self._settings.hubble_flowlogs_config_path) is not None:
             self._keep(Exporters(path, feed).run())
+        if (export := self._settings.otlp_export) is not None:
+            from cilium_core.telemetry.collectors import Collector
+
+            from hubble_server.exporting.otlp import LogRecords
+
+            limit = self._settings.hubble_otlp_queue_size
+            target = LogRecords(Collector.of(self._settings), lambda: self.node, limit=limit)
+            self._keep(keep_running(Exporter(export, feed, target)))
 
     async def _count_flows(self) -> None:
         """Begin to count flows as configured, and serve the counts."""
         settings = self._settings
-        if not settings.hubble_metrics_server:
+        if not (settings.hubble_metrics_server or settings.hubble_otlp_metrics):
             return
         static = parse_static(settings.hubble_metrics.split())
         self.metrics.counted = tuple(Counted(metric.make()) for metric in static)
         if (path := settings.hubble_dynamic_metrics_config_path) is not None:
             self._keep(_follow_metrics(MetricsFile(path, self.metrics)))
-        tls = None
+        if settings.hubble_otlp_metrics:
+            pushed = pushing_metrics(
+                settings,
+                service="hubble-flows",
+                node=settings.node_name,
+                registry=FlowRegistry(self.metrics, [LOST]),
+            )
+            self._keep(pushed)
+        if settings.hubble_metrics_server:
+            await self._serve_metrics()
+
+    async def _serve_metrics(self) -> None:
+        settings, tls = self._settings, None
         certificate = settings.hubble_metrics_server_tls_cert_file
         key = settings.hubble_metrics_server_tls_key_file
         if settings.hubble_metrics_server_enable_tls and certificate and key:

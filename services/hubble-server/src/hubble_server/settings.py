@@ -32,6 +32,7 @@ _SERVING = "Serving"
 _TLS = "TLS of the TCP listener"
 _METRICS = "Metrics of flows"
 _EXPORTING = "Export of flows"
+_OTLP = "Flows for OpenTelemetry"
 _HISTORY = "History of flows"
 _REDACTING = "Redaction of what proxies saw"
 
@@ -77,13 +78,13 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
     hubble_tls_client_ca_files: tuple[Path, ...] = setting(
         (), "CAs of client certificates; with any, clients must show one.", group=_TLS
     )
-
     hubble_access_file: Path | None = setting(
         None,
         "File of rules that limit clients of the TCP listener to namespaces by their certificates; "
         "changes count within 2 s. Without it they may see everything.",
         group=_TLS,
     )
+
     hubble_metrics_server: str = setting(
         "", "Address of the metrics of flows, such as :9965; none when empty.", group=_METRICS
     )
@@ -145,6 +146,37 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
     )
     hubble_flowlogs_config_path: Path | None = setting(
         None, "File that lists exporters; changes count within 5 s.", group=_EXPORTING
+    )
+
+    hubble_otlp_flows: bool = setting(
+        False, "Send flows to otlp-endpoint as log records.", group=_OTLP
+    )
+    hubble_otlp_metrics: bool = setting(
+        False,
+        "Send what hubble-metrics counts to otlp-endpoint, every otlp-interval.",
+        group=_OTLP,
+    )
+    hubble_otlp_allowlist: str = setting(
+        "", "Filters one of which flows must pass: JSON, one after another.", group=_OTLP
+    )
+    hubble_otlp_denylist: str = setting(
+        "", "Filters none of which flows may pass, likewise.", group=_OTLP
+    )
+    hubble_otlp_fieldmask: tuple[str, ...] = setting(
+        (), "Fields of flows to send, such as source.pod_name; all when empty.", group=_OTLP
+    )
+    hubble_otlp_fieldaggregate: tuple[str, ...] = setting(
+        (), "Fields to gather flows by, with the interval below.", group=_OTLP
+    )
+    hubble_otlp_aggregation_interval: Seconds = setting(
+        0.0, "How long flows are gathered; 0 sends each.", group=_OTLP
+    )
+    hubble_otlp_queue_size: int = setting(
+        16_384,
+        "Flows that wait while the collector is slow or away; what has no room is lost to it and "
+        "counted. Each takes about half a kilobyte.",
+        group=_OTLP,
+        low=512,
     )
 
     hubble_history_dir: Path | None = setting(
@@ -223,6 +255,23 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
         return export
 
     @property
+    def otlp_export(self) -> Export | None:
+        """What goes to the collector, None for nothing. Raises InvalidError."""
+        if not self.hubble_otlp_flows:
+            return None
+        export = Export(
+            name="otlp",
+            path=self.otlp_endpoint,
+            allow=parse_filters(self.hubble_otlp_allowlist, "hubble-otlp-allowlist"),
+            deny=parse_filters(self.hubble_otlp_denylist, "hubble-otlp-denylist"),
+            field_mask=self.hubble_otlp_fieldmask,
+            aggregate=self.hubble_otlp_fieldaggregate,
+            interval_s=self.hubble_otlp_aggregation_interval,
+        )
+        export.check()
+        return export
+
+    @property
     def socket_path(self) -> Path:
         """Unix socket to serve on."""
         return self.hubble_socket_path or self.state_dir / "hubble.sock"
@@ -231,6 +280,11 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
     def metadata_path(self) -> Path:
         """Unix socket of the agent's metadata service."""
         return self.state_dir / "metadata.sock"
+
+    @property
+    def agent_path(self) -> Path:
+        """Unix socket of the agent's own service."""
+        return self.state_dir / "cilium.sock"
 
     def check(self) -> Iterator[Problem]:
         """Rules across fields, and the ring's capacity."""
@@ -248,6 +302,16 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
             _ = self.export
         except InvalidError as error:
             yield Problem("hubble-export-file-path", str(error))
+        try:
+            _ = self.otlp_export
+        except InvalidError as error:
+            yield Problem("hubble-otlp-flows", str(error))
+        for key, wanted in (
+            ("hubble-otlp-flows", self.hubble_otlp_flows),
+            ("hubble-otlp-metrics", self.hubble_otlp_metrics),
+        ):
+            if wanted and not self.otlp_endpoint:
+                yield Problem(key, "needs otlp-endpoint, the collector to send to")
         if self.hubble_metrics and self.hubble_dynamic_metrics_config_path:
             yield Problem(
                 "hubble-dynamic-metrics-config-path",
@@ -265,13 +329,6 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
             ):
                 if value is None:
                     yield Problem(key, "is needed while hubble-disable-tls is false")
-        if self.hubble_metrics_server_enable_tls:
-            for key, value in (
-                ("hubble-metrics-server-tls-cert-file", self.hubble_metrics_server_tls_cert_file),
-                ("hubble-metrics-server-tls-key-file", self.hubble_metrics_server_tls_key_file),
-            ):
-                if value is None:
-                    yield Problem(key, "is needed with hubble-metrics-server-enable-tls")
         served_openly = self.hubble_disable_tls or not self.hubble_tls_client_ca_files
         if self.hubble_access_file and self.hubble_listen_address and served_openly:
             yield Problem(
@@ -279,3 +336,10 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
                 "needs to know its clients by certificates: set hubble-disable-tls to false and "
                 "hubble-tls-client-ca-files",
             )
+        if self.hubble_metrics_server_enable_tls:
+            for key, value in (
+                ("hubble-metrics-server-tls-cert-file", self.hubble_metrics_server_tls_cert_file),
+                ("hubble-metrics-server-tls-key-file", self.hubble_metrics_server_tls_key_file),
+            ):
+                if value is None:
+                    yield Problem(key, "is needed with hubble-metrics-server-enable-tls")

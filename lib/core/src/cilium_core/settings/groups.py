@@ -25,12 +25,33 @@ class TelemetrySettings:
     )
     otlp_endpoint: str = setting(
         "",
-        "OpenTelemetry collector (host:port, OTLP over gRPC) that metrics are pushed to; empty "
-        "pushes nothing.",
+        "OpenTelemetry collector (host:port, OTLP over gRPC) that metrics and traces are pushed "
+        "to; empty pushes nothing.",
         group="Telemetry",
     )
     otlp_interval: Seconds = setting(
-        30.0, "Time between two pushes to otlp-endpoint.", group="Telemetry", low=0.1
+        30.0, "Time between two pushes of metrics to otlp-endpoint.", group="Telemetry", low=0.1
+    )
+    otlp_trace_ratio: float = setting(
+        1.0,
+        "Share of calls between the programs that begin a trace; what others have begun is always "
+        "followed. 0 makes no traces.",
+        group="Telemetry",
+        low=0,
+        high=1,
+    )
+    otlp_ca_file: Path | None = setting(
+        None,
+        "CA that signed the collector's certificate; turns TLS on, as an endpoint with https:// "
+        "does with the CAs of the system.",
+        group="Telemetry",
+    )
+    otlp_cert_file: Path | None = setting(
+        None, "Certificate shown to the collector.", group="Telemetry"
+    )
+    otlp_key_file: Path | None = setting(None, "Private key of otlp-cert-file.", group="Telemetry")
+    otlp_headers: dict[str, str] = setting(
+        {}, "Headers sent to the collector, such as authorization=….", group="Telemetry"
     )
 
 

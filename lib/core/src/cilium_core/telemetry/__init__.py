@@ -18,7 +18,7 @@ from cilium_core.telemetry.metrics import (
     gauge,
     histogram,
 )
-from cilium_core.telemetry.otlp import pushing
+from cilium_core.telemetry.otlp import pushing, pushing_metrics
 
 __all__ = [
     "REGISTRY",
@@ -33,5 +33,6 @@ __all__ = [
     "get_logger",
     "histogram",
     "pushing",
+    "pushing_metrics",
     "setup_logging",
 ]

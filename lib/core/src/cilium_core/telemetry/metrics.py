@@ -185,7 +185,7 @@ class Registry:
 
     def exposition(self) -> str:
         """Prometheus text of everything registered."""
-        return "".join(_block(instrument) for instrument in self.collect())
+        return "".join(map(_block, self.collect()))
 
 
 def _block(instrument: Counter | Histogram) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import Metric, MetricsData
 
     from cilium_core.settings import TelemetrySettings
+    from cilium_core.telemetry.collectors import Collector
 
 log = get_logger()
 
@@ -43,31 +44,53 @@ async def pushing(
     if not settings.otlp_endpoint:
         await work
         return
-    pusher = Pusher(settings.otlp_endpoint, service=service, node=node, registry=registry)
-    task = asyncio.create_task(pusher.run(settings.otlp_interval))
+    pushed = pushing_metrics(settings, service=service, node=node, registry=registry)
+    task = asyncio.create_task(pushed)
+    await asyncio.sleep(0)  # a task that is cancelled before it began never ends its work
     try:
         await work
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def pushing_metrics(
+    settings: TelemetrySettings, *, service: str, node: str, registry: Registry
+) -> None:
+    """Push the instruments of a registry until cancelled, and once more then."""
+    from cilium_core.telemetry.collectors import Collector
+
+    pusher = Pusher(Collector.of(settings), service=service, node=node, registry=registry)
+    try:
+        await pusher.run(settings.otlp_interval)
+    finally:
         await pusher.push()
         await asyncio.to_thread(pusher.close)
 
 
 class Pusher:
-    """Sends the instruments of a registry to one collector over OTLP/gRPC, without TLS."""
+    """Sends the instruments of a registry to one collector over OTLP/gRPC."""
 
-    def __init__(self, endpoint: str, *, service: str, node: str, registry: Registry) -> None:
-        """Make the exporter; nothing is sent yet. `endpoint` is host:port."""
+    def __init__(
+        self, collector: Collector, *, service: str, node: str, registry: Registry
+    ) -> None:
+        """Make the exporter; nothing is sent yet. Raises InvalidError for files of TLS."""
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
         from opentelemetry.sdk.resources import Resource
 
         attributes = {"service.name": service} | ({"k8s.node.name": node} if node else {})
         self._resource = Resource.create(attributes)
-        self._exporter = OTLPMetricExporter(endpoint=endpoint, insecure=True, timeout=5)
+        credentials = collector.credentials()
+        self._exporter = OTLPMetricExporter(
+            endpoint=collector.target,
+            insecure=credentials is None,
+            credentials=credentials,
+            headers=collector.metadata,
+            timeout=5,
+        )
         self._registry = registry
-        self._endpoint = endpoint
+        self._endpoint = collector.endpoint
         self._started_ns = time.time_ns()
         self._failing = False
 

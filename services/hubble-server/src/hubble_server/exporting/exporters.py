@@ -1,7 +1,8 @@
-"""An exporter: follows the ring like a client, and writes what passes as lines of JSON.
+"""An exporter: follows the ring like a client, and writes what passes to its target.
 
-It reads in steps of its own and never holds the ring back: what it is too slow for is lost to it,
-is counted, and stands in its output as lost events. JSON is made and written on a thread.
+A target is a file of JSON lines, or a collector. The exporter reads in steps of its own and never
+holds the ring back: what it is too slow for is lost to it, is counted, and stands in its output as
+lost events. Events are made and written on a thread.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from cilium_core import flow_filters
 from cilium_core.telemetry import counter, get_logger
@@ -44,9 +45,9 @@ _RETRY_S: Final = 5.0
 _GATHERED: Final = 65_536
 """Lines gathered at the most; then they are written ahead of time."""
 
-_LINES = counter("hubble_server_export_lines_total", "Lines exported.", "name")
+_LINES = counter("hubble_server_export_lines_total", "Events exported.", "name")
 _FAILED = counter(
-    "hubble_server_export_failed_lines_total", "Lines that could not be written.", "name"
+    "hubble_server_export_failed_lines_total", "Events that could not be written.", "name"
 )
 _MISSED = counter(
     "hubble_server_export_missed_events_total",
@@ -95,18 +96,51 @@ class Feed:
     new_events: NewEvents
 
 
-class Exporter:
-    """Runs one export, from now on."""
+class Target(Protocol):
+    """Where events go; used by one thread at a time."""
 
-    def __init__(self, export: Export, feed: Feed) -> None:
+    def write(self, events: Sequence[observer_pb2.ExportEvent]) -> int:
+        """Write events; tells how many were taken. Raises OSError where none were."""
+
+    def close(self) -> None:
+        """Bring out what waits, and give up what is held."""
+
+
+class Lines:
+    """Lines of JSON in a file."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    @classmethod
+    def of(cls, export: Export) -> Lines:
+        """What an export names."""
+        return cls(
+            sink_of(
+                export.path,
+                megabytes=export.megabytes,
+                backups=export.backups,
+                compress=export.compress,
+            )
+        )
+
+    def write(self, events: Sequence[observer_pb2.ExportEvent]) -> int:
+        """Write a line for each event."""
+        self._sink.write(b"".join(map(_line, events)))
+        return len(events)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._sink.close()
+
+
+class Exporter:
+    """Runs one export, from now on; to the file it names where no `target` is given."""
+
+    def __init__(self, export: Export, feed: Feed, target: Target | None = None) -> None:
         self.export = export
         self._feed = feed
-        self._sink: Sink = sink_of(
-            export.path,
-            megabytes=export.megabytes,
-            backups=export.backups,
-            compress=export.compress,
-        )
+        self._target: Target = target or Lines.of(export)
         self._aggregator = self._aggregator_of(export)
         self._failing = False
         self._writing = threading.Lock()
@@ -148,11 +182,7 @@ class Exporter:
             flushing.cancel()
             with suppress(asyncio.CancelledError):
                 await flushing
-            self._flush()
-            with self._writing:
-                # a thread that is about to take events in cannot be cancelled
-                self._running = False
-                self._sink.close()
+            await asyncio.to_thread(self._end)
 
     def _encoding(self, node: NodeFacts, mask: Mask | None) -> Encoding:
         # aggregation looks at whole flows, and chooses fields itself
@@ -200,6 +230,13 @@ class Exporter:
             await asyncio.sleep(self.export.interval_s)
             await asyncio.to_thread(self._flush)
 
+    def _end(self) -> None:
+        self._flush()
+        with self._writing:
+            # a thread that is about to take events in cannot be cancelled
+            self._running = False
+            self._target.close()
+
     def _flush(self) -> None:
         if self._aggregator is None:
             return
@@ -209,9 +246,8 @@ class Exporter:
 
     def _write(self, events: Sequence[observer_pb2.ExportEvent]) -> None:
         name = self.export.name
-        lines = b"".join(map(_line, events))
         try:
-            self._sink.write(lines)
+            written = self._target.write(events)
         except OSError as error:
             _FAILED.add(len(events), name)
             if not self._failing:
@@ -219,12 +255,14 @@ class Exporter:
                            reason=error.strerror)  # fmt: skip
             self._failing = True
             with suppress(OSError):
-                self._sink.close()
+                self._target.close()
             return
         if self._failing:
             _log.info("exporter writes again", exporter=name, path=self.export.path)
             self._failing = False
-        _LINES.add(len(events), name)
+        _LINES.add(written, name)
+        if written < len(events):
+            _FAILED.add(len(events) - written, name)
 
 
 def _line(event: observer_pb2.ExportEvent) -> bytes:

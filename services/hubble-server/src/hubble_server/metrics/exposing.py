@@ -16,6 +16,20 @@ if TYPE_CHECKING:
 OPEN_METRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
+class FlowRegistry(Registry):
+    """The instruments of the metrics at work, whichever these are by then, and some `others`."""
+
+    def __init__(self, metrics: FlowMetrics, others: Iterable[Counter | Histogram]) -> None:
+        super().__init__()
+        self._metrics = metrics
+        self._others = tuple(others)
+
+    def collect(self) -> list[Counter | Histogram]:
+        """Every instrument, as of now."""
+        flows = (one for counted in self._metrics.counted for one in counted.plugin.instruments)
+        return [*flows, *self._others]
+
+
 class MetricsEndpoint:
     """Serves `/metrics`: the flow metrics, what is `always` shown, and its own requests."""
 
@@ -33,7 +47,7 @@ class MetricsEndpoint:
             ("code",),
             (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         )
-        self._always: tuple[Counter | Histogram, ...] = (*always, self._requests, self._durations)
+        self._registry = FlowRegistry(metrics, (*always, self._requests, self._durations))
         self.http = HttpServer()
         self.http.route("GET", "/metrics", self._answer)
 
@@ -48,17 +62,9 @@ class MetricsEndpoint:
         self._durations.observe(time.perf_counter() - started, "200")
         return response
 
-    def _instruments(self) -> Iterator[Counter | Histogram]:
-        for one in self._metrics.counted:
-            yield from one.plugin.instruments
-        yield from self._always
-
     def text(self) -> str:
         """Prometheus' text."""
-        registry = Registry()
-        for instrument in self._instruments():
-            registry.add(instrument)
-        return registry.exposition()
+        return self._registry.exposition()
 
     def open_metrics(self) -> str:
         """The same in OpenMetrics."""
@@ -68,7 +74,7 @@ class MetricsEndpoint:
             for (of, values), exemplar in one.exemplars.copy().items()
         }
         lines: list[str] = []
-        for instrument in self._instruments():
+        for instrument in self._registry.collect():
             family = instrument.name
             if isinstance(instrument, Counter):
                 family = family.removesuffix("_total")

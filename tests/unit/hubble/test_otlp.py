@@ -1,0 +1,257 @@
+"""Flows reach an OpenTelemetry collector as log records and counts, and what is lost is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from cilium_core.settings import TelemetrySettings
+from cilium_core.telemetry import collectors as core
+from cilium_core.telemetry import pushing_metrics
+from cilium_core.telemetry.collectors import LOST, SENT
+from flow import flow_pb2
+from google.protobuf import any_pb2, wrappers_pb2
+from hubble_server.exporting.exporters import Export, Exporter, Feed
+from hubble_server.exporting.log_records import request_of
+from hubble_server.exporting.otlp import LogRecords
+from hubble_server.metrics.configuring import parse_static
+from hubble_server.metrics.counting import Counted, FlowMetrics
+from hubble_server.metrics.exposing import FlowRegistry
+from hubble_server.servicers.streaming import NewEvents
+from observer import observer_pb2
+
+from tests.unit.collecting import LIMIT_S, attributes, collecting
+from tests.unit.hubble.loads import event, strange
+from tests.unit.hubble.pipelines import NODE, Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import pytest
+
+
+@asynccontextmanager
+async def exporting(
+    pipeline: Pipeline, address: str, export: Export | None = None, *, limit: int = 10_000
+) -> AsyncIterator[Exporter]:
+    feed = Feed(pipeline.store, pipeline.directory, lambda: NODE, NewEvents(pipeline.store))
+    target = LogRecords(core.Collector(address), lambda: NODE, limit=limit)
+    exporter = Exporter(export or Export("otlp", address), feed, target)
+    task = asyncio.create_task(exporter.run())
+    await asyncio.sleep(0)
+    try:
+        yield exporter
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def lost(reason: str) -> float:
+    return LOST.value("flows", reason)
+
+
+async def until_lost(reason: str, count: float) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while lost(reason) < count:  # noqa: ASYNC110  counted by a thread
+            await asyncio.sleep(0.01)
+
+
+def a_flow(**fields: Any) -> observer_pb2.ExportEvent:
+    made = observer_pb2.ExportEvent(node_name="default/n", flow=flow_pb2.Flow(**fields))
+    made.time.FromNanoseconds(7_000_000_001)
+    return made
+
+
+def record_of(event: observer_pb2.ExportEvent, observed_ns: int = 0) -> Any:
+    request = request_of([event], observed_ns, {})
+    return request.resource_logs[0].scope_logs[0].log_records[0]
+
+
+def test_a_record_has_what_one_searches_by_and_the_whole_flow_as_its_body() -> None:
+    made = a_flow(
+        uuid="u",
+        verdict=flow_pb2.DROPPED,
+        drop_reason_desc=flow_pb2.POLICY_DENIED,
+        IP=flow_pb2.IP(source="10.0.0.1", destination="10.0.0.2", ipVersion=flow_pb2.IPv4),
+        l4=flow_pb2.Layer4(TCP=flow_pb2.TCP(source_port=5, destination_port=80)),
+        source=flow_pb2.Endpoint(
+            identity=9, namespace="shop", pod_name="cart", labels=["k8s:a=b"],
+            workloads=[flow_pb2.Workload(name="carts", kind="Deployment")],
+        ),
+        is_reply=wrappers_pb2.BoolValue(value=False),
+        socket_cookie=(1 << 64) - 1,
+    )  # fmt: skip
+    made.flow.time.FromNanoseconds(7_000_000_001)
+
+    record = record_of(made, 8)
+
+    assert (record.time_unix_nano, record.observed_time_unix_nano) == (7_000_000_001, 8)
+    assert (record.event_name, record.severity_text) == ("hubble.flow", "WARN")
+    assert attributes(record.attributes) == {
+        "cilium.flow.uuid": "u",
+        "cilium.flow.verdict": "DROPPED",
+        "cilium.flow.drop_reason": "POLICY_DENIED",
+        "cilium.flow.is_reply": False,
+        "source.address": "10.0.0.1",
+        "destination.address": "10.0.0.2",
+        "network.type": "ipv4",
+        "network.transport": "tcp",
+        "source.port": 5,
+        "destination.port": 80,
+        "cilium.source.identity": 9,
+        "cilium.source.namespace": "shop",
+        "cilium.source.pod": "cart",
+        "cilium.source.workload": "carts",
+        "cilium.node.name": "default/n",
+    }
+    body = attributes(record.body.kvlist_value.values)
+    assert body["time"] == "1970-01-01T00:00:07.000000001Z"
+    assert body["verdict"] == "DROPPED"
+    assert body["is_reply"] is False
+    assert body["socket_cookie"] == str((1 << 64) - 1)  # too large for a number there
+    source = attributes(body["source"].values)
+    assert [one.string_value for one in source["labels"].values] == ["k8s:a=b"]
+
+
+def test_a_request_belongs_to_the_trace_that_it_carried() -> None:
+    http = flow_pb2.HTTP(method="GET", url="http://cart/1", code=200)
+    made = a_flow(verdict=flow_pb2.FORWARDED, l7=flow_pb2.Layer7(http=http))
+    made.flow.trace_context.parent.trace_id = "0af7651916cd43dd8448eb211c80319c"
+    record = record_of(made, 0)
+    assert record.trace_id.hex() == "0af7651916cd43dd8448eb211c80319c"
+    assert record.severity_text == "INFO"
+    found = attributes(record.attributes)
+    assert (found["http.request.method"], found["http.response.status_code"]) == ("GET", 200)
+    made.flow.trace_context.parent.trace_id = "?" * 32
+    assert record_of(made, 0).trace_id == b""
+
+
+def test_extensions_are_shown_where_their_type_is_known_and_kept_where_not() -> None:
+    known, unknown = a_flow(), a_flow()
+    known.flow.extensions.Pack(flow_pb2.IP(source="10.0.0.1"))
+    unknown.flow.extensions.CopyFrom(any_pb2.Any(type_url="x.org/No", value=b"\1"))
+    bodies = [attributes(record_of(one, 0).body.kvlist_value.values) for one in (known, unknown)]
+    assert attributes(bodies[0]["extensions"].values)["source"] == "10.0.0.1"
+    assert attributes(bodies[1]["extensions"].values) == {"type_url": "x.org/No", "value": b"\1"}
+
+
+async def test_flows_and_losses_become_log_records_of_the_node() -> None:
+    pipeline = Pipeline()
+    async with collecting() as collector, exporting(pipeline, collector.address):
+        pipeline.feed(strange(60, 1), lost={0: 7})
+        expected = pipeline.flows()
+        request = await asyncio.wait_for(collector.logs.get(), LIMIT_S)
+
+    (resource,) = request.resource_logs
+    described = attributes(resource.resource.attributes)
+    assert described["k8s.node.name"] == NODE.name
+    records = resource.scope_logs[0].log_records
+    flows = [one for one in records if one.event_name == "hubble.flow"]
+    uuids = [attributes(one.attributes)["cilium.flow.uuid"] for one in flows]
+    assert uuids == [flow.uuid for flow in expected]
+    (loss,) = [one for one in records if one.event_name == "hubble.lost_events"]
+    assert attributes(loss.body.kvlist_value.values)["num_events_lost"] == 7
+
+
+async def test_filters_and_masks_choose_what_a_collector_gets() -> None:
+    pipeline = Pipeline()
+    export = Export(
+        "otlp",
+        "",
+        allow=(flow_pb2.FlowFilter(verdict=[flow_pb2.DROPPED]),),
+        field_mask=("verdict", "source.pod_name"),
+    )
+    async with collecting() as collector, exporting(pipeline, collector.address, export):
+        pipeline.feed(strange(200, 2), lost={0: 7})
+        dropped = [flow for flow in pipeline.flows() if flow.verdict == flow_pb2.DROPPED]
+        records = await collector.log_records(len(dropped))
+    assert len(records) == len(dropped)
+    for record in records:
+        body = attributes(record.body.kvlist_value.values)
+        assert body["verdict"] == "DROPPED"
+        assert set(body) <= {"verdict", "source"}
+
+
+async def test_flows_wait_for_a_collector_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "_WAIT_S", 0.05)
+    pipeline = Pipeline()
+    async with collecting() as collector:
+        address = collector.address
+    async with exporting(pipeline, address):
+        pipeline.feed(strange(50, 3))
+        count = len(pipeline.flows())
+        async with collecting(address) as back:
+            back.refuse_with = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED]
+            records = await back.log_records(count)
+    assert len(records) == count
+
+
+async def test_what_has_no_room_and_what_is_refused_is_counted() -> None:
+    pipeline = Pipeline()
+    full, refused = lost("queue full"), lost("refused")
+    async with collecting() as collector, exporting(pipeline, collector.address, limit=40):
+        pipeline.feed(strange(100, 4))
+        count = len(pipeline.flows())
+        assert len(await collector.log_records(40)) == 40
+        await until_lost("queue full", full + count - 40)
+        collector.reject = 1
+        pipeline.feed(event(type=4))
+        await until_lost("refused", refused + 1)
+        collector.refuse_with = [grpc.StatusCode.INVALID_ARGUMENT]
+        pipeline.feed(event(type=4))
+        await until_lost("refused", refused + 2)
+
+
+async def test_all_that_was_seen_is_sent_or_counted_when_the_server_ends() -> None:
+    pipeline = Pipeline()
+    sent, left = SENT.value("flows"), lost("left at the end")
+    async with collecting() as collector:
+        async with exporting(pipeline, collector.address) as exporter:
+            pipeline.feed(strange(700, 5))
+            count = len(pipeline.flows())
+            async with asyncio.timeout(LIMIT_S):
+                while exporter.taken < count:  # noqa: ASYNC110  counted after a thread's work
+                    await asyncio.sleep(0.01)
+        assert SENT.value("flows") == sent + count
+    assert lost("left at the end") == left
+
+
+async def test_counts_of_flows_arrive_with_their_labels() -> None:
+    pipeline = Pipeline()
+    metrics = FlowMetrics(pipeline.directory, lambda: NODE)
+    metrics.counted = tuple(Counted(one.make()) for one in parse_static(["drop"]))
+    drops = metrics.counted[0].plugin.instruments[0]
+    assert hasattr(drops, "add")
+    drops.add(3, "POLICY_DENIED", "TCP")
+    async with collecting() as collector:
+        settings = replace(
+            TelemetrySettings(),
+            otlp_endpoint=collector.address,
+            otlp_interval=0.1,
+            otlp_headers={"Authorization": "secret"},
+        )
+        pushed = pushing_metrics(
+            settings, service="flows", node="n", registry=FlowRegistry(metrics, [])
+        )
+        task = asyncio.create_task(pushed)
+        request = await asyncio.wait_for(collector.metrics.get(), LIMIT_S)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert collector.headers["authorization"] == "secret"
+    (metric,) = request.resource_metrics[0].scope_metrics[0].metrics
+    assert metric.name == "hubble_drop_total"
+    (point,) = metric.sum.data_points
+    assert (point.as_double, attributes(point.attributes)) == (
+        3,
+        {"reason": "POLICY_DENIED", "protocol": "TCP"},
+    )
+
+
+def test_a_collector_is_found_by_address_and_by_url() -> None:
+    assert core.Collector("h:1").target == "h:1"
+    assert core.Collector("http://h:1/").target == "h:1"
+    assert core.Collector("http://h:1").credentials() is None
+    assert core.Collector("https://h:1").credentials() is not None
