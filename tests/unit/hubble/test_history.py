@@ -20,7 +20,8 @@ from hubble_server.history.answering import ALL, answer, reaches_back
 from hubble_server.history.files import Opened, convert
 from hubble_server.history.journals import Journal
 from hubble_server.history.layout import parts_of
-from hubble_server.history.reading import Asked, Reading
+from hubble_server.history.reading import Reading
+from hubble_server.history.walking import Asked
 from hubble_server.history.writing import History, Limits
 from hubble_server.servicers.streaming import Chunk
 from observer import observer_pb2
@@ -322,12 +323,40 @@ async def test_the_history_goes_on_in_the_ring_without_gap_or_duplicate(tmp_path
     assert len(uuids(kept.read())) == 9000
 
 
+@pytest.mark.parametrize("flush", [True, False])
+async def test_the_last_flows_are_the_newest_wherever_they_are(tmp_path: Path, flush: bool) -> None:
+    kept = Kept(tmp_path, capacity=63)
+    for seed in range(4):
+        kept.feed(traffic(700, 4, seed))
+        if seed == 1:
+            kept.complete()
+        if flush or seed < 3:
+            kept.history.step()
+    everything = uuids(await kept.answer(Query(number=ALL)))
+    for number in (100, 799, 2100, 2750, 10_000):
+        query = Query(number=number)
+        assert reaches_back(kept.store, query)
+        assert uuids(await kept.answer(query)) == everything[-number:]
+    dropped = flow_pb2.FlowFilter(verdict=[flow_pb2.DROPPED])
+    query = Query(number=50, filters=kept.filters([dropped]))
+    found = await kept.answer(query, Asked(whitelist=[dropped]))
+    all_dropped = await kept.answer(
+        replace(query, number=ALL), Asked(whitelist=[dropped])
+    )  # fmt: skip
+    assert len(found) == 50
+    assert found == all_dropped[-50:]
+    until_ns = all_dropped[-60].time.ToNanoseconds()
+    earlier = replace(query, until_ns=until_ns)
+    asked = Asked(whitelist=[dropped], until_ns=until_ns)
+    assert await kept.answer(earlier, asked) == all_dropped[-109:-59]
+
+
 def test_only_queries_older_than_the_ring_reach_back(kept: Kept) -> None:
     kept.feed(traffic(50, 4))
     first_ns = kept.flows()[0].time.ToNanoseconds()
     reach = [
         Query(since_ns=first_ns - 1), Query(first=True, number=3), Query(number=ALL),
-        Query(until_ns=first_ns - 1),
+        Query(until_ns=first_ns - 1), Query(number=51), Query(number=51, follow=True),
     ]  # fmt: skip
     stay = [
         Query(since_ns=first_ns), Query(number=20), Query(follow=True), Query(),

@@ -52,6 +52,7 @@ def unseen(answer: flows_pb2.AggregateFlowsResponse) -> Iterator[str]:
             (budget.lost_in_kernel, "in the kernel, where events came faster than they were read"),
             (budget.lost_in_queue, "in the queue of what proxies saw"),
             (budget.lost_in_ring, "in the ring, overwritten while they were counted"),
+            (budget.lost_in_history, "in the history, not written or not readable"),
         )
         for lost, place in places:
             if lost:
@@ -90,6 +91,7 @@ def as_document(answer: flows_pb2.AggregateFlowsResponse, by: Sequence[str]) -> 
             "lost_in_kernel": budget.lost_in_kernel,
             "lost_in_queue": budget.lost_in_queue,
             "lost_in_ring": budget.lost_in_ring,
+            "lost_in_history": budget.lost_in_history,
         }
         for budget in answer.budgets
     ]

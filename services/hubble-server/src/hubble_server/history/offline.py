@@ -20,7 +20,8 @@ from observer import observer_pb2
 
 from hubble_server.encoding.masks import parse_mask
 from hubble_server.history.layout import parts_of
-from hubble_server.history.reading import Asked, Reading
+from hubble_server.history.reading import Reading
+from hubble_server.history.walking import Asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,97 +1,27 @@
-"""Reads a history: parts in order, filters on columns, encoded responses out.
-
-Of a complete part only the row groups in range are looked at, and of these only the columns that
-the filters ask for, until something passes.
-"""
+"""Reads a history: parts in order, filters on columns, encoded responses out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow as pa
-from cilium_core.telemetry import get_logger
 from flow import flow_pb2
 from observer import observer_pb2
 
-from hubble_server.encoding.encoder import Encoder
-from hubble_server.encoding.masks import Mask
-from hubble_server.facts import NodeFacts
-from hubble_server.filters import FilterContext, Filters, compile_filters
-from hubble_server.filters.columns import Columns
-from hubble_server.flows.columns import KIND_FLOW, KIND_LOST, KIND_RECORD, SCHEMA
-from hubble_server.history.files import Opened
-from hubble_server.history.journals import DamagedError, Frame, read_frames
-from hubble_server.history.layout import Part
-from hubble_server.history.tables import add_rows, decode_node
-from hubble_server.metadata.directory import Directory
+from hubble_server.flows.columns import KIND_FLOW, KIND_LOST, KIND_RECORD
+from hubble_server.history.walking import Chosen, Place, Stretch, Unreadable, Walker
 from hubble_server.servicers.streaming import Chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from hubble_server.history.layout import Part
+    from hubble_server.history.walking import Asked
 
-_log = get_logger()
 _MOST: Final = 1024
 """Most responses encoded at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked of a history. Times are nanoseconds since the epoch, both ends inclusive."""
-
-    whitelist: Sequence[flow_pb2.FlowFilter] = ()
-    blacklist: Sequence[flow_pb2.FlowFilter] = ()
-    mask: Mask | None = None
-    since_ns: int | None = None
-    until_ns: int | None = None
-    number: int = 0
-    """Flows to hand out, the oldest ones; 0 is no limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A place in a history: everything before a row of a part."""
-
-    part: int = 0
-    row: int = 0
-
-
-class _Rows(Protocol):
-    """Rows of a part that are read together."""
-
-    count: int
-
-    def __getitem__(self, name: str, /) -> NDArray[Any]: ...
-
-    def messages(self, rows: NDArray[np.intp], /) -> list[bytes]: ...
-
-
-class _FrameRows:
-    def __init__(self, frame: Frame) -> None:
-        self._frame = frame
-        self.count = frame.count
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._frame.columns[name]
-
-    def messages(self, rows: NDArray[np.intp]) -> list[bytes]:
-        return [self._frame.messages[row] for row in rows.tolist()]
-
-
-class _Chosen:
-    """Some rows, whose columns are read when they are asked for."""
-
-    def __init__(self, rows: _Rows, chosen: NDArray[np.intp]) -> None:
-        self._rows = rows
-        self._chosen = chosen
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._rows[name][self._chosen]
 
 
 class Reading:
@@ -110,10 +40,9 @@ class Reading:
         find: Callable[[int], Part | None] = lambda _: None,
     ) -> None:
         self._parts = parts
-        self._asked = asked
-        self._start = start or Place()
+        self._walker = Walker(asked, start or Place(), find)
         self._on_damage = on_damage
-        self._find = find
+        self._limited = bool(asked.number)
         self.remaining = asked.number
         """Flows that may still be handed out, where there is a limit."""
         self.ended = False
@@ -121,75 +50,21 @@ class Reading:
 
     def __iter__(self) -> Iterator[Chunk]:
         for part in self._parts:
+            for found in self._walker.part(part, self._stretch):
+                if isinstance(found, Unreadable):
+                    self._on_damage(found.reason)
+                    yield _loss(found.part)
+                else:
+                    yield found
             if self.ended:
                 return
-            if part.number >= self._start.part:
-                yield from self._part(part)
 
-    def _part(self, part: Part) -> Iterator[Chunk]:
-        asked = self._asked
-        if not part.may_hold(asked.since_ns, asked.until_ns):
+    def _stretch(self, stretch: Stretch) -> Iterator[Chunk]:
+        if self.ended:
             return
-        read = self._start.row if part.number == self._start.part else 0
-        try:
-            rows = self._journal(part) if part.is_journal else self._file(part)
-            for first, stretch, tools in rows:
-                end = part.rows - first if part.rows else stretch.count
-                yield from self._stretch(stretch, tools, max(0, read - first), end)
-                if self.ended or (part.rows and end <= stretch.count):
-                    return
-        except FileNotFoundError:
-            now = self._find(part.number)
-            if now is None or now.path == part.path:
-                _log.debug("a part of the history was removed while it was read", part=part.number)
-            else:
-                # the same rows in the same order, and those written since
-                limited = Part(now.number, now.path, now.first_ns, now.last_ns, part.rows)
-                yield from self._part(limited)
-        except (DamagedError, OSError, pa.ArrowException) as error:
-            self._on_damage(str(error))
-            yield _loss(part)
-
-    def _file(self, part: Part) -> Iterator[tuple[int, _Rows, _Tools]]:
-        opened = Opened(part.path)
-        try:
-            tools = self._tools(opened.directory, opened.node)
-            for first, group in opened.groups(self._asked.since_ns, self._asked.until_ns):
-                yield first, group, tools
-        finally:
-            opened.close()
-
-    def _journal(self, part: Part) -> Iterator[tuple[int, _Rows, _Tools]]:
-        directory, first = Directory(), 0
-        tools: _Tools | None = None
-        for frame in read_frames(part.path):
-            add_rows(directory, frame.added)
-            if tools is None:
-                tools = self._tools(directory, decode_node(frame.node))
-            yield first, _FrameRows(frame), tools
-            first += frame.count
-
-    def _tools(self, directory: Directory, node: NodeFacts) -> _Tools:
-        asked = self._asked
-        filters = compile_filters(
-            FilterContext(directory, node), asked.whitelist, asked.blacklist
-        )  # fmt: skip
-        return _Tools(filters, Encoder(node, directory, asked.mask), node)
-
-    def _stretch(self, rows: _Rows, tools: _Tools, start: int, end: int) -> Iterator[Chunk]:
-        asked = self._asked
-        mask = np.ones(rows.count, dtype=np.bool_)
-        mask[:start] = False
-        mask[max(0, end) :] = False
-        if asked.since_ns is not None:
-            mask &= rows["time_ns"] >= asked.since_ns
-        if asked.until_ns is not None:
-            mask &= rows["time_ns"] <= asked.until_ns
-        if not mask.any():
-            return
-        found = np.flatnonzero(_passing(rows, tools.filters, mask))
-        kinds = rows["kind"]
-        if self._asked.number:
+        found = np.flatnonzero(stretch.passing())
+        kinds = stretch.rows["kind"]
+        if self._limited:
             counts = np.cumsum(kinds[found] != KIND_LOST)
             if len(counts) and counts[-1] >= self.remaining:
                 found = found[: int(np.searchsorted(counts, self.remaining)) + 1]
@@ -197,43 +72,42 @@ class Reading:
             elif len(counts):
                 self.remaining -= int(counts[-1])
         for at in range(0, len(found), _MOST):
-            yield _encode(rows, found[at : at + _MOST], kinds, tools)
+            yield _encode(stretch, found[at : at + _MOST], kinds)
 
 
-@dataclass(frozen=True, slots=True)
-class _Tools:
-    """What the rows of one part are read with."""
-
-    filters: Filters
-    encoder: Encoder
-    node: NodeFacts
-
-
-def _passing(rows: _Rows, filters: Filters, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of the rows wanted, those that pass, and losses, which bypass filters."""
-    kinds = rows["kind"]
-    lost: NDArray[np.bool_] = wanted & (kinds == KIND_LOST)
-    mask: NDArray[np.bool_] = wanted & (kinds <= KIND_RECORD)
-    if not filters.pass_all and mask.any():
-        mask &= filters.mask(Columns(rows, rows.count))
-        if filters.matches is not None:
-            records = np.flatnonzero(mask & (kinds == KIND_RECORD))
-            for row, message in zip(records.tolist(), rows.messages(records), strict=True):
-                mask[row] = filters.matches(flow_pb2.Flow.FromString(message))
-            if filters.messages is not None:
-                flows = np.flatnonzero(mask & (kinds == KIND_FLOW))
-                batch = {name: rows[name][flows] for name in SCHEMA}
-                mask[flows] = [filters.matches(flow) for flow in filters.messages(batch)]
-    mask |= lost
-    return mask
+def place_of_last(
+    parts: Sequence[Part],
+    asked: Asked,
+    number: int,
+    *,
+    find: Callable[[int], Part | None] = lambda _: None,
+) -> tuple[Place, int]:
+    """Where the last `number` flows that are asked for begin, and how many there are."""
+    walker, place, counted = Walker(asked, Place(), find), Place(), 0
+    for part in reversed(parts):
+        for hits in walker.part(part, _hits, backwards=True):
+            if isinstance(hits, Unreadable):
+                continue  # told when the flows are read
+            chosen = hits[max(0, len(hits) - (number - counted)) :]
+            place = Place(part.number, int(chosen[0]))
+            counted += len(chosen)
+            if counted == number:
+                return place, counted
+    return place, counted
 
 
-def _encode(
-    rows: _Rows, chosen: NDArray[np.intp], kinds: NDArray[np.uint8], tools: _Tools
-) -> Chunk:
+def _hits(stretch: Stretch) -> Iterator[NDArray[np.intp]]:
+    """Numbers of the flows that pass, if there are any."""
+    hits = np.flatnonzero(stretch.passing() & (stretch.rows["kind"] != KIND_LOST))
+    if len(hits):
+        yield stretch.first + hits
+
+
+def _encode(stretch: Stretch, chosen: NDArray[np.intp], kinds: NDArray[np.uint8]) -> Chunk:
+    rows, tools = stretch.rows, stretch.tools
     times: list[int] = rows["time_ns"][chosen].tolist()
     are_flows = kinds[chosen] == KIND_FLOW
-    flows: Any = _Chosen(rows, chosen[are_flows])
+    flows: Any = Chosen(rows, chosen[are_flows])
     made = iter(tools.encoder.responses(flows))
     others = iter(rows.messages(chosen[~are_flows]) if not are_flows.all() else ())
     responses = []
