@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _MAX_LAST = 1_000_000
 _ALL = (1 << 64) - 1
-_OF_FLOWS = ("uuid", "source_identity", "destination_identity", "ip_version")
+_OF_FLOWS = ("uuid", "verdict", "traffic_direction", "ip_version")
 """Fields of a filter that nothing but a flow can match, whatever value is asked for."""
 
 

@@ -1,8 +1,7 @@
 """CEL expressions over flows: Google's own evaluator, with `_flow` being a flow.Flow.
 
 An expression is compiled and type-checked once, in the container `flow`, so that `Verdict.DROPPED`
-names what it does in the API. What fails while it is evaluated, a division by zero say, does not
-match.
+names what it does in the API.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from flow import flow_pb2
 from cilium_core.errors import InvalidError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 MAX_LENGTH: Final = 4096
 """Most characters of an expression."""
@@ -33,8 +32,28 @@ def _environment() -> Any:
     return cel.NewEnv(variables={"_flow": kind}, container="flow")
 
 
-def compile_expression(text: str) -> Callable[[flow_pb2.Flow], bool]:
-    """The predicate of an expression; it never raises. Raises CelError."""
+def compile_expressions(texts: Sequence[str]) -> Callable[[flow_pb2.Flow], bool]:
+    """A predicate that asks expressions in turn until one holds; it never raises.
+
+    One that fails, as a division by zero does, ends the asking, and the flow does not pass.
+    Raises CelError.
+    """
+    programs = [_compile(text) for text in texts]
+
+    def holds(flow: flow_pb2.Flow) -> bool:
+        try:
+            for program in programs:
+                found = program.eval(data={"_flow": flow}).value()
+                if found is not False:
+                    return found is True  # anything else is a failure, told as a text
+        except RuntimeError:
+            return False
+        return False
+
+    return holds
+
+
+def _compile(text: str) -> Any:
     if len(text) > MAX_LENGTH:
         raise CelError(f"{len(text)} characters, and {MAX_LENGTH} is the most")
     try:
@@ -45,11 +64,4 @@ def compile_expression(text: str) -> Callable[[flow_pb2.Flow], bool]:
     kind = program.return_type()
     if kind != cel.Type.BOOL:
         raise CelError(f"expected the expression to be a bool, and it is a {kind.name().lower()}")
-
-    def holds(flow: flow_pb2.Flow) -> bool:
-        try:
-            return program.eval(data={"_flow": flow}).value() is True
-        except RuntimeError:
-            return False
-
-    return holds
+    return program

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from cilium_core.errors import InvalidError
 from cilium_core.label_selectors import SelectorError, parse_selector
+from cilium_core.request_paths import request_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -95,12 +96,9 @@ def compile_filter(wanted: FlowFilter) -> Predicate:
     for field, build in _BUILDERS.items():
         values = getattr(wanted, field)
         if values:
+            if field in _HTTP_TITLES:
+                _check_http_event_type(field, wanted.event_type)
             checks.append(build(values))
-    for field in _HTTP:
-        values = getattr(wanted, field)
-        if values:
-            _check_http_event_type(field, wanted.event_type)
-            checks.append(_HTTP[field](values))
     if wanted.experimental.cel_expression:
         checks.append(_cel(wanted.experimental.cel_expression))
     if len(checks) == 1:
@@ -109,13 +107,12 @@ def compile_filter(wanted: FlowFilter) -> Predicate:
 
 
 def _cel(texts: Sequence[str]) -> Predicate:
-    from cilium_core.cel import CelError, compile_expression  # few filters need it
+    from cilium_core.cel import CelError, compile_expressions  # few filters need it
 
     try:
-        expressions = [compile_expression(text) for text in texts]
+        return compile_expressions(texts)
     except CelError as error:
         raise FilterError(f"error compiling CEL expression: {error}") from error
-    return lambda flow: any(holds(flow) for holds in expressions)
 
 
 def _any_of(get: Callable[[Flow], Any]) -> Callable[[Sequence[Any]], Predicate]:
@@ -124,6 +121,16 @@ def _any_of(get: Callable[[Flow], Any]) -> Callable[[Sequence[Any]], Predicate]:
     def build(values: Sequence[Any]) -> Predicate:
         listed = frozenset(values)
         return lambda flow: get(flow) in listed
+
+    return build
+
+
+def _identities(end: str) -> Callable[[Sequence[int]], Predicate]:
+    """A flow without that end has no identity, which is not the identity 0."""
+
+    def build(values: Sequence[int]) -> Predicate:
+        listed = frozenset(values)
+        return lambda flow: flow.HasField(end) and getattr(flow, end).identity in listed
 
     return build
 
@@ -197,7 +204,7 @@ def _addresses(field: str) -> Callable[[Sequence[str]], Predicate]:
                 return False
             if text in exact:
                 return True
-            if not networks:
+            if not networks or "%" in text:  # with a zone it is in no network
                 return False
             try:
                 address = ipaddress.ip_address(text)
@@ -458,28 +465,10 @@ def _http_paths(values: Sequence[str]) -> Predicate:
     ]
 
     def holds(flow: Flow) -> bool:
-        path = _request_path(flow.l7.http.url)
+        path = request_path(flow.l7.http.url)
         return path is not None and any(regex.search(path) for regex in regexes)
 
     return holds
-
-
-def _request_path(url: str) -> str | None:
-    """Decoded path of an absolute URL or absolute path; None when it is neither."""
-    from urllib.parse import unquote, urlsplit
-
-    if url == "*":
-        return url
-    if not url or re.search(r"%(?![0-9a-fA-F]{2})|[\x00-\x1f\x7f]", url):
-        return None
-    if not url.startswith("/") and not re.match(r"[a-zA-Z][-+.a-zA-Z0-9]*:", url):
-        return None
-    if not url.startswith("/") and url[url.index(":") + 1 : url.index(":") + 2] != "/":
-        return ""  # as in mailto:a@b
-    try:
-        return unquote(urlsplit(url).path)
-    except ValueError:
-        return None
 
 
 def _http_urls(values: Sequence[str]) -> Predicate:
@@ -509,13 +498,6 @@ def _check_http_event_type(field: str, types: Sequence[EventTypeFilter]) -> None
         )
 
 
-_HTTP: dict[str, Callable[[Any], Predicate]] = {
-    "http_status_code": _http_status_codes,
-    "http_method": _http_methods,
-    "http_path": _http_paths,
-    "http_url": _http_urls,
-    "http_header": _http_headers,
-}
 _HTTP_TITLES = {
     "http_status_code": "status code",
     "http_method": "method",
@@ -530,8 +512,8 @@ _BUILDERS: dict[str, Callable[[Any], Predicate]] = {
     "drop_reason_desc": _drop_reasons,
     "reply": _replies,
     "encrypted": _any_of(lambda flow: flow.IP.encrypted),
-    "source_identity": _any_of(lambda flow: flow.source.identity),
-    "destination_identity": _any_of(lambda flow: flow.destination.identity),
+    "source_identity": _identities("source"),
+    "destination_identity": _identities("destination"),
     "protocol": _protocols,
     "source_ip": _addresses("source"),
     "destination_ip": _addresses("destination"),
@@ -556,6 +538,11 @@ _BUILDERS: dict[str, Callable[[Any], Predicate]] = {
     "node_labels": _labels(lambda flow: flow.node_labels, "node"),
     "source_port": _ports("source"),
     "destination_port": _ports("destination"),
+    "http_status_code": _http_status_codes,
+    "http_method": _http_methods,
+    "http_path": _http_paths,
+    "http_url": _http_urls,
+    "http_header": _http_headers,
     "tcp_flags": _tcp_flags,
     "node_name": _node_names,
     "source_cluster_name": _clusters("source"),
