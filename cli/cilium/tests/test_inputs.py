@@ -10,7 +10,7 @@ from cilium_cli import outputs, targets
 from cilium_cli.commands.endpoints import parse_endpoint
 from cilium_cli.errors import InputError, NotFoundError
 from cilium_cli.lab import layouts, objects
-from cilium_cli.policy_texts import port_text
+from cilium_core.verdict_texts import port_text
 
 if TYPE_CHECKING:
     from pathlib import Path

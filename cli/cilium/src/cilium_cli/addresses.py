@@ -7,7 +7,7 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from cilium_cli.policy_texts import PROTOCOLS, protocol_text
+from cilium_core.verdict_texts import PROTOCOLS, protocol_text
 
 if TYPE_CHECKING:
     from cilium.agent.v1.agent_pb2 import ServiceAddress

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hubble_cli import arguments
 from hubble_cli.arguments import Command, Flag, Section
-from hubble_cli.commands import asking, configuring, counting, observing, telling
+from hubble_cli.commands import asking, configuring, counting, explaining, observing, telling
 from hubble_cli.errors import HubbleError
 from hubble_cli.settings import GLOBAL, SERVER
 
@@ -50,6 +50,7 @@ ROOT = Command(
         counting.TOP,
         telling.VERSION,
         asking.WATCH,
+        explaining.COMMAND,
         telling.COMPLETE,
     ),
 )

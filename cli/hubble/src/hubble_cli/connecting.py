@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import grpc
-    from cilium.flows.v1 import flows_pb2
+    from cilium.flows.v1 import explain_pb2, flows_pb2
     from google.protobuf.message import Message
     from observer import observer_pb2
 
@@ -195,6 +195,50 @@ class Connection:
                 raise
             return self._counted_here(request)
         return counted
+
+    def explanation(
+        self, request: explain_pb2.ExplainFlowRequest
+    ) -> explain_pb2.ExplainFlowResponse:
+        """Why a flow had its verdict: what the server says, or the flow alone. RemoteError."""
+        import grpc
+        from cilium.flows.v1 import explain_pb2
+
+        method = "/cilium.flows.v1.ExplanationService/ExplainFlow"
+        try:
+            told: explain_pb2.ExplainFlowResponse = self.ask(
+                method, request, explain_pb2.ExplainFlowResponse
+            )
+        except RemoteError as error:
+            cause = error.__cause__
+            if not isinstance(cause, grpc.RpcError):
+                raise
+            if cause.code() is grpc.StatusCode.NOT_FOUND:
+                raise RemoteError(cause.details() or "no such flow") from error
+            if cause.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            return self._explained_here(request)
+        return told
+
+    def _explained_here(
+        self, request: explain_pb2.ExplainFlowRequest
+    ) -> explain_pb2.ExplainFlowResponse:
+        from cilium_core.flow_explanations import describe
+        from observer import observer_pb2
+
+        wanted = observer_pb2.GetFlowsRequest()
+        wanted.CopyFrom(request.flows)
+        wanted.number = 0 if wanted.HasField("since") else 1
+        found: observer_pb2.GetFlowsResponse | None = None
+        for response in self.stream(
+            "/observer.Observer/GetFlows", wanted, observer_pb2.GetFlowsResponse
+        ):
+            if response.HasField("flow"):
+                found = response
+        if found is None:
+            raise RemoteError("the server has no such flow, or no longer")
+        answer = describe(found.flow, found.node_name)
+        answer.notes.append("Policies were not asked: the server is of a kind that cannot tell.")
+        return answer
 
     def _counted_here(
         self, request: flows_pb2.AggregateFlowsRequest

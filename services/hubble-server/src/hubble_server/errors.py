@@ -6,6 +6,8 @@
     │   ├── RequestError        a request that cannot be understood
     │   │   └── MaskError       a field mask that does not fit flow.Flow
     │   └── ContradictionError  a request whose parts exclude each other
+    ├── NotFoundError
+    │   └── NoSuchFlowError     no flow passes the filters that it was asked by
     ├── UnavailableError
     │   └── RingError           the kernel's event ring cannot be read
     │       └── EventsMapMissingError   the agent has not pinned the events map (yet)
@@ -18,7 +20,7 @@ of Hubble print the text of an Unknown error as it is.
 
 from __future__ import annotations
 
-from cilium_core.errors import ExhaustedError, InvalidError, UnavailableError
+from cilium_core.errors import ExhaustedError, InvalidError, NotFoundError, UnavailableError
 from cilium_core.flow_filters import FilterError
 from cilium_core.serving.packed import Status
 
@@ -45,6 +47,10 @@ class MaskError(RequestError):
 
 class ContradictionError(InvalidError):
     """A request whose parts exclude each other."""
+
+
+class NoSuchFlowError(NotFoundError):
+    """No flow passes the filters that it was asked by."""
 
 
 class SlowClientError(ExhaustedError):

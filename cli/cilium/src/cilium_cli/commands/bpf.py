@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import click
 from cilium.agent.v1 import agent_pb2
+from cilium_core.verdict_texts import identity_text, port_text, protocol_text
 
 from cilium_cli.addresses import address_text
 from cilium_cli.commands.bpf_services import affinity, lb, maglev
 from cilium_cli.map_dumps import dump, emit_entries
 from cilium_cli.outputs import output_option, table
-from cilium_cli.policy_texts import identity_text, port_text, protocol_text
 from cilium_cli.targets import Target, node_options
 
 

@@ -7,17 +7,12 @@ import ipaddress
 
 import click
 from cilium.agent.v1 import agent_pb2
+from cilium_core.verdict_texts import identity_text, port_text, redirect_lines
 
 from cilium_cli.connecting import TIMEOUT_S, agent
 from cilium_cli.errors import InputError
 from cilium_cli.outputs import emit, output_option, plain, table
-from cilium_cli.policy_texts import (
-    identity_text,
-    port_text,
-    proxy_text,
-    redirect_lines,
-    verdict_text,
-)
+from cilium_cli.policy_texts import proxy_text, verdict_text
 from cilium_cli.runtime_options import emit_options, parse_options
 from cilium_cli.targets import Target, node_options
 

@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from cilium.agent.v1 import agent_pb2
+from cilium_core.verdict_texts import PROTOCOLS, direction_lines, verdict_word
 
 from cilium_cli.connecting import TIMEOUT_S, agent
+from cilium_cli.errors import CommandError
 from cilium_cli.outputs import emit, output_option, plain
-from cilium_cli.policy_texts import PROTOCOLS, identity_text, port_text, redirect_lines
 from cilium_cli.targets import Target, node_options, siblings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _NUMBERS = {name.upper(): number for number, name in PROTOCOLS.items()}
 _ICMP = (1, 58)
@@ -146,12 +144,17 @@ def _request(asked: dict[str, Any]) -> agent_pb2.ExplainPolicyRequest:
 def _flow_request(
     target: Target, uuid: str, asked: dict[str, Any]
 ) -> agent_pb2.ExplainPolicyRequest:
-    from cilium_cli.flow_questions import find_flow, question
+    from cilium_core.flow_questions import FlowQuestionError, policy_question
+
+    from cilium_cli.flow_questions import find_flow
 
     names = ("source", "destination", "port", "http", "dns", "host", "headers")
     if any(asked[name] for name in names):
         raise click.UsageError("--flow says it all: leave out --from, --to, --port and requests.")
-    return question(find_flow(uuid, [target, *siblings(target)]))
+    try:
+        return policy_question(find_flow(uuid, [target, *siblings(target)]))
+    except FlowQuestionError as error:
+        raise CommandError(str(error)) from error
 
 
 def _verify_elsewhere(
@@ -193,9 +196,9 @@ def _render(
         case "dns_name":
             shown += f", {request.dns_name}"
     ends = (answer.source, answer.destination)
+    verdict = verdict_word(_paint, allowed=answer.allowed)
     click.echo(
-        f"{_verdict(allowed=answer.allowed)}: {ends[0].name} to {ends[1].name}, {shown} "
-        f"(policy revision {answer.revision})"
+        f"{verdict}: {ends[0].name} to {ends[1].name}, {shown} (policy revision {answer.revision})"
     )
     for word, party in zip(("from", "to"), ends, strict=True):
         identity = str(party.identity) if party.identity else "none"
@@ -203,62 +206,11 @@ def _render(
         click.echo(f"       {', '.join(party.labels)}")
     for found, party in ((answer.egress, ends[0]), (answer.ingress, ends[1])):
         click.echo()
-        for line in _direction(found, party.name):
+        for line in direction_lines(found, party.name, _paint):
             click.echo(line)
     for why in answer.unverified:
         click.echo(f"\nNot verified: {why}")
 
 
-def _verdict(*, allowed: bool) -> str:
-    return click.style("ALLOWED", fg="green") if allowed else click.style("DENIED", fg="red")
-
-
-def _direction(found: agent_pb2.ExplainedDirection, end: str) -> Iterator[str]:
-    title = f"{found.direction.capitalize()} at {end}"
-    yield f"{title}: {_verdict(allowed=found.allowed)}, {found.message}"
-    if found.HasField("entry"):
-        peer = identity_text(found.entry).partition("\n")[0]
-        verdict = "deny" if found.entry.deny else "allow"
-        yield f"  deciding entry: {verdict} {port_text(found.entry)}, peer {peer}"
-    if found.HasField("redirect"):
-        yield f"  redirected to a proxy for {found.redirect.kind}, which allows:"
-        yield from (f"    {line}" for line in redirect_lines(found.redirect))
-    if found.reason == "default-deny":
-        yield f"  default deny because of: {', '.join(found.default_deny)}"
-    for rule in found.rules:
-        place = f"{rule.namespace}/{rule.name}" if rule.namespace else rule.name
-        outcome = "decides" if rule.decides else "; ".join(rule.misses) or "matches as well"
-        yield f"  {rule.verdict:<5}  {rule.kind} {place} {rule.path}: {outcome}"
-    if found.HasField("kernel"):
-        yield f"  the kernel {_kernel(found.kernel)}"
-    if found.suggestion:
-        import yaml
-
-        yield "  this policy would allow it:"
-        text = yaml.safe_dump(json.loads(found.suggestion), sort_keys=False, width=100)
-        yield from (f"    {line}" for line in text.splitlines())
-
-
-_KERNEL = {
-    "not-asked": "enforces nothing here",
-    "allowed": "allows it",
-    "denied": "drops it",
-    "redirected": "redirects it",
-    "audited": "lets it pass and reports it",
-}
-
-
-def _kernel(found: agent_pb2.KernelVerdict) -> str:
-    text = _KERNEL.get(found.outcome, found.outcome)
-    if found.drop_reason:
-        text += f" ({found.drop_reason})"
-    if found.proxy_port:
-        text += f" to port {found.proxy_port}"
-    if found.derived_from:
-        text += f" because of {', '.join(found.derived_from)}"
-    agrees = click.style("agrees", fg="green")
-    return (
-        f"{agrees}: it {text}"
-        if found.agrees
-        else f"{click.style('DISAGREES', fg='red')}: it {text}"
-    )
+def _paint(text: str, colour: str) -> str:
+    return click.style(text, fg=colour)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 from cilium.agent.v1 import agent_pb2
+from cilium_core.verdict_texts import redirect_lines
 
 from cilium_cli.connecting import TIMEOUT_S, agent
 from cilium_cli.outputs import emit, output_option, plain, table
-from cilium_cli.policy_texts import redirect_lines
 from cilium_cli.targets import Target, node_options
 
 if TYPE_CHECKING:

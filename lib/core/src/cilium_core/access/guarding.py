@@ -39,6 +39,7 @@ LIMITED: Final = frozenset(
         "observer.Observer/ServerStatus",
         "cilium.flows.v1.FlowsService/GetFlowBatches",
         "cilium.flows.v1.FlowsService/AggregateFlows",
+        "cilium.flows.v1.ExplanationService/ExplainFlow",
     }
 )
 """Methods that keep to `call.limits`, and so are open to limited clients. The list is the promise:

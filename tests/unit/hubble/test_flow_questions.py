@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from cilium_cli.errors import CommandError
-from cilium_cli.flow_questions import question
+from cilium_core.flow_questions import FlowQuestionError, policy_question
 from flow import flow_pb2
 
 
@@ -21,14 +20,14 @@ def flow(**fields: Any) -> flow_pb2.Flow:
 
 
 def test_ends_are_pods_where_there_are_any_and_addresses_elsewhere() -> None:
-    asked = question(flow())
+    asked = policy_question(flow())
     assert (asked.source, asked.destination) == ("shop/client", "203.0.113.9")
     assert (asked.protocol, asked.port) == (6, 80)
 
 
 def test_an_answer_is_asked_about_as_the_connection_it_belongs_to() -> None:
     reply = flow(is_reply={"value": True})
-    asked = question(reply)
+    asked = policy_question(reply)
     assert (asked.source, asked.destination, asked.port) == ("203.0.113.9", "shop/client", 40000)
 
 
@@ -38,7 +37,7 @@ def test_an_http_request_is_asked_about_with_its_query_and_headers() -> None:
         url="http://web:8080/items?page=2",
         headers=[flow_pb2.HTTPHeader(key="X-Token", value="42")],
     )
-    asked = question(flow(l7=flow_pb2.Layer7(http=http)))
+    asked = policy_question(flow(l7=flow_pb2.Layer7(http=http)))
     assert (asked.http.method, asked.http.path, asked.http.host) == (
         "GET",
         "/items?page=2",
@@ -48,18 +47,18 @@ def test_an_http_request_is_asked_about_with_its_query_and_headers() -> None:
 
 
 def test_a_looked_up_name_is_asked_about() -> None:
-    asked = question(flow(l7=flow_pb2.Layer7(dns=flow_pb2.DNS(query="example.org."))))
+    asked = policy_question(flow(l7=flow_pb2.Layer7(dns=flow_pb2.DNS(query="example.org."))))
     assert asked.dns_name == "example.org."
 
 
 def test_icmp_is_asked_about_by_type() -> None:
     ping = flow(l4=flow_pb2.Layer4(ICMPv4=flow_pb2.ICMPv4(type=8)))
-    asked = question(ping)
+    asked = policy_question(ping)
     assert (asked.protocol, asked.port) == (1, 8)
 
 
 def test_a_flow_without_a_protocol_cannot_be_asked_about() -> None:
     bare = flow()
     bare.ClearField("l4")
-    with pytest.raises(CommandError, match="no protocol"):
-        question(bare)
+    with pytest.raises(FlowQuestionError, match="no protocol"):
+        policy_question(bare)

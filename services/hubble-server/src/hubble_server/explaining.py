@@ -1,0 +1,96 @@
+"""Explains a flow: what the flow says, and what the node's agent says about its two ends now.
+
+What cannot be found out is no error: it becomes a note, and the rest is told all the same. Used on
+the event loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cilium_core.errors import CiliumError
+from cilium_core.flow_explanations import changes, describe
+from cilium_core.flow_questions import (
+    FlowQuestionError,
+    policy_question,
+    service_question,
+    sides_of,
+)
+
+from hubble_server.agents import AgentRefusedError, UnknownToAgentError
+
+if TYPE_CHECKING:
+    from cilium.agent.v1 import agent_pb2
+    from cilium.flows.v1 import explain_pb2
+    from flow import flow_pb2
+
+    from hubble_server.agents import AgentClient
+
+_MOST_FRONTENDS: Final = 100
+
+
+class Explainer:
+    """Explains flows of one node."""
+
+    def __init__(self, agent: AgentClient) -> None:
+        self._agent = agent
+
+    async def explain(
+        self, flow: flow_pb2.Flow, node_name: str, *, verify: bool
+    ) -> explain_pb2.ExplainFlowResponse:
+        """All there is to say; with `verify`, the loaded programs are asked as well."""
+        answer = describe(flow, node_name)
+        await self._ask_about_policies(flow, answer, verify=verify)
+        await self._ask_about_services(flow, answer)
+        return answer
+
+    async def _ask_about_policies(
+        self, flow: flow_pb2.Flow, answer: explain_pb2.ExplainFlowResponse, *, verify: bool
+    ) -> None:
+        try:
+            policy = await self._policy(flow, answer, verify=verify)
+        except FlowQuestionError as error:
+            answer.notes.append(f"Policies were not asked: {error}.")
+        except CiliumError as error:
+            answer.notes.append(f"Policies could not be asked: {error}.")
+        else:
+            answer.policy.CopyFrom(policy)
+            answer.notes.extend(changes(flow, policy))
+
+    async def _policy(
+        self, flow: flow_pb2.Flow, answer: explain_pb2.ExplainFlowResponse, *, verify: bool
+    ) -> agent_pb2.ExplainPolicyResponse:
+        question = policy_question(flow)
+        question.verify = verify
+        try:
+            return await self._agent.explain_policy(question)
+        except UnknownToAgentError as error:
+            then = policy_question(flow, as_of_then=True)
+            if then == question:
+                raise
+            found = await self._agent.explain_policy(then)
+            answer.notes.append(
+                f"Pods are told by the labels that they had, as one is not there any more: {error}."
+            )
+            return found
+
+    async def _ask_about_services(
+        self, flow: flow_pb2.Flow, answer: explain_pb2.ExplainFlowResponse
+    ) -> None:
+        service = sides_of(flow).server.service
+        question = service_question(flow)
+        try:
+            if service.name:
+                found = await self._agent.services(f"{service.namespace}/{service.name}")
+                answer.frontends.extend(found[:_MOST_FRONTENDS])
+            if question is not None:
+                answer.choice.CopyFrom(await self._agent.explain_service(question))
+        except UnknownToAgentError:
+            # nothing is served at the address itself: no service, or a backend of one
+            return
+        except AgentRefusedError as error:
+            if service.name:
+                answer.notes.append(f"Services could not be asked: {error}.")
+        except CiliumError as error:
+            if answer.HasField("policy"):
+                answer.notes.append(f"Services could not be asked: {error}.")
