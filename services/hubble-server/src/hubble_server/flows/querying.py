@@ -200,7 +200,10 @@ class Cursor:
             self.ended = self._stop is not None
             return found
         stop = store.head if self._stop is None else self._stop
-        block = store.block(self.position, min(stop, self.position + SCAN))
+        # what the start has looked at already takes no time to go through
+        known = self._start.passing is not None and self.position < self._start.known_to
+        reach = self._start.known_to if known else self.position + SCAN
+        block = store.block(self.position, min(stop, reach))
         count = len(block)
         kinds = block["kind"].copy()
         times = block["time_ns"].copy()
