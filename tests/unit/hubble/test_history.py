@@ -59,7 +59,9 @@ class Kept(Pipeline):
 
     def read(self, asked: Asked | None = None, parts: object = None) -> Responses:
         snapshot = self.history.snapshot()
-        return told(Reading(snapshot.parts, asked or Asked(), self.damage.append))
+        return told(
+            Reading(snapshot.parts, asked or Asked(), self.damage.append, find=self.history.part)
+        )
 
     async def answer(self, query: Query, asked: Asked | None = None) -> Responses:
         async def go_on(cursor: Cursor) -> AsyncGenerator[Chunk, None]:

@@ -280,5 +280,7 @@ def note_loss(budget: flows_pb2.LossBudget, lost: flow_pb2.LostEvent) -> None:
     """Add a loss that a query came upon."""
     if lost.source == flow_pb2.OBSERVER_EVENTS_QUEUE:
         budget.lost_in_queue += lost.num_events_lost
-    else:
+    elif lost.source == flow_pb2.PERF_EVENT_RING_BUFFER:
         budget.lost_in_kernel += lost.num_events_lost
+    else:  # of the ring, when they were to be written into the history
+        budget.lost_in_history += lost.num_events_lost

@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from hubble_server.flows.querying import SCAN, Cursor, Query, passing_flows
+from hubble_server.history.counting import count
 from hubble_server.history.reading import Reading, place_of_last
 from hubble_server.history.walking import Asked, Place
 from hubble_server.history.writing import note_damage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
+    from cilium.flows.v1 import flows_pb2
     from observer import observer_pb2
 
     from hubble_server.encoding.masks import Mask
+    from hubble_server.flows.naming import Namer
     from hubble_server.flows.store import FlowStore
     from hubble_server.history.writing import History, Snapshot
     from hubble_server.servicers.streaming import Chunk
@@ -76,6 +79,23 @@ class Past:
     ) -> AsyncGenerator[Chunk, None]:
         """All chunks; `go_on` reads those of the ring."""
         return answer(self._history, self._store, query, _asked(query, request, mask), go_on)
+
+    def counts(self, query: Query) -> bool:
+        """Whether flows are to be counted here rather than in the ring alone."""
+        oldest_ns = _oldest_ns(self._store)
+        return query.since_ns is None or oldest_ns is None or query.since_ns < oldest_ns
+
+    def count(
+        self,
+        query: Query,
+        request: observer_pb2.GetFlowsRequest,
+        by: Sequence[int],
+        most: int,
+        namer: Namer,
+    ) -> flows_pb2.AggregateFlowsResponse:
+        """Count flows of the history and the ring. May be called on any thread."""
+        asked = _asked(query, request, None)
+        return count(self._history, self._store, query, asked, by, most, namer)
 
 
 def _asked(query: Query, request: observer_pb2.GetFlowsRequest, mask: Mask | None) -> Asked:

@@ -59,9 +59,9 @@ _SCHEMA: Final = _schema()
 
 
 def convert(part: Part, on_damage: Callable[[str], None]) -> Part | None:
-    """Make a complete part of a journal, which is removed; None of one without rows.
+    """Make a complete part of a journal, which the caller removes; None of one without rows.
 
-    Raises OSError; then the journal is what it was.
+    Raises OSError; then there is no part.
     """
     directory = part.path.parent
     frames: list[Frame] = []
@@ -70,7 +70,6 @@ def convert(part: Part, on_damage: Callable[[str], None]) -> Part | None:
     except DamagedError as error:
         on_damage(str(error))
     if not frames:
-        part.path.unlink()
         return None
     times = np.concatenate([frame.columns["time_ns"] for frame in frames])
     first, last = int(times.min()), int(times.max())
@@ -96,7 +95,6 @@ def convert(part: Part, on_damage: Callable[[str], None]) -> Part | None:
         temporary.unlink(missing_ok=True)
         raise
     _sync_directory(directory)
-    part.path.unlink()
     return Part(part.number, path, first, last, len(times))
 
 

@@ -23,6 +23,7 @@ from hubble_server.encoding.masks import Mask
 from hubble_server.filters import FilterContext, Filters, compile_filters
 from hubble_server.filters.columns import Columns
 from hubble_server.flows.columns import KIND_FLOW, KIND_LOST, KIND_RECORD, SCHEMA
+from hubble_server.flows.naming import Namer
 from hubble_server.history.files import Opened
 from hubble_server.history.journals import DamagedError, Frame, read_frames
 from hubble_server.history.layout import Part
@@ -106,6 +107,11 @@ class Tools:
         self.filters: Filters = compile_filters(
             FilterContext(directory, node), asked.whitelist, asked.blacklist
         )
+
+    @cached_property
+    def namer(self) -> Namer:
+        """Says what rows are called when they are counted."""
+        return Namer(self.node, self._directory)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -323,6 +323,7 @@ class History:
 
     def _tend(self) -> None:
         """Complete what has ended, and remove what is too much or too old."""
+        journals: list[Path] = []
         for part in self._sealed():
             try:
                 made = convert(part, note_damage)
@@ -334,8 +335,11 @@ class History:
                     del self._parts[part.number]
                 else:
                     self._parts[part.number] = made
+            journals.append(part.path)
             self._recovered("part")
         try:
+            for path in journals:  # readers are told by now of what is in its place
+                path.unlink(missing_ok=True)
             self._trim()
         except OSError as error:
             self._fail("removal", error)

@@ -206,7 +206,7 @@ class FlowStreams:
                 lost_interval_s=self._lost_interval_s,
             )
 
-        if self._past is not None and self._past.answers(query):
+        if self._past is not None and await asyncio.to_thread(self._past.answers, query):
             return self._past.answer(query, request, mask, read)
         if filters.messages is not None:
             return read(await asyncio.to_thread(Cursor, self._store, query))
@@ -236,15 +236,11 @@ class FlowStreams:
         filters = compile_filters(context, wanted.whitelist, wanted.blacklist)
         since_ns, until_ns = time_range(wanted)
         query = Query(since_ns=since_ns, until_ns=until_ns, filters=filters)
-        return await asyncio.to_thread(
-            aggregate,
-            self._store,
-            query,
-            tuple(request.by),
-            request.most,
-            self._namer_of(node),
-            node.qualified_name,
-        )
+        by, most, namer = tuple(request.by), request.most, self._namer_of(node)
+        past, name = self._past, node.qualified_name
+        if past is not None and past.counts(query):
+            return await asyncio.to_thread(past.count, query, wanted, by, most, namer)
+        return await asyncio.to_thread(aggregate, self._store, query, by, most, namer, name)
 
     async def stream_events(self, request: flows_pb2.StreamEventsRequest, call: Call) -> None:
         """Send events as the kernel wrote them, from now on."""
