@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import grpc
 import grpc.aio
-from cilium.flows.v1 import flows_pb2, flows_pb2_grpc
+from cilium.flows.v1 import explain_pb2, explain_pb2_grpc, flows_pb2, flows_pb2_grpc
 from flow import flow_pb2
 from hubble_relay.app import Relay
 from hubble_relay.settings import RelaySettings
@@ -42,6 +42,7 @@ def response(node, time_ns, summary=""):
 class FakeNode(
     observer_pb2_grpc.ObserverServicer,
     flows_pb2_grpc.FlowsServiceServicer,
+    explain_pb2_grpc.ExplanationServiceServicer,
     peer_pb2_grpc.PeerServicer,
 ):
     """A hubble-server that says what it is told to."""
@@ -89,6 +90,7 @@ class FakeNode(
         peer_pb2_grpc.add_PeerServicer_to_server(self, self._server)
         if not self.old:
             flows_pb2_grpc.add_FlowsServiceServicer_to_server(self, self._server)
+            explain_pb2_grpc.add_ExplanationServiceServicer_to_server(self, self._server)
         self._server.add_insecure_port(self.address)
         await self._server.start()
 
@@ -160,6 +162,16 @@ class FakeNode(
             last_ns=max(self.flows),
         )
         return flows_pb2.AggregateFlowsResponse(groups=[group], budgets=[budget])
+
+    async def ExplainFlow(self, request, context):
+        self.requests.append(request.flows)
+        self.metadata = list(context.invocation_metadata())
+        if self.error:
+            await context.abort(*self.error)
+        if not self.flows:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such flow")
+        newest = response(self.name, max(self.flows)).flow
+        return explain_pb2.ExplainFlowResponse(flow=newest, node_name=self.name)
 
     async def ServerStatus(self, request, context):
         if self.error:

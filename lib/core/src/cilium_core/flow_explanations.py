@@ -13,7 +13,7 @@ from flow import flow_pb2
 from google.protobuf.struct_pb2 import Struct
 
 from cilium_core import drops
-from cilium_core.drop_meanings import meaning_of
+from cilium_core.drop_meanings import meaning_of, meaning_of_kernel
 from cilium_core.flow_questions import sides_of
 
 if TYPE_CHECKING:
@@ -53,8 +53,17 @@ def describe(flow: flow_pb2.Flow, node_name: str) -> explain_pb2.ExplainFlowResp
         meaning = meaning_of(flow.drop_reason)
         answer.drop.code = flow.drop_reason
         answer.drop.text = drops.text(flow.drop_reason)
+        if kernel := kernel_reason(flow):
+            meaning = meaning_of_kernel(kernel)
         answer.drop.meaning, answer.drop.remedy = meaning
     return answer
+
+
+def kernel_reason(flow: flow_pb2.Flow) -> str:
+    """Name of the kernel's own reason for a drop, empty where it was not the kernel."""
+    if flow.drop_reason != int(drops.DropReason["KERNEL"]):
+        return ""
+    return flow.file.name.partition(":")[2]
 
 
 def conclusion(flow: flow_pb2.Flow) -> str:
@@ -69,6 +78,7 @@ def conclusion(flow: flow_pb2.Flow) -> str:
             return f"Policy dropped it{where}, {why}."
         case flow_pb2.DROPPED:
             at = f" ({flow.file.name}:{flow.file.line})" if flow.file.name else ""
+            at = f" ({kernel})" if (kernel := kernel_reason(flow)) else at
             return f"It was dropped{where}: {drops.text(flow.drop_reason)}{at}."
         case flow_pb2.AUDIT:
             why = f" because of {deciding}" if deciding else ""
@@ -140,9 +150,9 @@ def changes(flow: flow_pb2.Flow, policy: agent_pb2.ExplainPolicyResponse) -> Ite
     """What differs between the moment of a flow and what is true now, a sentence each."""
     client, server = sides_of(flow)
     for side, party in ((client, policy.source), (server, policy.destination)):
-        then, now = set(side.endpoint.labels), set(party.labels)
-        if side.endpoint.pod_name and then and now and then != now:
-            gone, come = ", ".join(sorted(then - now)), ", ".join(sorted(now - then))
+        had, has = set(side.endpoint.labels), set(party.labels)
+        if side.endpoint.pod_name and had and has and had != has:
+            gone, come = ", ".join(sorted(had - has)), ", ".join(sorted(has - had))
             parts = [
                 *([f"it had {gone}"] if gone else []),
                 *([f"it now has {come}"] if come else []),

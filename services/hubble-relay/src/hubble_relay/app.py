@@ -17,6 +17,7 @@ from cilium_core.telemetry import REGISTRY, Health, get_logger
 from hubble_relay.collecting import CollectingOptions
 from hubble_relay.connections import ClientTls, Pool, dial
 from hubble_relay.peers import Directory, PeerWatcher
+from hubble_relay.servicers.explanations import EXPLANATIONS, ExplanationServicer
 from hubble_relay.servicers.flows import FlowsServicer
 from hubble_relay.servicers.observer import ObserverServicer
 
@@ -112,6 +113,7 @@ class Relay:
         server = PackedServer(metadata={"hubble-relay-version": relay_version}, guard=access)
         server.add("observer.Observer", observer.methods() | flows.public_methods())
         server.add("cilium.flows.v1.FlowsService", flows.batch_methods())
+        server.add(EXPLANATIONS, ExplanationServicer(self.pool).methods())
         return server
 
     async def _serve_metrics(self) -> None:

@@ -2,6 +2,7 @@
 
     CiliumError (cilium_core.errors)
     ├── MissingNodesError       events of some nodes could not be had    UNAVAILABLE
+    ├── NoSuchFlowError         no node has a flow that passes           NOT_FOUND
     └── TlsMismatchError        a peer with TLS and a relay without it, or the other way around
 
 Errors of peers are not raised through: they become NODE_ERROR messages of a stream, or a node's
@@ -11,11 +12,15 @@ error that names the nodes, after everything the others had to tell.
 
 from __future__ import annotations
 
-from cilium_core.errors import CiliumError, UnavailableError
+from cilium_core.errors import CiliumError, NotFoundError, UnavailableError
 
 
 class MissingNodesError(UnavailableError):
     """Some nodes did not tell their events, or not all of them."""
+
+
+class NoSuchFlowError(NotFoundError):
+    """No node has a flow that passes the filters that it was asked by."""
 
 
 class TlsMismatchError(CiliumError):

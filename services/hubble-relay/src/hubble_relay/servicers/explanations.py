@@ -1,0 +1,128 @@
+"""cilium.flows.v1.ExplanationService: finds the node that saw a flow, and passes on what it says.
+
+All nodes are asked at once, and the newest flow counts. A flow of a peer that cannot explain any is
+told by what it says itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import grpc.aio
+from cilium.flows.v1 import explain_pb2
+from cilium_core.errors import InvalidError
+from cilium_core.flow_explanations import describe
+from cilium_core.serving.packed import Method, unary
+from observer import observer_pb2
+
+from hubble_relay.errors import NoSuchFlowError
+
+if TYPE_CHECKING:
+    from cilium_core.access import Limits
+    from cilium_core.serving.packed import Call
+
+    from hubble_relay.connections import Connection, Pool
+
+EXPLANATIONS: Final = "cilium.flows.v1.ExplanationService"
+_TIMEOUT_S: Final = 30.0
+"""A node may look through its history."""
+
+_REFUSALS: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INVALID_ARGUMENT)
+"""What servers answer to requests that make no sense."""
+
+_MOST_TOLD: Final = 10
+
+
+class ExplanationServicer:
+    """Explains the flows of all nodes."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def methods(self) -> dict[str, Method]:
+        """What to serve."""
+        return {"ExplainFlow": unary(self._explain_flow, explain_pb2.ExplainFlowRequest)}
+
+    async def _explain_flow(
+        self, request: explain_pb2.ExplainFlowRequest, call: Call
+    ) -> explain_pb2.ExplainFlowResponse:
+        limits = call.limits
+        flows = request.flows if limits is None else limits.narrow(request.flows)
+        each = explain_pb2.ExplainFlowRequest(flows=flows, verify=request.verify)
+        found, missing = list[explain_pb2.ExplainFlowResponse](), list[str]()
+
+        async def ask(connection: Connection) -> None:
+            try:
+                if connection.available:
+                    answer = await self._explained(connection, each, limits)
+                    if answer is not None:
+                        found.append(answer)
+                    return
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _REFUSALS:
+                    raise InvalidError(error.details() or "invalid request") from error
+            missing.append(connection.name)
+
+        await asyncio.gather(*map(ask, self._pool.connections))
+        if not found:
+            raise NoSuchFlowError(_nobody(len(self._pool.connections), sorted(missing)))
+        newest = max(found, key=lambda one: one.flow.time.ToNanoseconds())
+        if not _names_one(request.flows):
+            newest.missing_nodes.extend(sorted(missing))
+        return newest
+
+    @staticmethod
+    async def _explained(
+        connection: Connection, request: explain_pb2.ExplainFlowRequest, limits: Limits | None
+    ) -> explain_pb2.ExplainFlowResponse | None:
+        """What one node says, None when it has no such flow. Raises AioRpcError."""
+        try:
+            told: explain_pb2.ExplainFlowResponse = await connection.ask(
+                "ExplainFlow",
+                request,
+                explain_pb2.ExplainFlowResponse,
+                _TIMEOUT_S,
+                service=EXPLANATIONS,
+                limits=limits,
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+        else:
+            return told
+        wanted = observer_pb2.GetFlowsRequest()
+        wanted.CopyFrom(request.flows)
+        wanted.number = 0 if wanted.HasField("since") else 1
+        wanted.first, wanted.follow = False, False
+        wanted.ClearField("field_mask")
+        found: observer_pb2.GetFlowsResponse | None = None
+        assert connection.channel is not None  # noqa: S101  only available ones are asked
+        start: Any = connection.channel.unary_stream("/observer.Observer/GetFlows")
+        async for encoded in start(wanted.SerializeToString(), timeout=_TIMEOUT_S):
+            response = observer_pb2.GetFlowsResponse.FromString(encoded)
+            if response.HasField("flow"):
+                found = response
+        if found is None:
+            return None
+        answer = describe(found.flow, found.node_name or connection.name)
+        answer.notes.append(
+            f"Policies were not asked: {connection.name} is a server of a kind that cannot tell."
+        )
+        return answer
+
+
+def _names_one(request: observer_pb2.GetFlowsRequest) -> bool:
+    """Whether a request can find one flow only, so that no node can have a newer one."""
+    return bool(request.whitelist) and all(len(one.uuid) == 1 for one in request.whitelist)
+
+
+def _nobody(nodes: int, missing: list[str]) -> str:
+    text = f"none of {nodes} nodes has such a flow, or no longer"
+    if missing:
+        more = f" and {len(missing) - _MOST_TOLD} more" if len(missing) > _MOST_TOLD else ""
+        text += f"; {', '.join(missing[:_MOST_TOLD])}{more} did not answer"
+    return text
