@@ -650,6 +650,7 @@ enum source_file {
 	FILE_NETDEV = 6,
 	FILE_PROXY = 8,
 	FILE_SERVICES = 9,
+	FILE_KERNEL = 10, /* no file of ours: the kernel dropped it, `line` is enum kernel_drop */
 	FILE_PARSE = 101, /* headers shared by the programs */
 	FILE_FRAGMENTS = 102,
 	FILE_CONNTRACK = 103,
@@ -734,8 +735,9 @@ struct event {
 	__u32 dst_identity;
 	__u32 dst_id; /* trace: endpoint id, or proxy port; drop: endpoint id on ingress */
 	__u32 ifindex;
-	__s32 verdict;  /* verdict: 0 allow, > 0 proxy port, < 0 minus the drop code */
-	__u32 cookie;   /* verdict: rules that decided */
+	__s32 verdict; /* verdict: 0 allow, > 0 proxy port, < 0 minus the drop code */
+	/* verdict: rules that decided; drop of FILE_KERNEL: how many were left out before it */
+	__u32 cookie;
 	__u8 saddr[16]; /* IPv4 in the first four bytes, the rest zero */
 	__u8 daddr[16];
 	/*
@@ -772,6 +774,35 @@ enum event_ring {
 struct event_head {
 	__u64 written;
 	__u64 pad[7];
+};
+
+/* ---- what the kernel drops outside our programs: cilium_kernel_drops ---- */
+
+enum kernel_drop_limits {
+	KERNEL_REASONS = 256, /* numbers of the kernel's reasons that are told apart */
+};
+
+/* Where this kernel has the fields that are read, as offsets in bytes, and what to make of them. */
+struct kernel_drops {
+	__u64 interval_ns; /* between the events of a processor, in the long run */
+	__u64 burst_ns;    /* how far they may run ahead of it */
+	__u16 skb_dev;
+	__u16 skb_sk;
+	__u16 skb_head;
+	__u16 skb_network_header;
+	__u16 skb_protocol;
+	__u16 skb_len;
+	__u16 device_ifindex;
+	__u16 device_net;
+	__u16 sock_net;
+	__u16 net_cookie;
+	__u32 pad;
+	__u8 codes[KERNEL_REASONS]; /* enum kernel_drop by the kernel's number; 0 is not told */
+};
+
+struct kernel_drop_pace {
+	__u64 spent_ns;
+	__u64 left_out; /* since the last event */
 };
 
 /* ---- cilium_scratch: room for what the stack of a program cannot hold ---- */

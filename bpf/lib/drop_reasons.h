@@ -84,6 +84,7 @@ enum drop_reason {
 	DROP_EP_NOT_READY = 203, /* Endpoint policy program not available */
 	DROP_NO_EGRESS_IP = 204, /* No Egress IP configured */
 	DROP_PUNT_PROXY = 205, /* Punt to proxy */
+	DROP_KERNEL = 255, /* Dropped by the kernel */
 };
 
 /* Counted in the metrics map below the drop codes; nothing is dropped. */

@@ -87,6 +87,10 @@ MAP(32, LB_SOCKETS, "cilium_lb_reverse_sk", LRU_HASH, struct lb_socket_key, stru
 MAP(33, NETNS, "cilium_netns", HASH, __u64, struct netns_info, 65535, BPF_F_NO_PREALLOC)
 /* a bit for each hash of a frontend's address (lb.h); written by the agent through memory, before the frontend */
 MAP(34, LB_ADDRESSES, "cilium_lb_addresses", ARRAY, __u32, __u32, 2048, BPF_F_MMAPABLE)
+/* the kernel's own drops: where its fields are, what is told; written by the agent */
+MAP(35, KERNEL_DROPS, "cilium_kernel_drops", ARRAY, __u32, struct kernel_drops, 1, 0)
+/* how many of them each processor has told of late */
+MAP(36, KERNEL_DROP_PACE, "cilium_kernel_drop_pace", PERCPU_ARRAY, __u32, struct kernel_drop_pace, 1, 0)
 };
 /* clang-format on */
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cilium_agent import datapath
 from cilium_agent.datapath import netlink as nl
+from cilium_agent.datapath import sockets
 from cilium_core import abi
 from pyroute2 import IPRoute
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cilium_core.policy import PolicyEntry, PolicyKey
 
 LIMIT_S = 10.0
+KERNEL_DROPS_PER_SECOND = 400
 _SIZES = dict.fromkeys(("cilium_ipcache_v2", "cilium_policy", "cilium_lxc"), 4096)
 WORLD4, WORLD6 = "198.51.100.7", "2001:db8::7"
 
@@ -119,6 +121,7 @@ class Cluster:
             router_ipv6=V6(f"fd00:244:0:{number}::1"),
             pod_cidrs=_pod_cidrs(number),
             devices=("eth0",),
+            kernel_drops_per_second=KERNEL_DROPS_PER_SECOND,
         )
         namespace.call(plane.start_sync, config)
         other = 3 - number
@@ -163,6 +166,8 @@ class Cluster:
         )
         plane.endpoints.upsert(info)
         namespace.call(plane.attach_endpoint, made.ifindex)
+        whose = sockets.PodNamespace(number, info.identity)
+        plane.namespaces.upsert(pod.call(sockets.own_cookie), whose)
         return Pod(pod, info)
 
     @contextlib.contextmanager
@@ -200,6 +205,10 @@ class Cluster:
     def counted(self, reason: int, node: int = 1) -> int:
         rows = self.planes[node - 1].metrics.dump()
         return sum(row.packets for row in rows if row.reason == reason)
+
+    def pins(self, node: int = 1) -> Path:
+        """Where the maps of a node are pinned."""
+        return self._root / f"node{node}"
 
     def close(self) -> None:
         for namespace, plane in zip(self.nodes, self.planes, strict=False):

@@ -184,10 +184,14 @@ def _line(event: Event) -> str:
     identities = f"identity {raw.src_identity}->{raw.dst_identity}"
     if raw.type == abi.EVENT_DROP:
         to = f" to endpoint {raw.dst_id}," if raw.dst_id else ""
-        place = f"{_FILES.get(raw.file, 'file ' + str(raw.file))}:{raw.line}"
+        if raw.file == abi.FILE_KERNEL:
+            why = drops.kernel_drop(raw.line)
+            place = f"kernel {why.name} ({why.text})"
+        else:
+            place = f"file {_FILES.get(raw.file, 'file ' + str(raw.file))}:{raw.line}"
         return (
             f"xx drop ({drops.text(raw.subtype)}) {flow}{to} ifindex {raw.ifindex}, "
-            f"file {place}, , {identities}: {tuple_text(event)}"
+            f"{place}, , {identities}: {tuple_text(event)}"
         )
     if raw.type == abi.EVENT_POLICY_VERDICT:
         ingress = bool(raw.flags & abi.EVENT_INGRESS)
@@ -267,7 +271,10 @@ def document(event: Event) -> dict[str, Any]:
         found["state"] = _STATES.get(raw.reason, str(raw.reason))
     elif raw.type == abi.EVENT_DROP:
         found["reason"] = drops.text(raw.subtype)
-        found["file"] = {"name": _FILES.get(raw.file, str(raw.file)), "line": raw.line}
+        if raw.file == abi.FILE_KERNEL:
+            found["kernelReason"] = drops.kernel_drop(raw.line).name
+        else:
+            found["file"] = {"name": _FILES.get(raw.file, str(raw.file)), "line": raw.line}
     elif raw.type == abi.EVENT_POLICY_VERDICT:
         found["direction"] = "ingress" if raw.flags & abi.EVENT_INGRESS else "egress"
         found["action"] = _action(raw)

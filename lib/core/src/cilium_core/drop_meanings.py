@@ -1,7 +1,7 @@
 """What drop reasons mean, and what can be done: more words than the list in `drop_reasons.h` has.
 
 The one table for `hubble why`, wherever the flow comes from: it has the reasons of our own programs
-and those that only other Hubble servers tell.
+and those that only other Hubble servers tell. What the kernel drops has a table of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cilium_core.drops import DropReason
+from cilium_core.drops import DropReason, kernel_drops
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -261,7 +261,42 @@ _BY_NAME: Final[dict[str, Meaning]] = {
         "Set the interface or egressIP of the egress gateway policy to one that the node has.",
     ),
     "PUNT_PROXY": Meaning("The packet was handed to a proxy; nothing is lost."),
+    "KERNEL": Meaning(
+        "The kernel dropped it, past the programs of the data plane.",
+        "The flow's summary and file name the kernel's reason.",
+    ),
 }
+
+_READ_FASTER = "Let the application read faster, or give the socket a larger receive buffer."
+_KERNEL_REMEDIES: Final[dict[str, str]] = {
+    "NO_SOCKET": "See that the application runs, and listens at this address and port.",
+    "SOCKET_RCVBUFF": _READ_FASTER,
+    "SOCKET_BACKLOG": _READ_FASTER,
+    "PROTO_MEM": "Raise net.ipv4.tcp_mem or udp_mem, or find who holds so much in sockets.",
+    "NETFILTER_DROP": "Look for the rule with `nft list ruleset` or `iptables -vnL` in the "
+    "namespace of the pod or of the node.",
+    "IP_RPFILTER": "Set net.ipv4.conf.*.rp_filter to 0 or 2 where traffic comes another way than "
+    "it goes.",
+    "TCP_LISTEN_OVERFLOW": "Let the application accept faster, or raise the backlog of its "
+    "listen() and net.core.somaxconn.",
+    "IP_OUTNOROUTES": "See `ip route get` for the destination, in the sender's namespace.",
+    "IP_INNOROUTES": "See `ip route get` for the destination, where the packet came in.",
+    "NEIGH_FAILED": "See that the next hop is up and answers ARP or neighbour discovery.",
+    "QDISC_DROP": "The device is slower than what it is sent; see `tc -s qdisc show`.",
+    "QDISC_OVERLIMIT": "The device is slower than what it is sent; see `tc -s qdisc show`.",
+    "CPU_BACKLOG": "Raise net.core.netdev_max_backlog, or spread the load over processors (RPS).",
+    "FULL_RING": "Raise the device's ring with `ethtool -G`.",
+    "PKT_TOO_BIG": "Make the MTU of all devices on the way alike, tunnels' overhead included.",
+}
+
+
+def meaning_of_kernel(name: str) -> Meaning:
+    """The meaning of one of the kernel's own reasons, by its name; of none that is not known."""
+    known = {each.name: each.text for each in kernel_drops.values()}
+    return Meaning(
+        f"The kernel dropped it: {known.get(name, name)}.", _KERNEL_REMEDIES.get(name, "")
+    )
+
 
 MEANINGS: Final[Mapping[int, Meaning]] = MappingProxyType(
     {int(DropReason[name]): meaning for name, meaning in _BY_NAME.items()}

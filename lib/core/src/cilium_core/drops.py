@@ -1,11 +1,13 @@
 """Reasons for dropping a packet: number, name and the text that users read.
 
-The one list is `bpf/lib/drop_reasons.h`; this module reads it at import and never changes after.
+The one list is `bpf/lib/drop_reasons.h`, and that of the kernel's own reasons
+`bpf/lib/kernel_drops.h`; this module reads them at import and never changes after.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -43,3 +45,33 @@ texts: Mapping[int, str] = MappingProxyType(_texts)
 def text(code: int) -> str:
     """Text of a reason; one that is not in the list is told by its number."""
     return _texts.get(code, f"reason {code}")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelDrop:
+    """A reason of the kernel's own for dropping a packet."""
+
+    name: str
+    """As the kernel calls it, without SKB_DROP_REASON_."""
+    text: str
+
+
+def _read_kernel() -> dict[int, KernelDrop]:
+    listed = re.findall(
+        r"^\s*KERNEL_DROP_(\w+) = (\d+), /\* (.*) \*/$",
+        header("kernel_drops.h").read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
+    )
+    return {int(code): KernelDrop(name, text) for name, code, text in listed}
+
+
+kernel_drops: Mapping[int, KernelDrop] = MappingProxyType(_read_kernel())
+"""The kernel's reasons by our numbers, which a drop of FILE_KERNEL has in the place of a line."""
+
+KERNEL_DROP_OTHER = 1
+"""Number of a reason that is not in the list."""
+
+
+def kernel_drop(code: int) -> KernelDrop:
+    """Reason of the kernel behind one of our numbers; one of a later version is OTHER."""
+    return kernel_drops.get(code, kernel_drops[KERNEL_DROP_OTHER])

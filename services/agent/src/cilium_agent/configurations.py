@@ -134,6 +134,7 @@ def node_config(settings: AgentSettings, host: Host, addresses: PodAddresses) ->
         audit=settings.policy_audit_mode,
         proxy=settings.enable_l7_proxy,
         host_firewall=settings.enable_host_firewall,
+        kernel_drops_per_second=settings.hubble_kernel_drop_events_per_second,
         aggregation=AGGREGATION_LEVELS[settings.monitor_aggregation],
         aggregation_flags=tcp_flag_mask(settings.monitor_aggregation_flags),
         aggregation_interval_s=round(settings.monitor_aggregation_interval),

@@ -152,6 +152,14 @@ class AgentSettings(
         "TCP flags whose first sight is always reported; all names every flag.",
         group="Observability",
     )
+    hubble_kernel_drop_events_per_second: int = setting(
+        100,
+        "Most flows a second and processor of packets that the kernel itself drops, such as those"
+        " to a port where nobody listens; 0 tells of none.",
+        group="Observability",
+        low=0,
+        high=100000,
+    )
     agent_health_port: int = setting(
         9879,
         "Loopback TCP port of /healthz; 0 serves none.",

@@ -256,6 +256,8 @@ class Ingest:
             self._store_flows(events[start : start + decoding.CHUNK])
         if reading.lost:
             self._note_losses(flow_pb2.PERF_EVENT_RING_BUFFER, reading.lost)
+        if count := decoding.left_out(events):
+            self._note_losses(flow_pb2.PERF_EVENT_RING_BUFFER, {0: count})
 
     def _store_flows(self, events: Events) -> None:
         are_flows = decoding.are_flows(events, self._directory)

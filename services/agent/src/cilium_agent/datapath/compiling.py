@@ -35,7 +35,12 @@ _log = structlog.get_logger(__name__)
 
 _FORMAT = 1
 _FLAGS = ("-O2", "-Wno-everything")
-_TYPES = {"sock": "CGROUP_SOCK_ADDR", "sock_bind": "CGROUP_SOCK", "xdp": "XDP"}
+_TYPES = {
+    "kernel_drops": "RAW_TRACEPOINT",
+    "sock": "CGROUP_SOCK_ADDR",
+    "sock_bind": "CGROUP_SOCK",
+    "xdp": "XDP",
+}
 """Types of the programs of a C file by its name; others are of tc."""
 _COMPILER = Path(__file__).with_name("_compiler.py")
 _TIMEOUT_S = 600.0

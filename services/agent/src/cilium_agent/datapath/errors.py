@@ -7,6 +7,7 @@ DatapathError
 ├── CompileError        the compiler refused the sources; has its messages
 ├── LoadError           the verifier refused a program; has its log
 ├── DeviceError         a device, route, filter or sysctl could not be set up
+├── KernelTypesError    the kernel does not describe its types, or has others
 ├── CgroupError         the cgroup of the programs at sockets is not usable
 └── NamespaceError      a pod's network namespace is not usable
 """
@@ -61,6 +62,10 @@ class LoadError(DatapathError):
 
 class DeviceError(DatapathError):
     """A device, route, filter or kernel setting could not be put in place."""
+
+
+class KernelTypesError(DatapathError):
+    """The kernel does not describe its types, or lacks one that is looked for."""
 
 
 class CgroupError(DatapathError):

@@ -22,6 +22,7 @@ import structlog
 from cilium_agent.datapath import (
     compiling,
     devices,
+    kernel_drops,
     loading,
     maps,
     pinning,
@@ -160,6 +161,13 @@ class Datapath:
             sockets.attach(root, cgroup, generation.programs)
         else:
             sockets.detach(root)
+        kernel_drops.attach(
+            opened,
+            root,
+            self.paths.template_dir,
+            generation.programs,
+            config.kernel_drops_per_second if config.hubble else 0,
+        )
         if opened.migrations or loading.others(root, generation.key):
             syscalls.wait_for_running_programs()
             opened.catch_up()
@@ -211,6 +219,7 @@ class Datapath:
         self.stop()
         root: Path = self.paths.bpf_root
         sockets.detach(root)
+        kernel_drops.detach(root)
         if root.is_dir():
             shutil.rmtree(root)
 

@@ -53,7 +53,13 @@ MAP_FLAGS = {
     "BPF_F_INNER_MAP": 1 << 12,
 }
 
-PROG_TYPES = {"SCHED_CLS": 3, "XDP": 6, "CGROUP_SOCK": 9, "CGROUP_SOCK_ADDR": 18}
+PROG_TYPES = {
+    "SCHED_CLS": 3,
+    "XDP": 6,
+    "CGROUP_SOCK": 9,
+    "RAW_TRACEPOINT": 17,
+    "CGROUP_SOCK_ADDR": 18,
+}
 """enum bpf_prog_type of the kernel."""
 
 ATTACH_TYPES = {
@@ -221,6 +227,7 @@ def _lib() -> Any:
         "bpf_link_create": (fd, ct.c_int, ct.c_int, pointer),
         "bpf_link_update": (fd, ct.c_int, pointer),
         "bpf_link_detach": (fd,),
+        "bpf_raw_tracepoint_open": (ct.c_char_p, fd),
         "bpf_prog_load": (
             ct.c_int,
             ct.c_char_p,
@@ -310,6 +317,15 @@ def link_update(fd: int, program_fd: int) -> None:
 def link_detach(fd: int) -> None:
     """Take a link's program off at once, whoever holds the link."""
     _checked(_lib().bpf_link_detach(fd), "cgroup program: detach")
+
+
+def raw_tracepoint_open(name: str, program_fd: int) -> int:
+    """Put a program at a tracepoint; returns the descriptor of the link.
+
+    EINVAL is what the kernel says of a program that asks for more than the tracepoint tells.
+    """
+    made = _lib().bpf_raw_tracepoint_open(name.encode(), program_fd)
+    return _checked(made, f"tracepoint {name}: attach")
 
 
 def cgroup_link(fd: int) -> CgroupLink:

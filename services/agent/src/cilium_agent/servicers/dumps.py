@@ -143,6 +143,8 @@ def metrics(counters: Iterable[Counter]) -> Iterator[agent_pb2.MapEntry]:
     """The counters."""
     files = {int(item): f"{item.name.removeprefix('FILE_').lower()}.c" for item in _FILES}
     for item in sorted(counters, key=lambda c: (c.reason, c.direction, c.file, c.line)):
+        of_kernel = item.file == abi.FILE_KERNEL
+        file = f"kernel:{drops.kernel_drop(item.line).name}" if of_kernel else files.get(item.file)
         yield agent_pb2.MapEntry(
             metrics=agent_pb2.MetricsEntry(
                 reason=item.reason,
@@ -150,8 +152,8 @@ def metrics(counters: Iterable[Counter]) -> Iterator[agent_pb2.MapEntry]:
                 direction=direction_text(item.direction),
                 packets=item.packets,
                 bytes=item.bytes,
-                line=item.line,
-                file=files.get(item.file, ""),
+                line=0 if of_kernel else item.line,
+                file=file or "",
             )
         )
 

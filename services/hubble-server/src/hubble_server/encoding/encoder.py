@@ -29,7 +29,14 @@ from hubble_server.encoding.wire import (
     timestamps,
     uuids,
 )
-from hubble_server.flows.columns import TYPE_DROP, TYPE_SOCK, TYPE_TRACE, Batch, without_packets
+from hubble_server.flows.columns import (
+    FILE_KERNEL,
+    TYPE_DROP,
+    TYPE_SOCK,
+    TYPE_TRACE,
+    Batch,
+    without_packets,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -230,6 +237,10 @@ class Encoder:
             kinds = (flags & (_L3 | _L4 | _IPV6)).astype(np.uint64) << np.uint64(48)
             summaries = self._summaries
             kinds |= packetless.astype(np.uint64) << np.uint64(63)
+            of_kernel = (batch["type"] == TYPE_DROP) & (batch["file"] == FILE_KERNEL)
+            if of_kernel.any():
+                codes = np.where(of_kernel, batch["line"], 0).astype(np.uint64)
+                kinds |= codes << np.uint64(48 + pieces.KERNEL_DROP_SHIFT)
             lists.append([summaries[key] for key in (_said(transport) | kinds).tolist()])
         return lists
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from cilium_core import abi
+from cilium_core import abi, drops
 from flow import flow_pb2
 
 from hubble_server.encoding import texts
@@ -22,6 +22,7 @@ from hubble_server.encoding.wire import (
 )
 from hubble_server.facts import EMITTER_NAME, VERSION, NodeFacts
 from hubble_server.flows.columns import (
+    FILE_KERNEL,
     REPLY_UNKNOWN,
     REPLY_YES,
     TYPE_CAPTURE,
@@ -50,6 +51,9 @@ SOCKET_FIELDS = ("socket_cookie", "cgroup_id")
 
 AT_SOCKET = 1 << 15
 """Beside the flags of an event: it is one of a socket, with no packet behind it."""
+
+KERNEL_DROP_SHIFT = 4
+"""Where the kernel's reason for a drop (8 bits) stands beside the flags that a summary needs."""
 
 _TO_ENDPOINT = abi.constants["TRACE_TO_LXC"]
 _VXLAN_PORT = 8472
@@ -83,9 +87,10 @@ def marks(
         is_reply = message_field(FIELDS["is_reply"], number_field(1, reply == REPLY_YES))
     position = b""
     if kind == TYPE_DROP and file:
-        position = message_field(
-            FIELDS["file"], text_field(1, texts.file_name(file)) + number_field(2, line)
-        )
+        place = text_field(1, texts.file_name(file)) + number_field(2, line)
+        if file == FILE_KERNEL:
+            place = text_field(1, f"kernel:{drops.kernel_drop(line).name}")
+        position = message_field(FIELDS["file"], place)
     made = {
         "emitter": message_field(FIELDS["emitter"], emitter),
         "verdict": number_field(FIELDS["verdict"], verdict),
@@ -233,7 +238,7 @@ def proxy_port(port: int) -> bytes:
 
 
 def summary(flags: int, protocol: int, first: int, second: int, tcp_flags: int) -> bytes:
-    """Field Summary; `flags` are those of the event, and AT_SOCKET."""
+    """Field Summary; `flags` are those of the event, AT_SOCKET and a reason of the kernel's."""
     if flags & AT_SOCKET:
         return text_field(FIELDS["Summary"], texts.socket_summary(protocol))
     names = abi.constants
@@ -246,6 +251,9 @@ def summary(flags: int, protocol: int, first: int, second: int, tcp_flags: int) 
         second=second,
         flags=tcp_flags,
     )
+    if reason := flags >> KERNEL_DROP_SHIFT:
+        why = drops.kernel_drop(reason)
+        text = f"{text}; {why.name}: {why.text}"
     return text_field(FIELDS["Summary"], text)
 
 

@@ -50,7 +50,7 @@ SCHEMA: Final[dict[str, np.dtype[Any]]] = {
         "endpoint": "u2",
         "source_port": "u2",  # host order; ICMP: type
         "destination_port": "u2",  # ICMP: code
-        "line": "u2",
+        "line": "u2",  # of a drop of FILE_KERNEL its reason
         "ethertype": "u2",
         "proxy_port": "u2",
         "kind": "u1",  # KIND_*
@@ -106,6 +106,8 @@ TYPE_AGENT: Final = 130
 
 
 FILE_SOCK: Final = abi.constants["FILE_SOCK"]
+FILE_KERNEL: Final = abi.constants["FILE_KERNEL"]
+"""In the column `file` of a drop: the kernel's own, `line` is one of `cilium_core.drops`."""
 
 
 def without_packets(batch: Selectable) -> NDArray[np.bool_]:

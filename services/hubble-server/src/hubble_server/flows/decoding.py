@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hubble_server.encoding.texts import TCP, UDP
 from hubble_server.flows.columns import (
+    FILE_KERNEL,
     FILE_SOCK,
     KIND_FLOW,
     REPLY_NO,
@@ -86,6 +87,12 @@ def is_left_out(events: Events) -> NDArray[np.bool_]:
     """Which of the events that become no flow are of a kind that is known all the same."""
     known: NDArray[np.bool_] = events["type"] == TYPE_SOCK
     return known
+
+
+def left_out(events: Events) -> int:
+    """How many drops of the kernel went untold before those among the events."""
+    told = events["file"] == FILE_KERNEL
+    return int(events["cookie"][told].sum()) if told.any() else 0
 
 
 def decode(
@@ -186,7 +193,7 @@ def decode(
     destination_names = directory.names.find(source_ids, *destination, is_ipv6)
     none = np.zeros(count, dtype=np.uint32)
     to_proxy = is_trace & (subtypes == _TO_PROXY)
-    on_device = is_trace | (types == TYPE_CAPTURE)
+    on_device = is_trace | (types == TYPE_CAPTURE) | (is_drop & (events["file"] == FILE_KERNEL))
     uuids = random_uuids(random, count)
     return {
         "time_ns": times_ns,
