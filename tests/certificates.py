@@ -24,15 +24,16 @@ class Authority:
         files = ("-keyout", self._key, "-out", self.certificate)
         _openssl("req", "-x509", *_KEY, *files, "-days", "2", "-subj", f"/CN={name}")
 
-    def issue(self, *names: str) -> tuple[Path, Path]:
-        """Give certificate and key; the subject is the first name."""
+    def issue(self, *names: str, organization: str = "") -> tuple[Path, Path]:
+        """Give certificate and key; the subject is the first name, in an organization if given."""
         stem = names[0].replace("*", "star")
         key, request, certificate, extensions = (
             self._directory / f"{stem}.{end}" for end in ("key", "csr", "crt", "ext")
         )
+        subject = f"/O={organization}/CN={names[0]}" if organization else f"/CN={names[0]}"
         alternatives = ["IP:127.0.0.1", *(f"DNS:{name}" for name in names)]
         extensions.write_text(f"subjectAltName={','.join(alternatives)}\n")
-        _openssl("req", *_KEY, "-keyout", key, "-out", request, "-subj", f"/CN={names[0]}")
+        _openssl("req", *_KEY, "-keyout", key, "-out", request, "-subj", subject)
         signing = ("-CA", self.certificate, "-CAkey", self._key, "-CAcreateserial", "-days", "2")
         output = ("-out", certificate, "-extfile", extensions)
         _openssl("x509", "-req", "-in", request, *signing, *output)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +28,12 @@ __all__ = ["Call", "CallError", "Method", "Status", "dialogue", "pack", "stream"
 MAX_REQUEST_BYTES = 4 << 20
 """Largest request that is read, as in other gRPC servers."""
 
+REQUEST_TIMEOUT_S = 20.0
+"""How long a large request may take to come in."""
+
+_SMALL = 4 << 10
+"""Bytes of a request for which there is always room."""
+
 _PREFIX_BYTES = 5
 _MOST_UNSENT = 256 << 10
 
@@ -35,14 +43,62 @@ CallError = GRPCError
 """Ends a call with a status; takes a Status and the message for the client."""
 
 
+class Requests:
+    """Bytes of requests that are coming in, of all calls of a server."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._most_of_client = max(limit // 4, MAX_REQUEST_BYTES)
+        self._of_client: Counter[str] = Counter()
+        self._given_back = asyncio.Event()
+
+    @asynccontextmanager
+    async def room(self, client: str, size: int) -> AsyncIterator[None]:
+        """Wait for room for a request, and hold it. Raises CallError when that takes too long."""
+        if size <= _SMALL:
+            yield
+            return
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                while not self._fits(client, size):
+                    self._given_back.clear()
+                    await self._given_back.wait()
+                self._take(client, size)
+                try:
+                    yield
+                finally:
+                    self._take(client, -size)
+                    self._given_back.set()
+        except TimeoutError as error:
+            raise CallError(
+                Status.DEADLINE_EXCEEDED,
+                f"the request of {size} bytes did not come within {REQUEST_TIMEOUT_S:g} s",
+            ) from error
+
+    def _fits(self, client: str, size: int) -> bool:
+        return size <= self._left and size + self._of_client[client] <= self._most_of_client
+
+    def _take(self, client: str, size: int) -> None:
+        self._left -= size
+        self._of_client[client] += size
+        if not self._of_client[client]:
+            del self._of_client[client]
+
+
 class Call:
     """A call in progress. Used by the one task that handles it."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, requests: Requests) -> None:
         self._stream = stream
+        self._requests = requests
         self._frames = stream._stream
         self.limits: Limits | None = None
         """What the client may see, set by the server's guard; None is all."""
+
+    @property
+    def client(self) -> str:
+        """Who calls, for counting: subject of a certificate, an address, or `unix`."""
+        return str(self._frames.connection.client)
 
     @property
     def peer(self) -> str:
@@ -69,7 +125,7 @@ class Call:
 
     async def receive(self, kind: type[Request]) -> Request | None:
         """Next message of the client, None when there are no more. Raises CallError."""
-        prefix = await self._frames.recv_data(_PREFIX_BYTES)
+        prefix = await self._read(_PREFIX_BYTES)
         if not prefix:
             return None
         if prefix[0]:
@@ -80,13 +136,21 @@ class Call:
                 Status.RESOURCE_EXHAUSTED,
                 f"the request has {size} bytes, and {MAX_REQUEST_BYTES} is the most",
             )
-        data = await self._frames.recv_data(size)
+        async with self._requests.room(self.client, size):
+            data = await self._read(size)
         try:
             return kind.FromString(data)
         except DecodeError as error:
             raise CallError(
                 Status.INTERNAL, f"the request is no {kind.DESCRIPTOR.full_name}: {error}"
             ) from error
+
+    async def _read(self, size: int) -> bytes:
+        """Bytes of the client, empty at its end. Raises CallError when it ends before them."""
+        try:
+            return bytes(await self._frames.recv_data(size))
+        except AssertionError as error:  # what grpclib says of an early end
+            raise CallError(Status.INTERNAL, "the client ended within a request") from error
 
     async def start(self) -> None:
         """Send the headers now, so that the client knows the stream is open."""

@@ -8,30 +8,26 @@ Owned by one event loop. Add services before the first `listen`.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 from grpclib.const import Cardinality, Handler
 from grpclib.encoding.base import CodecBase
 from grpclib.events import SendInitialMetadata, listen
 from grpclib.exceptions import StreamTerminatedError
-from grpclib.server import Server
 from h2.exceptions import ProtocolError
 
-from cilium_core import errors
+from cilium_core import errors, traces
 from cilium_core.errors import UnavailableError
 from cilium_core.serving.packed import health, reflection
-from cilium_core.serving.packed.calls import Call, CallError, Method, Status
+from cilium_core.serving.packed.calls import Call, CallError, Method, Requests, Status
+from cilium_core.serving.packed.connections import Calls, Listener, Quotas
 from cilium_core.serving.sockets import claim_unix_path, file_mode, split_address
 from cilium_core.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Mapping
-
-    from grpclib.protocol import H2Protocol
 
     Guard = Callable[[str, Call, Callable[[Call], Awaitable[None]]], Awaitable[None]]
 
@@ -48,6 +44,10 @@ STATUSES: Mapping[type[Exception], Status] = {
 }
 
 
+_GOODBYE_S = 0.2
+"""For how long connections may take to close."""
+
+
 class _Bytes(CodecBase):
     """Leaves messages alone: calls encode and decode for themselves."""
 
@@ -58,31 +58,6 @@ class _Bytes(CodecBase):
 
     def decode(self, data: bytes, message_type: Any) -> Any:
         return data
-
-
-class _Listener(Server):
-    """A grpclib server that knows its connections, so that they end when it does."""
-
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
-        super().__init__([], codec=_Bytes())
-        self._mapping = _Methods(handlers)
-        self._connections: WeakSet[H2Protocol] = WeakSet()
-
-    def _protocol_factory(self) -> H2Protocol:
-        protocol = super()._protocol_factory()
-        self._connections.add(protocol)
-        return protocol
-
-    def hang_up(self) -> None:
-        """Say goodbye on every connection and close it."""
-        for protocol in list(self._connections):
-            connection = getattr(protocol, "connection", None)
-            if connection is None or connection.is_closing():
-                continue
-            with suppress(ProtocolError):
-                connection._connection.close_connection()
-                connection.flush()
-            connection.close()
 
 
 class _Methods(dict[str, Handler]):
@@ -109,7 +84,8 @@ class PackedServer:
 
     `metadata` goes out as initial metadata of every call. `statuses` adds to, or overrides, the
     codes of domain errors. `guard` runs every call: it gets "service/method", the call and the
-    function that handles it, and raises a domain error instead of calling that to refuse.
+    function that handles it, and raises a domain error instead of calling that to refuse. `quotas`
+    say what clients may take.
     """
 
     def __init__(
@@ -118,13 +94,17 @@ class PackedServer:
         metadata: Mapping[str, str] | None = None,
         statuses: Mapping[type[Exception], Status] | None = None,
         guard: Guard | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self._guard = guard
+        self._quotas = quotas or Quotas()
+        self._calls = Calls(self._quotas)
+        self._requests = Requests(self._quotas.request_bytes)
         self._metadata = dict(metadata or {})
         self._statuses = {**STATUSES, **(statuses or {})}
         self._handlers: dict[str, Handler] = {}
         self._names: list[str] = []
-        self._servers: list[_Listener] = []
+        self._servers: list[Listener] = []
         self._sockets: list[Path] = []
         self._complete = False
         self.health = health.HealthService()
@@ -141,15 +121,20 @@ class PackedServer:
             )
 
     def _guarded(self, name: str, method: Method) -> Any:
-        """Wrap a handler: errors become statuses."""
+        """Wrap a handler: errors become statuses, and calls spans where these are wanted."""
 
         async def handle(stream: Any) -> None:
+            with traces.serving(name, stream.metadata or {}):
+                await answer(stream)
+
+        async def answer(stream: Any) -> None:
             try:
-                call = Call(stream)
-                if self._guard is None:
-                    await method.handle(call)
-                else:
-                    await self._guard(name, call, method.handle)
+                call = Call(stream, self._requests)
+                with self._calls.one(call.client):
+                    if self._guard is None:
+                        await method.handle(call)
+                    else:
+                        await self._guard(name, call, method.handle)
             except (CallError, StreamTerminatedError, asyncio.CancelledError, TimeoutError):
                 raise
             except ProtocolError as error:
@@ -175,9 +160,10 @@ class PackedServer:
         for name in reflection.NAMES:
             self.add(name, service.methods())
 
-    def _server(self) -> _Listener:
+    def _server(self) -> Listener:
         self._complete_services()
-        server = _Listener(self._handlers)
+        server = Listener(self._quotas, _Bytes())
+        server._mapping = _Methods(self._handlers)
         listen(server, SendInitialMetadata, self._add_metadata)
         self._servers.append(server)
         return server
@@ -225,7 +211,6 @@ class PackedServer:
             for each in late:
                 each.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
-        for server in self._servers:
-            server.hang_up()
+        await asyncio.gather(*(server.hang_up(_GOODBYE_S) for server in self._servers))
         for path in self._sockets:
             path.unlink(missing_ok=True)
