@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import pytest
 from cilium_core.settings import TelemetrySettings
 from cilium_core.telemetry import collectors as core
 from cilium_core.telemetry import pushing_metrics
 from cilium_core.telemetry.collectors import LOST, SENT
 from flow import flow_pb2
-from google.protobuf import any_pb2, wrappers_pb2
+from google.protobuf import any_pb2, struct_pb2, wrappers_pb2
 from hubble_server.exporting.exporters import Export, Exporter, Feed
 from hubble_server.exporting.log_records import request_of
 from hubble_server.exporting.otlp import LogRecords
@@ -30,7 +31,10 @@ from tests.unit.hubble.pipelines import NODE, Pipeline
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import pytest
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "_WAIT_S", 0.05)
 
 
 @asynccontextmanager
@@ -130,12 +134,21 @@ def test_a_request_belongs_to_the_trace_that_it_carried() -> None:
 
 
 def test_extensions_are_shown_where_their_type_is_known_and_kept_where_not() -> None:
-    known, unknown = a_flow(), a_flow()
+    known, unknown, free = a_flow(), a_flow(), a_flow()
+    struct = struct_pb2.Struct()
+    struct.update({"bytes": 7, "names": ["a", None], "more": {"yes": True}})
+    free.flow.extensions.Pack(struct)
     known.flow.extensions.Pack(flow_pb2.IP(source="10.0.0.1"))
     unknown.flow.extensions.CopyFrom(any_pb2.Any(type_url="x.org/No", value=b"\1"))
-    bodies = [attributes(record_of(one, 0).body.kvlist_value.values) for one in (known, unknown)]
+    bodies = [
+        attributes(record_of(one, 0).body.kvlist_value.values) for one in (known, unknown, free)
+    ]
     assert attributes(bodies[0]["extensions"].values)["source"] == "10.0.0.1"
     assert attributes(bodies[1]["extensions"].values) == {"type_url": "x.org/No", "value": b"\1"}
+    told = attributes(bodies[2]["extensions"].values)
+    assert told["bytes"] == 7
+    assert told["names"].values[0].string_value == "a"
+    assert attributes(told["more"].values) == {"yes": True}
 
 
 async def test_flows_and_losses_become_log_records_of_the_node() -> None:
@@ -175,8 +188,7 @@ async def test_filters_and_masks_choose_what_a_collector_gets() -> None:
         assert set(body) <= {"verdict", "source"}
 
 
-async def test_flows_wait_for_a_collector_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "_WAIT_S", 0.05)
+async def test_flows_wait_for_a_collector_that_is_away() -> None:
     pipeline = Pipeline()
     async with collecting() as collector:
         address = collector.address

@@ -12,11 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
+from cilium_core import traces
 
 from cilium_cli.errors import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from click.shell_completion import CompletionItem
 
@@ -110,7 +111,8 @@ def cli() -> None:
 def main() -> int:
     """Run the command line and return its exit code."""
     try:
-        cli.main(prog_name="cilium", standalone_mode=False)
+        with traces.command("cilium", _span_name(sys.argv[1:])):
+            cli.main(prog_name="cilium", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.Abort:
@@ -127,6 +129,11 @@ def main() -> int:
         sys.stderr.close()  # the reader of our output went away; nothing is left to say
         return 0
     return 0
+
+
+def _span_name(words: Sequence[str]) -> str:
+    """What a command line is called in traces: without what differs from one to the next."""
+    return f"cilium {words[0]}" if words and words[0] in _COMMANDS else "cilium"
 
 
 def _complain(error: CommandError) -> None:

@@ -14,6 +14,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 from cilium.agent.v1.agent_pb2_grpc import AgentServiceStub
 from cilium.flows.v1.flows_pb2_grpc import FlowsServiceStub
+from cilium_core import traces
 
 from cilium_cli.errors import (
     CommandError,
@@ -47,7 +48,7 @@ def channel(socket: Path, service: str, remedy: str) -> Iterator[grpc.Channel]:
     """Open a channel to a unix socket; gRPC errors inside the block become CommandErrors."""
     try:
         with grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS) as opened:
-            yield opened
+            yield traces.traced(opened)
     except grpc.RpcError as error:
         code, details = error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE:

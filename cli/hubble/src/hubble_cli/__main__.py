@@ -12,6 +12,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from cilium_core import traces
+
 from hubble_cli import arguments
 from hubble_cli.arguments import Command, Flag, Section
 from hubble_cli.commands import asking, configuring, counting, explaining, observing, telling
@@ -74,7 +76,8 @@ def run(words: Sequence[str]) -> None:
 
         sys.stdout.write(render(parsed.path))
         return
-    parsed.command.run(parsed)
+    with traces.command("hubble", " ".join(command.name for command in parsed.path)):
+        parsed.command.run(parsed)
 
 
 def main() -> None:

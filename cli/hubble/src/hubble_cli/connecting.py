@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cilium_core import traces
+
 from hubble_cli.errors import HubbleError, RemoteError
 from hubble_cli.settings import SERVER_TLS_PREFIX
 
@@ -88,6 +90,7 @@ class Connection:
             )
         else:
             self._channel = grpc.insecure_channel(self.target, options=options)
+        self._channel = traces.traced(self._channel)
 
     def __enter__(self) -> Connection:
         return self

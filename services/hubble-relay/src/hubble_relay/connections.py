@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+from cilium_core import traces
 from cilium_core.telemetry import gauge, get_logger
 from observer import observer_pb2
 
@@ -77,10 +78,13 @@ class ClientTls:
 
 def dial(target: str, tls: ClientTls | None, server_name: str | None) -> grpc.aio.Channel:
     """A channel, with TLS if given; it connects on first use."""
+    interceptors = traces.client_interceptors()
     if tls is None:
-        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+        return grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=interceptors)
     name = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
-    return grpc.aio.secure_channel(target, tls.credentials(), options=[*_OPTIONS, *name])
+    return grpc.aio.secure_channel(
+        target, tls.credentials(), options=[*_OPTIONS, *name], interceptors=interceptors
+    )
 
 
 @dataclass(eq=False)

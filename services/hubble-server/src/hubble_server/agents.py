@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from cilium.agent.v1 import agent_pb2
 from cilium_core.errors import CiliumError, NotFoundError, UnavailableError
-from grpclib.client import Channel, UnaryStreamMethod, UnaryUnaryMethod
+from grpclib.client import UnaryStreamMethod, UnaryUnaryMethod
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from hubble_server.dialing import calling
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
+
+    from grpclib.client import Channel
 
 _SERVICE: Final = "/cilium.agent.v1.AgentService/"
 _TIMEOUT_S: Final = 5.0
@@ -58,7 +62,7 @@ class AgentClient:
             )
             return await method(request, timeout=_TIMEOUT_S)
 
-        return await self._ask(ask)
+        return await self._ask("ExplainPolicy", ask)
 
     async def explain_service(
         self, request: agent_pb2.ExplainServiceRequest
@@ -76,7 +80,7 @@ class AgentClient:
             )
             return await method(request, timeout=_TIMEOUT_S)
 
-        return await self._ask(ask)
+        return await self._ask("ExplainService", ask)
 
     async def services(self, name: str) -> list[agent_pb2.Service]:
         """Frontends of the service `namespace/name`."""
@@ -93,11 +97,11 @@ class AgentClient:
             parts = await method(agent_pb2.ListServicesRequest(name=name), timeout=_TIMEOUT_S)
             return [one for part in parts for one in part.services]
 
-        return await self._ask(ask)
+        return await self._ask("ListServices", ask)
 
-    async def _ask(self, ask: Callable[[Channel], Awaitable[Answer]]) -> Answer:
+    async def _ask(self, method: str, ask: Callable[[Channel], Awaitable[Answer]]) -> Answer:
         try:
-            async with Channel(path=str(self._path)) as channel:
+            async with calling(self._path, f"{_SERVICE}{method}") as channel:
                 return await ask(channel)
         except GRPCError as error:
             text = error.message or error.status.name

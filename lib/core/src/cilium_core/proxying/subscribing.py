@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from cilium.proxy.v1 import proxy_pb2
 
+from cilium_core import traces
 from cilium_core.errors import InvalidError
 from cilium_core.proxying import redirects
 from cilium_core.proxying.redirects import KINDS, Assignment
@@ -54,7 +55,11 @@ def dial(state_dir: Path) -> grpc.aio.Channel:
     """A channel to the agent of a node; it connects when it is used and whenever it must."""
     import grpc.aio
 
-    return grpc.aio.insecure_channel(f"unix:{state_dir / SOCKET}", options=CHANNEL_OPTIONS)
+    return grpc.aio.insecure_channel(
+        f"unix:{state_dir / SOCKET}",
+        options=CHANNEL_OPTIONS,
+        interceptors=traces.client_interceptors(),
+    )
 
 
 class Subscription:

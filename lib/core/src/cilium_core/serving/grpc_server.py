@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from cilium_core import errors
+from cilium_core import errors, traces
 from cilium_core.errors import UnavailableError
 from cilium_core.serving.sockets import claim_unix_path, file_mode
 from cilium_core.telemetry.logs import get_logger
@@ -75,7 +75,7 @@ class GrpcServer:
     ) -> None:
         codes = {**STATUS_CODES, **(status_codes or {})}
         self.server = grpc.aio.server(
-            interceptors=[_ErrorInterceptor(codes), *interceptors],
+            interceptors=[*traces.server_interceptors(), _ErrorInterceptor(codes), *interceptors],
             options=[*_DEFAULT_OPTIONS, *options],
         )
         self._health = health.aio.HealthServicer()

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cilium_core import traces
 from cilium_core.errors import CiliumError
 from cilium_core.settings import NodeSettings, TelemetrySettings, load_or_exit
 from cilium_core.telemetry import get_logger, pushing, setup_logging
@@ -57,7 +58,11 @@ def run_program(
         log.warning("setting ignored", reason=warning)
 
     async def run() -> None:
-        await pushing(work(loaded), settings, service=program, node=node)
+        traces.begin(settings, service=program, node=node)
+        try:
+            await pushing(work(loaded), settings, service=program, node=node)
+        finally:
+            await asyncio.to_thread(traces.end)
 
     try:
         asyncio.run(run())

@@ -135,14 +135,13 @@ class Sender(Generic[Item]):
         encode: Callable[[Sequence[Item]], Message],
         *,
         limit: int,
-        wait_s: float = _WAIT_S,
     ) -> None:
         """Begin. `limit` is the most items that wait. Raises InvalidError for files of TLS."""
         self._collector = collector
         self._signal = signal
         self._encode = encode
         self._limit = limit
-        self._wait_s = wait_s
+        self._wait_s = _WAIT_S
         self._queue: deque[Item] = deque()
         self._change = threading.Condition()
         self._ends_at: float | None = None

@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from flow import flow_pb2
-from google.protobuf import symbol_database
+from google.protobuf import json_format, symbol_database
 from google.protobuf.descriptor import FieldDescriptor
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import (
@@ -41,6 +41,7 @@ _SEVERITIES: Final = {
 _WRAPPERS: Final = frozenset(
     f"google.protobuf.{kind}Value" for kind in ("Bool", "Int32", "UInt32", "String")
 )
+_FREE: Final = frozenset(f"google.protobuf.{kind}" for kind in ("Struct", "Value", "ListValue"))
 _LARGEST: Final = (1 << 63) - 1
 _TRACE_DIGITS: Final = 32
 _EVENTS: Final = {
@@ -174,6 +175,13 @@ def _put_map(message: Message, into: AnyValue) -> None:
     for field, value in message.ListFields():
         pair = pairs.add()
         pair.key = field.name
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            put = _putter(field.message_type.fields_by_name["value"])
+            for name, item in value.items():
+                entry = pair.value.kvlist_value.values.add()
+                entry.key = str(name)
+                put(item, entry.value)
+            continue
         put = _putter(field)
         if field.is_repeated:
             items = pair.value.array_value.values
@@ -198,7 +206,25 @@ def _putter(field: Any) -> Callable[[Any, AnyValue], None]:
         return lambda value, into: _put(value.value, into)
     if name == "google.protobuf.Any":
         return _put_any
+    if name in _FREE:
+        return lambda value, into: _put_free(json_format.MessageToDict(value), into)
     return _put_map
+
+
+def _put_free(value: Any, into: AnyValue) -> None:
+    """What JSON can say; nothing for null."""
+    if isinstance(value, dict):
+        into.kvlist_value.SetInParent()
+        for name, item in value.items():
+            pair = into.kvlist_value.values.add()
+            pair.key = name
+            _put_free(item, pair.value)
+    elif isinstance(value, list):
+        into.array_value.SetInParent()
+        for item in value:
+            _put_free(item, into.array_value.values.add())
+    elif value is not None:
+        _put(value, into)
 
 
 def _put_any(value: any_pb2.Any, into: AnyValue) -> None:
@@ -208,6 +234,10 @@ def _put_any(value: any_pb2.Any, into: AnyValue) -> None:
     except KeyError:
         _put_map(value, into)
         return
-    _put_map(kind.FromString(value.value), into)
+    message = kind.FromString(value.value)
+    if value.TypeName() in _FREE:
+        _put_free(json_format.MessageToDict(message), into)
+        return
+    _put_map(message, into)
     pair = into.kvlist_value.values.add()
     pair.key, pair.value.string_value = "@type", value.type_url

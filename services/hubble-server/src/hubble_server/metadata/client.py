@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from cilium.metadata.v1 import metadata_pb2
 from cilium_core.telemetry import get_logger
-from grpclib.client import Channel, UnaryStreamMethod
+from grpclib.client import UnaryStreamMethod
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from hubble_server.dialing import calling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +70,7 @@ class MetadataClient:
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 
     async def _follow(self) -> None:
-        async with Channel(path=str(self._path)) as channel:
+        async with calling(self._path, _METHOD) as channel:
             method: UnaryStreamMethod[metadata_pb2.WatchRequest, metadata_pb2.WatchResponse] = (
                 UnaryStreamMethod(
                     channel, _METHOD, metadata_pb2.WatchRequest, metadata_pb2.WatchResponse
