@@ -4,38 +4,23 @@
 
     ingest_rate()       events decoded, joined and stored, per second of CPU
     offered_load()      a real ring at a fixed rate: seen, lost, share of a core (root)
-    query_ms()          `--last 1000` with a selective filter on a full ring
-    stream_cost()       flows out of GetFlows: per second, and server CPU for each
+
+What clients get is measured in `queries.py` and `streams.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import socket
-import statistics
-import struct
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flow import flow_pb2
-from hubble_server.encoding.encoder import Encoder
-from hubble_server.filters import FilterContext, compile_filters
-from hubble_server.flows.querying import Cursor, Query
 from hubble_server.flows.store import LARGEST_CAPACITY, FlowStore
 from hubble_server.ingest import Ingest, Snapshot
 from hubble_server.metadata.directory import Directory
 from hubble_server.ring.buffers import CpuRing
 from hubble_server.ring.reading import EventReader, Reading
 from hubble_server.ring.records import sequences_of
-from observer import observer_pb2
 
 from tests.unit.hubble.loads import emitter, snapshot, traffic
 from tests.unit.hubble.pipelines import NODE, Pipeline
@@ -110,147 +95,9 @@ def _offer(ingest: Ingest, kernel: Any, events_per_s: int, seconds: float) -> Of
     return Offered(sent, ingest.flows_seen, lost[0], share, sent / wall)
 
 
-def query_ms(repeats: int = 15) -> float:
-    """Median time of the last 1000 flows of one pod to another port, encoded, on a full ring."""
-    pipeline = Pipeline(LARGEST_CAPACITY, pods=PODS)
-    for seed in range(3):
-        pipeline.feed(traffic(32_768, PODS, seed))
-    selective = flow_pb2.FlowFilter(
-        source_pod=["ns1/pod-7"], destination_port=["8080"], verdict=[flow_pb2.FORWARDED]
-    )
-    encoder = Encoder(NODE, pipeline.directory)
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        filters = compile_filters(FilterContext(pipeline.directory, NODE), [selective], [])
-        cursor = Cursor(pipeline.store, Query(number=1000, filters=filters))
-        while not cursor.ended:
-            for run in cursor.read().runs:
-                encoder.responses(run)  # type: ignore[arg-type]
-        times.append(time.perf_counter() - started)
-    return statistics.median(times) * 1000
-
-
-@dataclass(frozen=True)
-class StreamCost:
-    """What streaming flows to a client that only counts them costs."""
-
-    flows: int
-    flows_per_s: float
-    server_us_per_flow: float
-    """CPU of the whole server process for each flow, in microseconds."""
-
-
-def stream_cost(rounds: int = 5) -> StreamCost:
-    """Read a full ring over the unix socket, whole flows, `rounds` times after a warm-up."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "hubble.sock"
-        command = [sys.executable, "-m", "tests.bench.measuring", "serve", directory]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
-        try:
-            assert server.stdout is not None
-            while server.stdout.readline().strip() not in (b"ready", b""):
-                continue
-            _drain(path)
-            cpu, started = _cpu_s(server.pid), time.perf_counter()
-            flows = sum(_drain(path) for _ in range(rounds))
-            wall = time.perf_counter() - started
-            spent = _cpu_s(server.pid) - cpu
-        finally:
-            server.terminate()
-            server.wait()
-            if server.stdout is not None:
-                server.stdout.close()
-    return StreamCost(flows, flows / wall, spent / flows * 1e6)
-
-
-def _cpu_s(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _drain(path: Path) -> int:
-    """Ask for all flows, count its messages, do as little as possible else."""
-    from h2.config import H2Configuration
-    from h2.connection import H2Connection
-    from h2.events import DataReceived, StreamEnded
-    from h2.settings import SettingCodes
-
-    window = 1 << 24
-    h2 = H2Connection(H2Configuration(validate_inbound_headers=False))
-    h2.initiate_connection()
-    h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: window})
-    h2.increment_flow_control_window(window)
-    headers = [(":method", "POST"), (":scheme", "http"), (":path", _GET_FLOWS), (":authority", "x")]
-    headers += [("te", "trailers"), ("content-type", "application/grpc")]
-    message = observer_pb2.GetFlowsRequest().SerializeToString()
-    h2.send_headers(1, headers)
-    h2.send_data(1, b"\0" + struct.pack(">I", len(message)) + message, end_stream=True)
-    parts: list[bytes] = []
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(path))
-        ended = False
-        while not ended:
-            connection.sendall(h2.data_to_send())
-            data = connection.recv(1 << 20)
-            for happened in h2.receive_data(data):
-                if isinstance(happened, DataReceived):
-                    parts.append(happened.data)
-                    h2.acknowledge_received_data(happened.flow_controlled_length, 1)
-                ended = ended or isinstance(happened, StreamEnded)
-    return _messages(b"".join(parts))
-
-
-def _messages(data: bytes) -> int:
-    count = position = 0
-    while position < len(data):
-        position += 5 + int.from_bytes(data[position + 1 : position + 5], "big")
-        count += 1
-    return count
-
-
-class _Once:
-    """A source that fills the ring once."""
-
-    def __init__(self) -> None:
-        self._readings = [Reading(traffic(32_768, PODS, seed)) for seed in range(2)]
-
-    def wait(self, timeout_s: float | None = None) -> None:
-        threading.Event().wait(0.05)
-
-    def read(self) -> Reading:
-        return self._readings.pop() if self._readings else Reading()
-
-
-async def _serve(directory: str) -> None:
-    from hubble_server.app import App
-    from hubble_server.settings import ServerSettings
-
-    settings = ServerSettings(
-        node_name="node1",
-        state_dir=Path(directory),
-        hubble_event_buffer_capacity=LARGEST_CAPACITY,
-        log_level="error",
-    )
-    source = _Once()
-    app = App(settings, source)
-    app.replace(snapshot(PODS))
-    async with app:
-        while app.store.head < LARGEST_CAPACITY:  # noqa: ASYNC110 - a store has no such event
-            await asyncio.sleep(0.01)
-        print("ready", flush=True)
-        await asyncio.Event().wait()
-
-
 def main() -> None:
-    """Print everything, or serve for `stream_cost`."""
-    if sys.argv[1:2] == ["serve"]:
-        asyncio.run(_serve(sys.argv[2]))
-        return
+    """Print everything."""
     print(f"ingest            {ingest_rate() / 1e6:.2f} M events/s of CPU")
-    print(f"query             {query_ms():.1f} ms")
-    print(f"GetFlows          {stream_cost()}")
     print(f"300 k/s offered   {offered_load()}")
 
 
