@@ -20,6 +20,7 @@ from hubble_relay.peers import Directory, PeerWatcher
 from hubble_relay.servicers.explanations import EXPLANATIONS, ExplanationServicer
 from hubble_relay.servicers.flows import FlowsServicer
 from hubble_relay.servicers.observer import ObserverServicer
+from hubble_relay.servicers.states import STATES, StateServicer
 
 if TYPE_CHECKING:
     import ssl
@@ -114,6 +115,7 @@ class Relay:
         server.add("observer.Observer", observer.methods() | flows.public_methods())
         server.add("cilium.flows.v1.FlowsService", flows.batch_methods())
         server.add(EXPLANATIONS, ExplanationServicer(self.pool).methods())
+        server.add(STATES, StateServicer(self.pool).methods())
         return server
 
     async def _serve_metrics(self) -> None:

@@ -42,6 +42,7 @@ from hubble_server.servicers.explanations import EXPLANATIONS, ExplanationServic
 from hubble_server.servicers.flows import FLOWS_SERVICE, FlowStreams
 from hubble_server.servicers.observer import OBSERVER, ObserverService
 from hubble_server.servicers.peers import PEER, PeerService
+from hubble_server.servicers.states import STATES, StateService
 from hubble_server.servicers.streaming import NewEvents
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hubble_server.history.answering import Past
+    from hubble_server.history.statelog import StateLog
     from hubble_server.ingest import Source
     from hubble_server.settings import ServerSettings
 
@@ -60,6 +62,9 @@ VERSION_HEADER = "hubble-server-version"
 HEALTH_NAME = "hubble.server.Observer"
 RING_HEALTH_NAME = "hubble.server.Ring"
 """Health name that serves once the kernel writes into our buffers."""
+
+_STATES_SHARE = 8
+"""Of the room of the history, states take at most this part beside it."""
 
 _SOCKET_GROUP = "cilium"
 _NAMES_WAIT_S = 1.0
@@ -102,6 +107,7 @@ class App:
             )
         )
         self.peers.upsert(self._own_node(()))
+        self._states: StateLog | None = None
         self.metadata = MetadataClient(settings.metadata_path, self)
         self.tcp_port = 0
         """Port of the TCP listener once it listens, 0 without one."""
@@ -120,9 +126,13 @@ class App:
             nodes.append(self._own_node(self.node.addresses))
         self.peers.replace(nodes)
         self.ingest.tell(Snapshot(updates))
+        if self._states is not None:
+            self._states.replace(updates)
 
     def update(self, update: metadata_pb2.Update) -> None:
         """Take one change of the agent."""
+        if self._states is not None:
+            self._states.update(update)
         match update.WhichOneof("update"):
             case "local_node":
                 self._set_local_node(update.local_node)
@@ -205,6 +215,7 @@ class App:
             return None
         # what reads and writes Parquet takes memory, which only those pay who use it
         from hubble_server.history.answering import Past
+        from hubble_server.history.statelog import StateLimits, StateLog
         from hubble_server.history.writing import History, Limits
 
         limits = Limits(
@@ -217,6 +228,12 @@ class App:
         )
         history.start()
         self._stack.push_async_callback(asyncio.to_thread, history.stop)
+        states = StateLimits(
+            max_bytes=limits.max_bytes // _STATES_SHARE, max_age_s=limits.max_age_s
+        )
+        self._states = StateLog(history.path, states, lambda: self.metadata.connected)
+        self._states.start()
+        self._stack.push_async_callback(asyncio.to_thread, self._states.stop)
         return Past(history, self.store)
 
     def _server(self, new_events: NewEvents, past: Past | None) -> PackedServer:
@@ -240,6 +257,8 @@ class App:
         explainer = Explainer(AgentClient(self._settings.agent_path))
         explanations = ExplanationService(streams, explainer, lambda: self.node)
         server.add(EXPLANATIONS, explanations.methods())
+        states = StateService(self._settings.hubble_history_dir, lambda: self.node)
+        server.add(STATES, states.methods())
         server.add(PEER, PeerService(self.peers).methods())
         server.health.set(HEALTH_NAME, serving=True)
         server.health.set(RING_HEALTH_NAME, serving=self._reader is None)

@@ -52,6 +52,17 @@ SELECTORS = Section(
         Flag("until", "string", f"up to {_WHEN}; ignored with --follow"),
     ),
 )
+RECALLING = Section(
+    "Recalling",
+    (
+        Flag(
+            "at",
+            "string",
+            "instead of flows, endpoints, identities and policies as they were at a moment: "
+            + _WHEN,
+        ),
+    ),
+)
 COUNTING = Section(
     "Counting",
     (
@@ -298,6 +309,11 @@ def observe_flows(parsed: Parsed) -> None:
     settings = Settings(parsed)
     settings.check()
     allowed, denied = chosen_filters(parsed, settings)
+    if parsed.values.get("at"):
+        from hubble_cli.commands.recalling import recall
+
+        recall(parsed, settings, allowed, denied)
+        return
     options = _options(parsed, settings)
     if by := parsed.values.get("aggregate-by"):
         _print_counts(parsed, by if isinstance(by, list) else [str(by)], settings)
@@ -438,6 +454,7 @@ def observe_debug_events(parsed: Parsed) -> None:
 
 _FLOW_SECTIONS = (
     SELECTORS,
+    RECALLING,
     COUNTING,
     FILTERS,
     RAW_FILTERS,
@@ -459,6 +476,7 @@ Examples:
   hubble observe --input-file flows.json --last 10 -o table
   hubble observe --input-dir /var/lib/hubble --since 2h --verdict DROPPED
   hubble observe --since 10m --aggregate-by source,destination,port,verdict
+  hubble observe --at 2h -n shop
 """
 COMMAND = Command(
     "observe",

@@ -1,0 +1,50 @@
+"""cilium.flows.v1.StateService: what held at a moment."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from cilium.flows.v1 import states_pb2
+from cilium_core.serving.packed import Method, stream
+
+from hubble_server.history.states import answers, state_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cilium_core.serving.packed import Call
+
+    from hubble_server.facts import NodeFacts
+
+STATES = "cilium.flows.v1.StateService"
+
+_NOT_KEPT = "states are not kept here; set hubble-history-dir"
+
+
+class StateService:
+    """Tells the states kept in a directory; None where none are kept."""
+
+    def __init__(self, directory: Path | None, node: Callable[[], NodeFacts]) -> None:
+        self._directory = directory
+        self._node = node
+
+    def methods(self) -> dict[str, Method]:
+        """Methods of the service."""
+        return {"GetState": stream(self._get_state, states_pb2.GetStateRequest)}
+
+    async def _get_state(self, request: states_pb2.GetStateRequest, call: Call) -> None:
+        at_ns = request.at_ns or time.time_ns()
+        await call.start()
+        for message in await asyncio.to_thread(self._messages, at_ns):
+            await call.send(message)
+
+    def _messages(self, at_ns: int) -> list[states_pb2.NodeState]:
+        name = self._node().qualified_name
+        if self._directory is None:
+            return [states_pb2.NodeState(node_name=name, note=_NOT_KEPT)]
+        moment = state_at(self._directory, at_ns)
+        note = "" if moment.told_ns else "nothing is kept of that moment"
+        return list(answers(name, moment, note))
