@@ -99,7 +99,7 @@ def test_help_says_that_port_forwarding_is_absent(capsys):
         (["observe", "--verdict", "D"], ["DROPPED"]),
         (["observe", "--color=n"], ["--color=never"]),
         (["observe", "-t", "trace:to-e"], ["trace:to-endpoint"]),
-        (["observe", "-o", ""], ["compact", "dict", "json", "jsonpb", "table"]),
+        (["observe", "-o", ""], ["compact", "dict", "json", "jsonpb", "table", "wide"]),
     ],
 )
 def test_completion_knows_commands_flags_and_values(words, some):

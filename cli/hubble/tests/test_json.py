@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from cilium_core.flow_counts import counts_of
 from flow import flow_pb2
-from google.protobuf import any_pb2, json_format
+from google.protobuf import any_pb2, json_format, struct_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from hubble_cli import jsonlines
 from hubble_cli.parsing import ParseError, Parser
@@ -72,6 +73,21 @@ def test_what_was_written_is_read(response):
     assert parser.parse(json.loads(jsonlines.encode(response))) == response
     assert parser.parse(json_format.MessageToDict(response)) == response
     assert parser.unknown == ""
+
+
+def test_counts_in_the_extensions_are_written_and_read_as_other_clients_do():
+    flow = flow_pb2.Flow(uuid="u")
+    counts = struct_pb2.Struct()
+    counts.update({"packets": 3, "bytes": 1500.0, "more": [None, True, {"a": "<"}, 0.5]})
+    flow.extensions.Pack(counts)
+    written = jsonlines.encode(flow)
+
+    assert written == (
+        '{"uuid":"u","extensions":{"@type":"type.googleapis.com/google.protobuf.Struct",'
+        '"value":{"bytes":1500,"more":[null,true,{"a":"\\u003c"},0.5],"packets":3}}}'
+    )
+    read = Parser(flow_pb2.Flow).parse(json.loads(written))
+    assert counts_of(read) == (3, 1500)
 
 
 def test_keys_stand_in_the_order_of_declaration():

@@ -38,6 +38,51 @@ def test_output_is_byte_for_byte_that_of_the_public_client(name, capsysbinary):
     assert printed.err.decode() == recorded(f"{name}.err")
 
 
+WIDE = {
+    "compact": (
+        "Jan 15 10:20:00.000: 10.0.0.1 (unknown) <> 10.0.0.2 (unknown) Policy denied DROPPED (s)"
+        " [3 packets, 1500 bytes; bpf_lxc.c:7]\n"
+    ),
+    "dict": (
+        "  TIMESTAMP: Jan 15 10:20:00.000\n"
+        "     SOURCE: 10.0.0.1\n"
+        "DESTINATION: 10.0.0.2\n"
+        "       TYPE: Policy denied\n"
+        "    VERDICT: DROPPED\n"
+        "    SUMMARY: s\n"
+        "    PACKETS: 3\n"
+        "      BYTES: 1500\n"
+        " DROPPED AT: bpf_lxc.c:7\n"
+    ),
+    "wide": (
+        "TIMESTAMP             SOURCE     DESTINATION   TYPE            VERDICT   SUMMARY   PACKETS"
+        "   BYTES   DROPPED AT\n"
+        "Jan 15 10:20:00.000   10.0.0.1   10.0.0.2      Policy denied   DROPPED   s         3      "
+        "   1500    bpf_lxc.c:7\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("output", WIDE)
+def test_wide_outputs_have_packets_bytes_and_where_it_was_dropped(output, tmp_path, capsysbinary):
+    counts = {"@type": "type.googleapis.com/google.protobuf.Struct"}
+    flow = {
+        "time": "2026-01-15T10:20:00Z",
+        "verdict": "DROPPED",
+        "IP": {"source": "10.0.0.1", "destination": "10.0.0.2"},
+        "event_type": {"type": 1, "sub_type": 133},
+        "file": {"name": "bpf_lxc.c", "line": 7},
+        "extensions": counts | {"value": {"packets": 3, "bytes": 1500}},
+        "Summary": "s",
+    }
+    lines = tmp_path / "flows.jsonl"
+    lines.write_text(json.dumps({"flow": flow, "time": flow["time"]}) + "\n")
+
+    run(["observe", "--input-file", str(lines), "-o", output, "--wide"])
+
+    assert capsysbinary.readouterr().out.decode() == WIDE[output]
+
+
 @pytest.mark.parametrize("name", ["jsonpb", "JSON"])
 def test_other_names_of_json_print_the_same(name, capsysbinary):
     run(["observe", "--input-file", INPUT, "-o", name])

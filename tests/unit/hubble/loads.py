@@ -195,6 +195,8 @@ def strange(count: int, seed: int) -> NDArray[Any]:
         one["smac"][0] = [chance.randrange(256) for _ in range(6)]
         one["dmac"][0] = [chance.randrange(256) for _ in range(6)]
         one["tunnel_peer"] = int.from_bytes(packed("172.30.0.12")[:4], "little")
+        one["packets"] = 0 if kind == 7 else chance.choice([0, 1, 3, 0xFFFFFFFF])
+        one["bytes"] = chance.choice([0, 64, 1500, 0xFFFFFFFF])
         made.append(one)
     return join(made)
 

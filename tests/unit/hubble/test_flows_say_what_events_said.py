@@ -44,6 +44,7 @@ _PATHS = (
     "Summary", "ethernet.source", "interface.name", "ingress_allowed_by", "policy_log", "file.line",
     "tunnel", "tunnel.vni", "source_service", "l7.http.code", "drop_reason_desc", "emitter",
     "proxy_port", "traffic_direction", "time.seconds", "trace_context.parent.trace_id",
+    "extensions", "extensions.type_url",
 )  # fmt: skip
 
 

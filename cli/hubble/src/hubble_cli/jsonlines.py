@@ -132,7 +132,35 @@ def _special(descriptor: Descriptor) -> Encode | None:
         return _field_mask
     if name == "google.protobuf.Any":
         return _any
+    if name == "google.protobuf.Struct":
+        return _struct
+    if name == "google.protobuf.ListValue":
+        return lambda listed: f"[{','.join(map(_json_value, listed.values))}]"
+    if name == "google.protobuf.Value":
+        return _json_value
     return None
+
+
+def _struct(message: Any) -> str:
+    """An object of any JSON, its keys in order as in other clients."""
+    fields = sorted(message.fields.items())
+    return "{" + ",".join([f"{_text(key)}:{_json_value(value)}" for key, value in fields]) + "}"
+
+
+def _json_value(message: Any) -> str:
+    match message.WhichOneof("kind"):
+        case "number_value":
+            return _number(message.number_value)
+        case "string_value":
+            return _text(message.string_value)
+        case "bool_value":
+            return "true" if message.bool_value else "false"
+        case "struct_value":
+            return _struct(message.struct_value)
+        case "list_value":
+            return f"[{','.join(map(_json_value, message.list_value.values))}]"
+        case _:
+            return "null"
 
 
 def _field_mask(mask: Any) -> str:
@@ -146,7 +174,7 @@ def _field_mask(mask: Any) -> str:
 
 def _any(packed: Any) -> str:
     """An embedded message if its type is known here, else its type and raw bytes."""
-    from google.protobuf import symbol_database
+    from google.protobuf import duration_pb2, struct_pb2, symbol_database  # noqa: F401  known now
 
     name = packed.type_url.rpartition("/")[2]
     try:

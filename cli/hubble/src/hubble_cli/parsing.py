@@ -135,7 +135,13 @@ def _timestamp(value: Any) -> dict[str, int]:
 
 
 def _by_library(descriptor: Descriptor, value: Any) -> Message:
-    from google.protobuf import json_format, message_factory
+    # types that may be embedded are known once they are imported
+    from google.protobuf import (  # noqa: F401
+        duration_pb2,
+        json_format,
+        message_factory,
+        struct_pb2,
+    )
 
     message = message_factory.GetMessageClass(descriptor)()
     try:

@@ -70,6 +70,10 @@ POLICY_FIELDS = (
 """What they show besides when policies are to be named."""
 
 
+WIDE_FIELDS = ("extensions", "file")
+"""What they show besides when they are to be wide."""
+
+
 class Selection:
     """Which flows or events, by place and time: --last, --first, --all, --since, --until, -f."""
 

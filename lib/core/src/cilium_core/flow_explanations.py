@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from cilium.flows.v1 import explain_pb2
 from flow import flow_pb2
-from google.protobuf.struct_pb2 import Struct
 
 from cilium_core import drops
 from cilium_core.drop_meanings import meaning_of, meaning_of_kernel
+from cilium_core.flow_counts import counts_of
 from cilium_core.flow_questions import sides_of
 
 if TYPE_CHECKING:
@@ -29,26 +29,13 @@ _OF_POLICY: Final = frozenset(
 _PASSED: Final = frozenset({flow_pb2.FORWARDED, flow_pb2.REDIRECTED})
 
 
-def counts_of(flow: flow_pb2.Flow) -> explain_pb2.TrafficCounts | None:
-    """Packets and bytes behind a flow; None where it says nothing of them."""
-    counts = Struct()
-    if not flow.HasField("extensions") or not flow.extensions.Unpack(counts):
-        return None
-    numbers = {
-        name: value.number_value
-        for name, value in counts.fields.items()
-        if value.HasField("number_value")
-    }
-    if not numbers.keys() >= {"packets", "bytes"}:
-        return None
-    return explain_pb2.TrafficCounts(packets=int(numbers["packets"]), bytes=int(numbers["bytes"]))
-
-
 def describe(flow: flow_pb2.Flow, node_name: str) -> explain_pb2.ExplainFlowResponse:
     """What the flow alone says."""
     answer = explain_pb2.ExplainFlowResponse(
-        flow=flow, node_name=node_name, conclusion=conclusion(flow), counts=counts_of(flow)
+        flow=flow, node_name=node_name, conclusion=conclusion(flow)
     )
+    if (counts := counts_of(flow)) is not None:
+        answer.counts.packets, answer.counts.bytes = counts
     if flow.verdict == flow_pb2.DROPPED and flow.drop_reason:
         meaning = meaning_of(flow.drop_reason)
         answer.drop.code = flow.drop_reason

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from cilium.flows.v1 import flows_pb2
 
+from cilium_core.flow_counts import counts_of
 from cilium_core.flow_dimensions import values_of
 
 if TYPE_CHECKING:
@@ -36,10 +37,13 @@ class Totals:
     def count(self, flows: Iterable[flow_pb2.Flow], by: Sequence[int]) -> None:
         """Take in single flows."""
         for flow in flows:
-            at = flow.time.ToNanoseconds()
-            self._add(
-                flows_pb2.FlowGroup(values=values_of(flow, by), flows=1, first_ns=at, last_ns=at)
+            at, counts = flow.time.ToNanoseconds(), counts_of(flow)
+            group = flows_pb2.FlowGroup(
+                values=values_of(flow, by), flows=1, first_ns=at, last_ns=at
             )
+            if counts is not None:
+                group.packets, group.bytes = counts.packets, counts.bytes
+            self._add(group)
 
     def note(self, budget: flows_pb2.LossBudget) -> None:
         """Take in what a node did not see."""

@@ -149,10 +149,10 @@ FORMATTING = Section(
         Flag(
             "output",
             "string",
-            "compact, dict, json (the same as jsonpb) or table",
+            "compact, dict, json (the same as jsonpb), table, or wide for a table with --wide",
             "o",
             "compact",
-            choices=("compact", "dict", "json", "jsonpb", "table"),
+            choices=("compact", "dict", "json", "jsonpb", "table", "wide"),
         ),
         Flag("print-node-name", "bool", "show the node", default=False, implied="true"),
         Flag(
@@ -174,6 +174,13 @@ FORMATTING = Section(
 FLOW_FORMATTING = Section(
     "Flow format",
     (
+        Flag(
+            "wide",
+            "bool",
+            "also show packets, bytes, and where in the eBPF sources a flow was dropped",
+            default=False,
+            implied="true",
+        ),
         Flag(
             "color",
             "string",
@@ -224,7 +231,8 @@ def _options(parsed: Parsed, settings: Settings) -> Options:
 
     values = parsed.values
     legacy = "legacy-json-output" in os.environ.get("HUBBLE_COMPAT", "").lower().split(",")
-    output = choose(str(values.get("output", "compact")), legacy_json=legacy)
+    wide = values.get("output") == "wide"
+    output = choose("table" if wide else str(values.get("output", "compact")), legacy_json=legacy)
     if output is Format.TABLE and values.get("follow"):
         raise UsageError("table output format is not compatible with follow mode")
     return Options(
@@ -233,6 +241,7 @@ def _options(parsed: Parsed, settings: Settings) -> Options:
         ip_translation=bool(values.get("ip-translation", True)) and not values.get("numeric"),
         node_name=bool(values.get("print-node-name")),
         policy_names=bool(values.get("print-policy-names")),
+        wide=wide or bool(values.get("wide")),
         debug=settings.enabled("debug"),
         silent=bool(values.get("silent-errors")),
         colour=wants_colour(str(values.get("color", "auto"))),
@@ -327,6 +336,8 @@ def observe_flows(parsed: Parsed) -> None:
             mask = list(requesting.DEFAULT_FIELD_MASK)
             if options.policy_names:
                 mask += requesting.POLICY_FIELDS
+            if options.wide:
+                mask += requesting.WIDE_FIELDS
     input_file = str(parsed.values.get("input-file", ""))
     input_dir = str(parsed.values.get("input-dir", ""))
     if input_file and input_dir:

@@ -32,6 +32,8 @@ _ALLOWED = frozenset({flow_pb2.FORWARDED, flow_pb2.REDIRECTED})
 _DENIED = frozenset({flow_pb2.DROPPED, flow_pb2.ERROR})
 _PORTS = ("TCP", "UDP", "SCTP")
 _SERIOUS = frozenset({relay_pb2.NODE_ERROR, relay_pb2.NODE_UNAVAILABLE})
+_MORE = ("PACKETS", "BYTES", "DROPPED AT")
+_NONE = ("", "", "")
 _STATUS_TEXTS = {
     relay_pb2.NODE_CONNECTED: "Receiving flows from {count} nodes: {nodes}",
     relay_pb2.NODE_UNAVAILABLE: "{count} nodes are unavailable: {nodes}",
@@ -81,9 +83,15 @@ class FlowPrinter:
                 left, right, left_id, right_id = right, left, right_id, left_id
                 arrow = "<-"
         node = f" [{one.node_name}]" if self._options.node_name else ""
+        more = ""
+        if self._options.wide and any(cells := _more(one)):
+            packets, octets, position = cells
+            counted = f"{packets} packets, {octets} bytes" if packets else ""
+            more = f" [{'; '.join(filter(None, (counted, position)))}]"
+        said = f"{flow_type(one)} {self._verdict(one)} ({self._summary(one)}){more}"
         self.streams.print(
             f"{self._time(one.time, one.HasField('time'))}{node}: {left} {left_id} {arrow}"
-            f" {right} {right_id} {flow_type(one)} {self._verdict(one)} ({self._summary(one)})\n"
+            f" {right} {right_id} {said}\n"
         )
         self._line += 1
 
@@ -99,6 +107,7 @@ class FlowPrinter:
                 ("TYPE", flow_type(one)),
                 ("VERDICT", self._verdict(one)),
                 ("SUMMARY", self._summary(one)),
+                *(zip(_MORE, _more(one), strict=True) if self._options.wide else ()),
             ]
         )
 
@@ -116,9 +125,10 @@ class FlowPrinter:
             self._time(one.time, one.HasField("time")),
             one.node_name,
             (source, destination, flow_type(one), self._verdict(one), self._summary(one)),
+            _more(one) if self._options.wide else (),
         )
 
-    def _row(self, time: str, node: str, cells: Iterable[str]) -> None:
+    def _row(self, time: str, node: str, cells: Iterable[str], more: Iterable[str] = _NONE) -> None:
         with_node = self._options.node_name
         if not self._line:
             self.streams.row(
@@ -126,9 +136,11 @@ class FlowPrinter:
                     "TIMESTAMP",
                     *(("NODE",) if with_node else ()),
                     *("SOURCE", "DESTINATION", "TYPE", "VERDICT", "SUMMARY"),
+                    *(_MORE if self._options.wide else ()),
                 )
             )
-        self.streams.row((time, *((node,) if with_node else ()), *cells))
+        shown = tuple(cell or "-" for cell in more) if self._options.wide else ()
+        self.streams.row((time, *((node,) if with_node else ()), *cells, *shown))
         self._line += 1
 
     def _json(self, response: observer_pb2.GetFlowsResponse) -> None:
@@ -308,6 +320,17 @@ class FlowPrinter:
                 state=status.state_change,
             )
             self.streams.warn(f"{time} [{response.node_name}]: {text}\n")
+
+
+def _more(one: flow_pb2.Flow) -> tuple[str, str, str]:
+    """Packets, bytes and the source position of a drop; empty where the flow has none."""
+    from cilium_core.flow_counts import counts_of
+
+    counts, file = counts_of(one), one.file
+    position = f"{file.name}:{file.line}" if file.line else file.name
+    if counts is None:
+        return "", "", position
+    return str(counts.packets), str(counts.bytes), position
 
 
 def flow_type(one: flow_pb2.Flow) -> str:

@@ -55,6 +55,8 @@ class Options:
     ip_translation: bool = True
     node_name: bool = False
     policy_names: bool = False
+    wide: bool = False
+    """Also packets, bytes, and where in the eBPF sources a flow was dropped."""
     debug: bool = False
     silent: bool = False
     colour: bool = False

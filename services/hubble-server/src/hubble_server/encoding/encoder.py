@@ -19,6 +19,7 @@ from flow import flow_pb2
 from observer import observer_pb2
 
 from hubble_server.encoding import pieces, texts
+from hubble_server.encoding.counts import counts
 from hubble_server.encoding.masks import Mask, apply_mask
 from hubble_server.encoding.wire import (
     PieceCache,
@@ -233,6 +234,8 @@ class Encoder:
             lists.append(self._rules_column(batch))
         if at_sockets.any() and not wanted.isdisjoint(pieces.SOCKET_FIELDS):
             lists.append(self._sockets_column(batch, at_sockets))
+        if "extensions" in wanted and batch["packets"].any():
+            lists.append(counts(batch["bytes"], batch["packets"]))
         if "Summary" in wanted:
             kinds = (flags & (_L3 | _L4 | _IPV6)).astype(np.uint64) << np.uint64(48)
             summaries = self._summaries
