@@ -150,7 +150,7 @@ async def version(path: str) -> str:
         (b"\0\0\0\1\0abc", 13, "the client ended within a request"),
         (b"\0\0", 13, "the client ended within a request"),
         (b"", 13, "the call ended before its request came"),
-        (b"\0\xff\xff\xff\xff", 8, "4294967295 bytes, and 4194304 is the most"),
+        (b"\0\xff\xff\xff\xff", 8, "4294967295 bytes, and 262144 is the most"),
     ],
 )
 async def test_malformed_requests_get_clear_codes(
@@ -276,14 +276,14 @@ async def test_large_requests_that_do_not_come_hold_room_for_a_while_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calls, "REQUEST_TIMEOUT_S", 0.3)
-    async with serving(tmp_path, request_bytes=4 << 20) as (path, _), raw(path) as client:
+    async with serving(tmp_path, request_bytes=256 << 10) as (path, _), raw(path) as client:
         for _ in range(2):
-            client.h2.send_data(client.begin(), b"\0" + (4 << 20).to_bytes(4, "big") + b"x")
+            client.h2.send_data(client.begin(), b"\0" + (256 << 10).to_bytes(4, "big") + b"x")
         client.flush()
         assert await version(path) == "7"
         told = await client.statuses(2)
         assert {code for code, _ in told} == {"4"}
-        assert "the request of 4194304 bytes did not come within 0.3 s" in told[0][1]
+        assert "the request of 262144 bytes did not come within 0.3 s" in told[0][1]
 
 
 async def test_a_reset_stream_is_no_error_of_others(tmp_path: Path) -> None:

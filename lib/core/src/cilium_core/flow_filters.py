@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from cilium_core.errors import InvalidError
@@ -19,7 +20,7 @@ from cilium_core.label_selectors import SelectorError, parse_selector
 from cilium_core.request_paths import request_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from flow.flow_pb2 import EventTypeFilter, Flow, FlowFilter, HTTPHeader, TCPFlags
@@ -56,8 +57,29 @@ _DNS_NAME = r"(?:[-0-9_a-z]+(?:\.[-0-9_a-z]+)*)"
 DEFAULT_CLUSTER = "default"
 
 
+MOST_WORK = 20_000
+"""Most work that the filters of a request may be, where a plain value is 1: 20,000 names of pods,
+2,000 prefixes or 200 regular expressions. Nobody types so many, and every flow has to pass them."""
+
+_ENTRY_WORK = 10
+_WORK = {
+    **dict.fromkeys(("source_ip", "source_ip_xlated", "destination_ip", "uuid"), 10),
+    **dict.fromkeys(("source_label", "destination_label", "node_labels"), 10),
+    **dict.fromkeys(("source_workload", "destination_workload", "interface", "tcp_flags"), 10),
+    **dict.fromkeys(("source_fqdn", "destination_fqdn", "node_name", "event_type"), 10),
+    **dict.fromkeys(("dns_query", "http_path", "http_url"), 100),
+}
+_CEL_WORK = 500
+_REGEX_BYTES = 2 << 20
+"""Most memory of a regular expression; 200 of them may be in a request."""
+
+
 class FilterError(InvalidError):
     """A filter that makes no sense. Its text goes to the user as it is."""
+
+
+class FilterLimitError(FilterError):
+    """Filters that are too much work."""
 
 
 def read_filters(where: str, value: object) -> tuple[FlowFilter, ...]:
@@ -73,10 +95,26 @@ def read_filters(where: str, value: object) -> tuple[FlowFilter, ...]:
         raise FilterError(f"{where}: {error}") from error
 
 
+def work_of(whitelist: Sequence[FlowFilter], blacklist: Sequence[FlowFilter] = ()) -> int:
+    """How much work filters are. Raises FilterLimitError for more than MOST_WORK."""
+    work = (len(whitelist) + len(blacklist)) * _ENTRY_WORK
+    if work <= MOST_WORK:
+        for entry in (*whitelist, *blacklist):
+            work += len(entry.experimental.cel_expression) * _CEL_WORK
+            work += sum(len(getattr(entry, field)) * _WORK.get(field, 1) for field in _BUILDERS)
+    if work > MOST_WORK:
+        raise FilterLimitError(
+            f"the filters are {work} units of work, and {MOST_WORK} is the most; a plain value is "
+            f"1 of them, a filter, prefix or label 10, a regular expression 100; ask for less"
+        )
+    return work
+
+
 def compile_filters(
-    whitelist: Iterable[FlowFilter], blacklist: Iterable[FlowFilter] = ()
+    whitelist: Sequence[FlowFilter], blacklist: Sequence[FlowFilter] = ()
 ) -> Predicate:
     """The predicate of a request. Raises FilterError."""
+    work_of(whitelist, blacklist)
     allowed = [compile_filter(one) for one in whitelist]
     denied = [compile_filter(one) for one in blacklist]
     if not allowed and not denied:
@@ -223,20 +261,21 @@ def _names(
     """`ns/name-prefix`, where either part may be empty; a bare name is in namespace default."""
 
     def build(values: Sequence[str]) -> Predicate:
-        wanted = []
+        listed = defaultdict[str, list[str]](list)
         for value in values:
             if not value:
                 raise FilterError(f"{prefix}invalid filter, name must not be empty")
             namespace, *rest = value.split("/")
-            wanted.append((namespace, rest[0]) if rest else ("default", value))
+            wanted, start = (namespace, rest[0]) if rest else ("default", value)
+            listed[wanted].append(start)
+        starts = {wanted: tuple(prefixes) for wanted, prefixes in listed.items()}
+        anywhere = starts.get("", ())
 
         def holds(flow: Flow) -> bool:
             namespace, name = get(flow)
             if not namespace and not name:
                 return False
-            return any(
-                (not ns or ns == namespace) and name.startswith(start) for ns, start in wanted
-            )
+            return name.startswith(starts.get(namespace, ()) + anywhere)
 
         return holds
 
@@ -295,14 +334,14 @@ def node_name_pattern(pattern: str) -> str:
 
 def _dns_names(field: str) -> Callable[[Sequence[str]], Predicate]:
     def build(values: Sequence[str]) -> Predicate:
-        regex = re.compile("|".join(map(glob_pattern, values)))
+        regex = _regex("|".join(map(glob_pattern, values)))
         return lambda flow: any(regex.fullmatch(name) for name in getattr(flow, field))
 
     return build
 
 
 def _node_names(values: Sequence[str]) -> Predicate:
-    regex = re.compile("|".join(map(node_name_pattern, values)))
+    regex = _regex("|".join(map(node_name_pattern, values)))
 
     def holds(flow: Flow) -> bool:
         name = flow.node_name
@@ -397,22 +436,25 @@ def _interfaces(values: Sequence[Any]) -> Predicate:
 
 
 def _regexes(values: Sequence[str], prefix: str) -> list[Any]:
+    try:
+        return [_regex(value) for value in values]
+    except FilterError as error:
+        raise FilterError(f"{prefix}{error}") from error
+
+
+def _regex(pattern: str) -> Any:
     """Compiled with RE2, whose syntax servers promise and which no pattern can make slow."""
     import re2
 
     options = re2.Options()
     options.log_errors = False
-    compiled = []
-    for value in values:
-        try:
-            compiled.append(re2.compile(value, options=options))
-        except re2.error as error:
-            text = error.args[0] if error.args else "invalid pattern"
-            told = text.decode() if isinstance(text, bytes) else str(text)
-            raise FilterError(
-                f"{prefix}error parsing regexp: {_regex_error(told, value)}"
-            ) from error
-    return compiled
+    options.max_mem = _REGEX_BYTES
+    try:
+        return re2.compile(pattern, options=options)
+    except re2.error as error:
+        text = error.args[0] if error.args else "invalid pattern"
+        told = text.decode() if isinstance(text, bytes) else str(text)
+        raise FilterError(f"error parsing regexp: {_regex_error(told, pattern)}") from error
 
 
 def _regex_error(told: str, pattern: str) -> str:

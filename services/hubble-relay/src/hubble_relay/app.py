@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from cilium_core.access import Access
 from cilium_core.errors import InvalidError
-from cilium_core.serving.packed import PackedServer, server_context
+from cilium_core.flow_filters import FilterLimitError
+from cilium_core.serving.packed import PackedServer, Status, server_context
 from cilium_core.serving.programs import own_version
 from cilium_core.serving.sockets import stop_signal
 from cilium_core.telemetry import REGISTRY, Health, get_logger
@@ -111,7 +112,11 @@ class Relay:
         observer = ObserverServicer(self.pool, relay_version)
         access = Access(settings.access_file)
         self._watchers.append(asyncio.create_task(access.watch()))
-        server = PackedServer(metadata={"hubble-relay-version": relay_version}, guard=access)
+        server = PackedServer(
+            metadata={"hubble-relay-version": relay_version},
+            statuses={FilterLimitError: Status.RESOURCE_EXHAUSTED},
+            guard=access,
+        )
         server.add("observer.Observer", observer.methods() | flows.public_methods())
         server.add("cilium.flows.v1.FlowsService", flows.batch_methods())
         server.add(EXPLANATIONS, ExplanationServicer(self.pool).methods())

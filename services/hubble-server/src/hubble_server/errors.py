@@ -21,7 +21,7 @@ of Hubble print the text of an Unknown error as it is.
 from __future__ import annotations
 
 from cilium_core.errors import ExhaustedError, InvalidError, NotFoundError, UnavailableError
-from cilium_core.flow_filters import FilterError
+from cilium_core.flow_filters import FilterError, FilterLimitError
 from cilium_core.serving.packed import Status
 
 
@@ -59,6 +59,7 @@ class SlowClientError(ExhaustedError):
 
 STATUSES: dict[type[Exception], Status] = {
     FilterError: Status.UNKNOWN,
+    FilterLimitError: Status.RESOURCE_EXHAUSTED,
     RequestError: Status.UNKNOWN,
     ContradictionError: Status.INVALID_ARGUMENT,
     SlowClientError: Status.UNKNOWN,

@@ -10,6 +10,7 @@ import grpc.aio
 from cilium.flows.v1 import flows_pb2
 from cilium_core.access import METADATA_KEY
 from cilium_core.errors import InvalidError
+from cilium_core.flow_filters import work_of
 from cilium_core.flow_totals import Totals
 from cilium_core.serving.packed import Method, stream, unary
 from observer import observer_pb2
@@ -35,6 +36,17 @@ _BATCH = 512
 _COUNT_TIMEOUT_S = 30.0
 _REFUSALS = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INVALID_ARGUMENT)
 """What servers answer to requests that make no sense."""
+
+
+def _checked(
+    request: observer_pb2.GetFlowsRequest, limits: Limits | None
+) -> observer_pb2.GetFlowsRequest:
+    """A request that is no more than nodes answer, for no more than the client may see.
+
+    Raises FilterLimitError and ForbiddenError.
+    """
+    work_of(request.whitelist, request.blacklist)
+    return request if limits is None else limits.narrow(request)
 
 
 class FlowsServicer:
@@ -95,7 +107,7 @@ class FlowsServicer:
         self, request: flows_pb2.AggregateFlowsRequest, call: Call
     ) -> flows_pb2.AggregateFlowsResponse:
         limits = call.limits
-        flows = request.flows if limits is None else limits.narrow(request.flows)
+        flows = _checked(request.flows, limits)
         # a group that is small on each node may be large in all
         each = flows_pb2.AggregateFlowsRequest(flows=flows, by=request.by)
         totals, missing = Totals(), list[str]()
@@ -159,6 +171,6 @@ class FlowsServicer:
         ]
         if call.limits is not None:
             metadata.append(call.limits.metadata)
-            if isinstance(request, observer_pb2.GetFlowsRequest):
-                request = call.limits.narrow(request)
+        if isinstance(request, observer_pb2.GetFlowsRequest):
+            request = _checked(request, call.limits)
         return Collector(self._pool, topic, request, metadata, self._options, limits=call.limits)

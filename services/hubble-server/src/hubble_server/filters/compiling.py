@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from hubble_server.metadata.rows import EndpointRow, InterfaceRow, Interned, ServiceRow
 
 _END_FIELDS = ("pod", "label", "identity", "workload", "cluster_name")
+_SLOW_WORK = 500
+"""Work of filters, as `flow_filters.work_of` tells it, from which on they are slow."""
+
 _NODE_FIELDS = ("node_name", "node_labels")
 
 
@@ -58,6 +61,8 @@ class Filters:
     """Whether a record passes that passed by its columns; None when these say all."""
     messages: Callable[[Batch], list[flow_pb2.Flow]] | None = None
     """Makes messages of flows that are no records, where `matches` is to be asked of them too."""
+    slow: bool = False
+    """Whether to look at many flows takes so long that others must get their turn meanwhile."""
 
     @property
     def pass_all(self) -> bool:
@@ -106,6 +111,7 @@ def compile_filters(
         tuple(_compile(context, entry, undecided=False) for entry in blacklist),
         matches if asked else None,
         Encoder(context.node, context.directory).messages if asks_all else None,
+        asks_all or flow_filters.work_of(whitelist, blacklist) > _SLOW_WORK,
     )
 
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 SCAN = 8192
 """Events looked at in one step, so that other clients get their turn."""
 
+SLOW_SCAN = 512
+"""The same where filters are slow: a CEL expression may take a millisecond for each event."""
+
 MOST_FOUND = 1024
 """Most events found in one step."""
 
@@ -185,7 +188,7 @@ class Cursor:
     @property
     def is_slow(self) -> bool:
         """Whether a step is long enough to be taken on a thread of its own."""
-        return self._query.filters.messages is not None
+        return self._query.filters.slow
 
     @property
     def at_end(self) -> bool:

@@ -138,25 +138,32 @@ class FlowStreams:
         self, request: observer_pb2.GetFlowsRequest
     ) -> observer_pb2.GetFlowsResponse | None:
         """The newest whole flow that passes a request's filters; None when there is none."""
+        since_ns, until_ns = time_range(request)
         wanted = observer_pb2.GetFlowsRequest(
-            whitelist=request.whitelist, blacklist=request.blacklist
+            whitelist=request.whitelist, blacklist=request.blacklist, number=1
         )
-        if request.HasField("since"):
-            wanted.since.CopyFrom(request.since)
-        if request.HasField("until"):
-            wanted.until.CopyFrom(request.until)
-        if not wanted.HasField("since"):
-            wanted.number = 1
-            if (found := await self._last(wanted)) is not None or self._past is None:
-                return found
-            # older than the ring: all that the history has
-            wanted.number = 0
-            wanted.since.seconds = 0
-        return await self._last(wanted)
+        found = None
+        oldest_ns = self._store.oldest_ns
+        if until_ns is not None and oldest_ns is not None and until_ns >= oldest_ns:
+            # "the last" are those before now: of an earlier time, go through the ring
+            here = observer_pb2.GetFlowsRequest(
+                whitelist=request.whitelist, blacklist=request.blacklist, until=request.until
+            )
+            here.since.FromNanoseconds(oldest_ns)
+            found = await self._last(here)
+            until_ns = oldest_ns - 1
+        if found is None:
+            if until_ns is not None:
+                wanted.until.FromNanoseconds(until_ns)
+            found = await self._last(wanted)
+        if found is None or (since_ns is not None and found.time.ToNanoseconds() < since_ns):
+            return None
+        return found
 
     async def _last(
         self, request: observer_pb2.GetFlowsRequest
     ) -> observer_pb2.GetFlowsResponse | None:
+        """The last flow of an answer."""
         last = b""
         async with aclosing(await self._chunks(request)) as found:
             async for chunk in found:
@@ -208,8 +215,8 @@ class FlowStreams:
 
         if self._past is not None and await asyncio.to_thread(self._past.answers, query):
             return self._past.answer(query, request, mask, read)
-        if filters.messages is not None:
-            return read(await asyncio.to_thread(Cursor, self._store, query))
+        if filters.slow:
+            return read(await self._new_events.aside(Cursor, self._store, query))
         return read(Cursor(self._store, query))
 
     def _encoder(self, node: NodeFacts, mask: Mask | None) -> Encoder:
@@ -238,9 +245,10 @@ class FlowStreams:
         query = Query(since_ns=since_ns, until_ns=until_ns, filters=filters)
         by, most, namer = tuple(request.by), request.most, self._namer_of(node)
         past, name = self._past, node.qualified_name
+        aside = self._new_events.aside if filters.slow else asyncio.to_thread
         if past is not None and past.counts(query):
-            return await asyncio.to_thread(past.count, query, wanted, by, most, namer)
-        return await asyncio.to_thread(aggregate, self._store, query, by, most, namer, name)
+            return await aside(past.count, query, wanted, by, most, namer)
+        return await aside(aggregate, self._store, query, by, most, namer, name)
 
     async def stream_events(self, request: flows_pb2.StreamEventsRequest, call: Call) -> None:
         """Send events as the kernel wrote them, from now on."""

@@ -7,10 +7,12 @@ streams, which differ in how they encode and send.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from flow import flow_pb2
 
@@ -22,36 +24,77 @@ if TYPE_CHECKING:
     from hubble_server.flows.store import FlowStore
 
 
+_WAKE_S = 0.0004
+"""Time between two wake-ups for each call that waits. A call takes a quarter of it to find that
+nothing new is for it, so that any number of them leaves most of the processor to others."""
+
+_ASIDE_THREADS = 2
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+
 class NewEvents:
-    """Lets calls on the event loop wait for the ingest thread to write."""
+    """Lets calls on the event loop wait for the ingest thread to write, and do long work aside."""
 
     def __init__(self, store: FlowStore) -> None:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._arrival = asyncio.Event()
-        self.stop = store.listen(self._written)
+        self._waiting = 0
+        self._woken_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._threads = ThreadPoolExecutor(_ASIDE_THREADS, "slow-queries")
+        self._stop = store.listen(self._written)
+
+    def stop(self) -> None:
+        """Wake nobody any more, and leave out what waits to be done aside."""
+        self._stop()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _written(self) -> None:
         """Called on the ingest thread."""
         try:
-            self._loop.call_soon_threadsafe(self._wake)
+            self._loop.call_soon_threadsafe(self._wake_in_time)
         except RuntimeError:
-            self.stop()  # the loop is closed
+            self._stop()  # the loop is closed
+
+    def _wake_in_time(self) -> None:
+        if self._timer is None:
+            due_s = self._woken_s + self._waiting * _WAKE_S
+            self._timer = self._loop.call_at(due_s, self._wake)
 
     def _wake(self) -> None:
+        self._timer = None
+        self._woken_s = self._loop.time()
         self._arrival.set()
         self._arrival = asyncio.Event()
+
+    async def aside(
+        self,
+        work: Callable[Arguments, Result],
+        *arguments: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> Result:
+        """Do what takes long on one of the few threads there are for it, when it is its turn."""
+        call = functools.partial(work, *arguments, **named)
+        return await self._loop.run_in_executor(self._threads, call)
 
     async def wait(self, head: int, timeout_s: float | None = None) -> None:
         """Wait until the store has more than `head` events ever written, or for a while."""
         arrival = self._arrival
         if self._store.head > head:
             return
+        self._waiting += 1
         try:
             async with asyncio.timeout(timeout_s):
                 await arrival.wait()
         except TimeoutError:
             return
+        finally:
+            self._waiting -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +167,7 @@ async def chunks(
         chunk = Chunk([], [])
         _tell(chunk, encoding, overtaken.take())
         head = store.head
-        found = await asyncio.to_thread(cursor.read) if cursor.is_slow else cursor.read()
+        found = await new_events.aside(cursor.read) if cursor.is_slow else cursor.read()
         if found.lost:
             overtaken.add(found.lost)
             on_lost(found.lost)

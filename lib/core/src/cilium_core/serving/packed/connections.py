@@ -73,7 +73,7 @@ class Quotas:
     connections: int = 1024
     calls: int = 4096
     calls_of_client: int = 1024
-    request_bytes: int = 64 << 20
+    request_bytes: int = 16 << 20
     """Of requests that are not here as a whole yet."""
 
 
