@@ -9,7 +9,7 @@ KEEP ?=
 TESTS ?=
 FUZZ ?=
 
-.PHONY: help setup demo test fuzz bench crds lint type fmt clean
+.PHONY: help setup demo test fuzz compat bench crds lint type fmt clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
@@ -23,8 +23,11 @@ demo: setup ## Three nodes, two namespaces, a policy, and the flows it lets thro
 test: setup ## Run every test (as root: real eBPF, namespaces and etcd)
 	@$(VENV)/python -m pytest $(TESTS)
 
-fuzz: setup ## Compare resolver, oracle and kernel on random policies; play random changes of services (minutes)
+fuzz: setup ## Compare resolver, oracle and kernel on random policies; play random changes of services; select flows (minutes)
 	@$(VENV)/python -m tests.fuzz $(FUZZ)
+
+compat: setup ## Compare our hubble with another one, HUBBLE=path, on nodes and relays (minutes)
+	@$(VENV)/python -m tests.compat $(HUBBLE)
 
 bench: ## Measure against peers in one run; prints a table and writes build/bench.json
 	@scripts/setup bench
