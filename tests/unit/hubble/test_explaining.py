@@ -144,6 +144,35 @@ async def test_the_newest_flow_that_passes_the_filters_is_explained(
     assert answer.flow.l4.TCP.source_port == 3
 
 
+@pytest.mark.parametrize(
+    ("since", "until", "port"), [(0, 1, 2), (2, None, 3), (None, 0, 1), (1, 2, 3)]
+)
+async def test_the_newest_flow_of_a_range_of_time_is_explained(
+    server: Server, tmp_path: Path, since: int | None, until: int | None, port: int
+) -> None:
+    async with agent_at(tmp_path):
+        for source in (1, 2, 3):
+            later = DROPPED.copy()
+            later["sport"] = source << 8
+            await server.feed_flows(later)
+        times = [response.time for response in await server.get(first=True)]
+        request = explain_pb2.ExplainFlowRequest()
+        if since is not None:
+            request.flows.since.CopyFrom(times[since])
+        if until is not None:
+            request.flows.until.CopyFrom(times[until])
+        stub = explain_pb2_grpc.ExplanationServiceStub(server.channel)
+
+        answer = await stub.ExplainFlow(request)
+
+        assert answer.flow.l4.TCP.source_port == port
+        request.flows.since.FromNanoseconds(times[-1].ToNanoseconds() + 1)
+        request.flows.ClearField("until")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ExplainFlow(request)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 async def test_programs_are_asked_when_that_is_wanted(server: Server, tmp_path: Path) -> None:
     async with agent_at(tmp_path) as agent:
         await server.feed_flows(DROPPED)

@@ -230,7 +230,8 @@ class Connection:
 
         wanted = observer_pb2.GetFlowsRequest()
         wanted.CopyFrom(request.flows)
-        wanted.number = 0 if wanted.HasField("since") else 1
+        # "the last" are those before now, whatever the range
+        wanted.number = 0 if wanted.HasField("since") or wanted.HasField("until") else 1
         found: observer_pb2.GetFlowsResponse | None = None
         for response in self.stream(
             "/observer.Observer/GetFlows", wanted, observer_pb2.GetFlowsResponse

@@ -96,7 +96,8 @@ class ExplanationServicer:
             return told
         wanted = observer_pb2.GetFlowsRequest()
         wanted.CopyFrom(request.flows)
-        wanted.number = 0 if wanted.HasField("since") else 1
+        # "the last" are those before now, whatever the range
+        wanted.number = 0 if wanted.HasField("since") or wanted.HasField("until") else 1
         wanted.first, wanted.follow = False, False
         wanted.ClearField("field_mask")
         found: observer_pb2.GetFlowsResponse | None = None

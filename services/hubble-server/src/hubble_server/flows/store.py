@@ -174,6 +174,12 @@ class FlowStore:
         return max(self._evicted_to, self.head - self.capacity)
 
     @property
+    def oldest_ns(self) -> int | None:
+        """Time of the oldest event that the ring holds, None when it holds none."""
+        oldest = self.oldest
+        return int(self.block(oldest, oldest + 1)["time_ns"][0]) if len(self) else None
+
+    @property
     def valid_from(self) -> int:
         """Smallest number that is held whole; rows copied below it are torn."""
         return max(self._evicted_to, self._reserved - self.slots)

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 OBSERVER = "observer.Observer"
 
+_RATE_WINDOW_NS = 60_000_000_000
+_SHORTEST_WINDOW_NS = 1_000_000_000
+"""Flows are counted over the last minute for their rate; of a younger server, since its start."""
+
 
 class ObserverService:
     """The public service of a node."""
@@ -134,11 +138,14 @@ class ObserverService:
     async def _server_status(
         self, _request: observer_pb2.ServerStatusRequest, _call: Call
     ) -> observer_pb2.ServerStatusResponse:
+        uptime_ns = time.monotonic_ns() - self._started_ns
         return observer_pb2.ServerStatusResponse(
             num_flows=len(self._store),
             max_flows=self._store.capacity,
             seen_flows=self._ingest.flows_seen,
-            uptime_ns=time.monotonic_ns() - self._started_ns,
+            uptime_ns=uptime_ns,
             version=f"cilium v{VERSION}",
-            flows_rate=self._store.rate(time.time_ns()),
+            flows_rate=self._store.rate(
+                time.time_ns(), min(_RATE_WINDOW_NS, max(uptime_ns, _SHORTEST_WINDOW_NS))
+            ),
         )
