@@ -212,10 +212,9 @@ async def cluster(folder, *nodes, **settings):
     relay = Relay(
         RelaySettings(
             peer_service=(nodes[0].address,),
-            listen_address=(f"unix://{folder}/relay.sock",),
+            **{"listen_address": (f"unix://{folder}/relay.sock",), **settings},
             health_listen_address="",
             disable_client_tls=True,
-            **settings,
         )
     )
     await relay.start()
