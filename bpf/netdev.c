@@ -202,6 +202,23 @@ int cil_from_netdev(struct __sk_buff *skb)
 	return refuse(skb, DROP(DROP_MISSED_TAIL_CALL), DIR_INGRESS);
 }
 
+/* Did one of our programs send this packet of a pod, and judge it? */
+static __always_inline bool was_judged(const struct __sk_buff *skb)
+{
+	return (skb->mark & MARK_MASK) == MARK_IDENTITY ||
+	       (skb->mark & MARK_MASK) == MARK_SNAT_DONE;
+}
+
+/* Out of the device. A pod's packet was captured where the pod sent it. */
+static __always_inline void report_leaving(struct __sk_buff *skb, const struct packet *p,
+					   const union address *original, const __u8 family)
+{
+	if (!was_judged(skb))
+		capture(skb, p, TRACE_TO_NETWORK, 0, family);
+	if (traced(p))
+		trace(skb, p, TRACE_TO_NETWORK, 0, original, family);
+}
+
 /* The rest of the way to the network, with the node's address where that is wanted. */
 static __always_inline int leave(struct __sk_buff *skb, struct packet *p, bool translate,
 				 const __u8 family)
@@ -211,8 +228,7 @@ static __always_inline int leave(struct __sk_buff *skb, struct packet *p, bool t
 			       family == FAMILY_IPV4 ? CALL_MASQUERADE_IPV4 : CALL_MASQUERADE_IPV6);
 		return DROP(DROP_MISSED_TAIL_CALL);
 	}
-	if (traced(p))
-		trace(skb, p, TRACE_TO_NETWORK, 0, &p->tuple.saddr, family);
+	report_leaving(skb, p, &p->tuple.saddr, family);
 	return TC_ACT_OK;
 }
 
@@ -220,12 +236,16 @@ static __always_inline int leave_masqueraded(struct __sk_buff *skb, struct packe
 					     const __u8 family)
 {
 	union address original = p->tuple.saddr;
-	int verdict = masquerade(skb, p, family);
+	int verdict;
 
+	if (debugging())
+		debug_packet(skb, p, DEBUG_CAPTURE_SNAT_PRE, family);
+	verdict = masquerade(skb, p, family);
 	if (verdict)
 		return verdict;
-	if (traced(p))
-		trace(skb, p, TRACE_TO_NETWORK, 0, &original, family);
+	if (debugging())
+		debug_packet(skb, p, DEBUG_CAPTURE_SNAT_POST, family);
+	report_leaving(skb, p, &original, family);
 	return TC_ACT_OK;
 }
 
@@ -256,13 +276,6 @@ static __always_inline bool answers(const struct __sk_buff *skb, const struct pa
 
 	return (skb->mark & MARK_MASK) == MARK_SNAT_DONE &&
 	       !nat_find(&p->tuple, NAT_OUT, &to, family);
-}
-
-/* Did one of our programs send this packet of a pod, and judge it? */
-static __always_inline bool was_judged(const struct __sk_buff *skb)
-{
-	return (skb->mark & MARK_MASK) == MARK_IDENTITY ||
-	       (skb->mark & MARK_MASK) == MARK_SNAT_DONE;
 }
 
 /* To the network. */

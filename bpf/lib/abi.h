@@ -65,6 +65,7 @@ enum config_flag {
 	CONFIG_LB_SOCKET_TRACE = 32768,       /* write events of translations at the socket */
 	CONFIG_LB_SOCKET_HOST = 65536,        /* at the socket only for processes of the node */
 	CONFIG_LB_XDP = 131072,               /* connections with other nodes' backends, in XDP */
+	CONFIG_DEBUG = 262144,                /* write debug and capture events of each packet */
 };
 
 /* skb->mark: what programs, the node's stack and the proxies' sockets tell each other. */
@@ -697,6 +698,24 @@ enum translation_point {
 	XLATE_POST_REVERSE = 4,
 };
 
+/* subtype of EVENT_DEBUG: what is said of a packet; numbers of flow.DebugEventType. */
+enum debug_message {
+	DEBUG_LOCAL_DELIVERY = 2, /* endpoint, identity of the sender */
+	DEBUG_ENCAP = 3,          /* node (be), identity of the sender */
+	DEBUG_POLICY_DENIED = 5,  /* identities of sender and receiver */
+	DEBUG_CT_VERDICT = 15,    /* enum trace_reason, frontend that is answered for */
+	DEBUG_TO_HOST = 19,
+	DEBUG_TO_STACK = 20,
+};
+
+/* subtype of EVENT_CAPTURE: numbers of flow.DebugCapturePoint. */
+enum debug_capture_point {
+	DEBUG_CAPTURE_DELIVERY = 4,
+	DEBUG_CAPTURE_PROXY_POST = 9,
+	DEBUG_CAPTURE_SNAT_PRE = 10,
+	DEBUG_CAPTURE_SNAT_POST = 11,
+};
+
 /* Connection state of a traced packet. */
 enum trace_reason {
 	REASON_NEW = 0,
@@ -724,19 +743,23 @@ enum event_flag {
  * packet bytes; `flags` says which of the header fields are valid.
  */
 struct event {
-	__u64 time_ns;  /* monotonic */
-	__u8 type;      /* enum event_type */
-	__u8 subtype;   /* drop: reason; trace: enum trace_point */
-	__u8 reason;    /* trace: enum trace_reason */
-	__u8 proto;     /* IP protocol */
-	__u16 endpoint; /* local endpoint the event belongs to, 0 is none */
-	__u16 flags;    /* enum event_flag */
-	__u32 src_identity;
-	__u32 dst_identity;
-	__u32 dst_id; /* trace: endpoint id, or proxy port; drop: endpoint id on ingress */
-	__u32 ifindex;
+	__u64 time_ns;      /* monotonic */
+	__u8 type;          /* enum event_type */
+	__u8 subtype;       /* drop: reason; trace: enum trace_point */
+	__u8 reason;        /* trace: enum trace_reason */
+	__u8 proto;         /* IP protocol */
+	__u16 endpoint;     /* local endpoint the event belongs to, 0 is none */
+	__u16 flags;        /* enum event_flag */
+	__u32 src_identity; /* debug: first argument */
+	__u32 dst_identity; /* debug: second argument */
+	/* trace: endpoint id, or proxy port; drop: endpoint id on ingress; debug: third argument */
+	__u32 dst_id;
+	__u32 ifindex; /* debug: hash of the packet */
 	__s32 verdict; /* verdict: 0 allow, > 0 proxy port, < 0 minus the drop code */
-	/* verdict: rules that decided; drop of FILE_KERNEL: how many were left out before it */
+	/*
+	 * verdict: rules that decided; drop of FILE_KERNEL: how many were left out before it; debug:
+	 * the processor
+	 */
 	__u32 cookie;
 	__u8 saddr[16]; /* IPv4 in the first four bytes, the rest zero */
 	__u8 daddr[16];
@@ -803,6 +826,52 @@ struct kernel_drops {
 struct kernel_drop_pace {
 	__u64 spent_ns;
 	__u64 left_out; /* since the last event */
+};
+
+/* ---- whole packets for those who ask: cilium_capture, cilium_captures ---- */
+
+enum capture_limits {
+	CAPTURE_FILTERS = 16,
+};
+
+/* What to capture: packets whose addresses, ports and protocol are these; ports 0 are any. */
+struct capture_filter {
+	__u32 saddr[4]; /* be, as in struct event; masked already */
+	__u32 smask[4];
+	__u32 daddr[4];
+	__u32 dmask[4];
+	__u16 sport; /* be */
+	__u16 dport;
+	__u8 proto;     /* 0 is any */
+	__u8 family;    /* enum family */
+	__u8 recording; /* who asks: a bit of capture_record.recordings */
+	__u8 pad;
+};
+
+/*
+ * The one entry of cilium_capture. Whoever asks renews `until_ns` while it lives, so that nothing is
+ * captured for one that was killed; 0 is off.
+ */
+struct capture {
+	__u64 until_ns;    /* monotonic */
+	__u32 count;       /* of filters */
+	__u32 snap_length; /* bytes of a packet that are kept */
+	struct capture_filter filters[CAPTURE_FILTERS];
+};
+
+/* Ahead of the packet's bytes, which begin with the Ethernet header. */
+struct capture_record {
+	__u64 time_ns;    /* monotonic */
+	__u32 length;     /* of the packet, of which fewer bytes may follow */
+	__u32 captured;   /* bytes that follow, others after them are none of the packet */
+	__u32 recordings; /* bits of those whose filters match */
+	__u16 endpoint;
+	__u8 point;  /* enum trace_point, or CAPTURE_DROPPED */
+	__u8 reason; /* of the drop */
+};
+
+enum capture_point {
+	CAPTURE_DROPPED = 255,
 };
 
 /* ---- cilium_scratch: room for what the stack of a program cannot hold ---- */

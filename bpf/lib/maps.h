@@ -91,6 +91,10 @@ MAP(34, LB_ADDRESSES, "cilium_lb_addresses", ARRAY, __u32, __u32, 2048, BPF_F_MM
 MAP(35, KERNEL_DROPS, "cilium_kernel_drops", ARRAY, __u32, struct kernel_drops, 1, 0)
 /* how many of them each processor has told of late */
 MAP(36, KERNEL_DROP_PACE, "cilium_kernel_drop_pace", PERCPU_ARRAY, __u32, struct kernel_drop_pace, 1, 0)
+/* whose packets are captured; written by hubble-server */
+MAP(37, CAPTURE, "cilium_capture", ARRAY, __u32, struct capture, 1, 0)
+/* captured packets, for the one reader who has put rings of memory here: hubble-server */
+MAP(38, CAPTURES, "cilium_captures", PERF_EVENT_ARRAY, __u32, __u32, CPUS, 0)
 };
 /* clang-format on */
 

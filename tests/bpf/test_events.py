@@ -193,3 +193,26 @@ def test_each_way_in_has_its_own_trace_point(scene: Scene) -> None:
         [abi.TRACE_FROM_STACK, abi.TRACE_TO_LXC],
         [abi.TRACE_TO_NETWORK],
     ]
+
+
+def test_debug_events_say_what_becomes_of_each_packet(scene: Scene) -> None:
+    scene.configure(debug_events=True)
+    for state in (abi.REASON_NEW, abi.REASON_ESTABLISHED):
+        run = scene.send(RED, scene.udp(RED, BLUE))
+        verdict, delivery = of_type(run, abi.EVENT_DEBUG)
+        assert (verdict.subtype, verdict.src_identity) == (abi.DEBUG_CT_VERDICT, state)
+        assert (delivery.subtype, delivery.endpoint) == (abi.DEBUG_LOCAL_DELIVERY, BLUE.endpoint)
+        assert (delivery.src_identity, delivery.dst_identity) == (BLUE.endpoint, RED.identity)
+        (shown,) = of_type(run, abi.EVENT_CAPTURE)
+        assert shown.subtype == abi.DEBUG_CAPTURE_DELIVERY
+        assert (shown.source, shown.destination_port) == (scene.address(RED), 53)
+
+
+def test_debug_events_tell_of_a_refusal_before_the_drop(scene: Scene) -> None:
+    scene.configure(debug_events=True)
+    scene.rules(BLUE, {}, abi.ENDPOINT_ENFORCE_INGRESS)
+    run = scene.send(RED, scene.udp(RED, BLUE))
+    said = {event.subtype: event for event in of_type(run, abi.EVENT_DEBUG)}
+    refusal = said[abi.DEBUG_POLICY_DENIED]
+    assert (refusal.src_identity, refusal.dst_identity) == (RED.identity, BLUE.identity)
+    assert len(drops(run)) == 1

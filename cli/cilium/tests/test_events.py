@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from cilium_cli import events
-from cilium_core import abi
+from cilium_core import abi, drops
 
 OFFSET = 1_700_000_000_000_000_000
 
@@ -181,3 +181,29 @@ def test_the_json_object_of_a_translation() -> None:
     assert document["xlatePoint"] == "post-xlate-rev"
     assert (document["sockCookie"], document["cgroupId"]) == (512201, 9471)
     assert (document["destination"], document["destinationPort"]) == ("10.96.4.20", 80)
+
+
+def test_a_drop_of_the_kernel_names_its_reason() -> None:
+    code = next(n for n, why in drops.kernel_drops.items() if why.name == "NETFILTER_DROP")
+    text = line(type=abi.EVENT_DROP, subtype=255, file=abi.FILE_KERNEL, line=code)
+
+    assert text.startswith("xx drop (Dropped by the kernel) flow 0x")
+    assert "kernel NETFILTER_DROP (A rule of netfilter (iptables, nftables) dropped it)" in text
+
+
+def test_debug_events_are_told_in_words() -> None:
+    text = line(
+        type=abi.EVENT_DEBUG,
+        subtype=abi.DEBUG_LOCAL_DELIVERY,
+        src_identity=774,
+        dst_identity=41201,
+        cookie=1,
+        ifindex=0xAB,
+    )
+
+    assert text == (
+        "CPU 01: MARK 0xab FROM 774 DEBUG: Attempting local delivery for container id 774 from "
+        "seclabel 41201"
+    )
+    shown = line(type=abi.EVENT_CAPTURE, subtype=abi.DEBUG_CAPTURE_SNAT_PRE)
+    assert shown.startswith("-- capture at snat-pre flow 0x")

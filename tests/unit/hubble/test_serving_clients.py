@@ -295,18 +295,17 @@ async def test_what_a_node_does_not_implement(server: Server) -> None:
 async def test_agent_and_debug_events(server: Server) -> None:
     created = flow_pb2.AgentEvent(type=flow_pb2.ENDPOINT_CREATED)
     server.app.update(make(agent_event=metadata_pb2.AgentEvent(event=created)))
-    await server.feed_flows(event(type=2, subtype=13, endpoint=3, src_identity=5))
+    await server.feed_flows(event(type=2, subtype=2, endpoint=3, src_identity=5, dst_identity=7))
     await server.until(lambda: server.app.store.head == 2)
     agent = server.observer.GetAgentEvents(observer_pb2.GetAgentEventsRequest())
     (response,) = [each async for each in agent]
     assert (created, "node1") == (response.agent_event, response.node_name)
     debug = server.observer.GetDebugEvents(observer_pb2.GetDebugEventsRequest())
     (response,) = [each async for each in debug]
-    assert (
-        response.debug_event.type,
-        response.debug_event.source.ID,
-        response.debug_event.arg1.value,
-    ) == (13, 3, 5)
+    told = response.debug_event
+    assert (told.type, told.source.ID, told.arg1.value) == (flow_pb2.DBG_LOCAL_DELIVERY, 3, 5)
+    assert told.source.pod_name == "pod-2"
+    assert told.message == "Attempting local delivery for container id 5 from seclabel 7"
     contradiction = observer_pb2.GetAgentEventsRequest(first=True, follow=True)
     error = await failure(server.observer.GetAgentEvents(contradiction))
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT

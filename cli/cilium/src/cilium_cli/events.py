@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cilium_core import abi, drops
+from cilium_core.debug_texts import debug_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +75,10 @@ _FILES = {
         else f"{member.name[5:].lower()}.c"
     )
     for member in abi.enum("source_file")
+}
+_CAPTURE_POINTS = {
+    member.value: member.name.removeprefix("DEBUG_CAPTURE_").lower().replace("_", "-")
+    for member in abi.enum("debug_capture_point")
 }
 _TCP_FLAGS = (
     (0x02, "SYN"),
@@ -220,6 +225,12 @@ def _line(event: Event) -> str:
             f"[{_translation(raw)}] cgroup_id: {cgroup} sock_cookie: {cookie}, "
             f"dst {place} {_protocol(raw.proto)}"
         )
+    if raw.type == abi.EVENT_DEBUG:
+        said = debug_text(raw.subtype, raw.src_identity, raw.dst_identity)
+        return f"CPU {raw.cookie:02}: MARK 0x{raw.ifindex:x} FROM {raw.endpoint} DEBUG: {said}"
+    if raw.type == abi.EVENT_CAPTURE:
+        place = _CAPTURE_POINTS.get(raw.subtype, f"point {raw.subtype}")
+        return f"-- capture at {place} {flow}, {identities}: {tuple_text(event)}"
     return f"{event.type} event of endpoint {raw.endpoint}: {tuple_text(event)}"
 
 
@@ -264,6 +275,11 @@ def document(event: Event) -> dict[str, Any]:
             "destinationPort": socket.ntohs(raw.dport),
             "protocol": _protocol(raw.proto),
         }
+    if raw.type == abi.EVENT_DEBUG:
+        del found["summary"], found["packets"], found["bytes"], found["ifindex"]
+        del found["srcIdentity"], found["dstIdentity"]
+        said = debug_text(raw.subtype, raw.src_identity, raw.dst_identity)
+        return found | {"message": said, "mark": raw.ifindex, "cpu": raw.cookie}
     if raw.flags & abi.EVENT_L3:
         found |= {"source": address(event, "saddr"), "destination": address(event, "daddr")}
     if raw.type == abi.EVENT_TRACE:

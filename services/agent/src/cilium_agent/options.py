@@ -29,6 +29,7 @@ def current(config: NodeConfig) -> dict[str, str]:
         "policy-audit-mode": _show_bool(config.audit),
         "policy-verdict-notification": _show_bool(config.policy_verdicts),
         "drop-notification": _show_bool(config.drop_events),
+        "debug-events": _show_bool(config.debug_events),
     }
 
 
@@ -90,4 +91,5 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "policy-audit-mode": ("audit", _parse_bool),
     "policy-verdict-notification": ("policy_verdicts", _parse_bool),
     "drop-notification": ("drop_events", _parse_bool),
+    "debug-events": ("debug_events", _parse_bool),
 }

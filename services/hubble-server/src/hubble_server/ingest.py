@@ -30,6 +30,7 @@ from hubble_server.flows.columns import (
     TYPE_AGENT,
     TYPE_DEBUG,
 )
+from hubble_server.flows.debugging import debug_event
 from hubble_server.records.building import RecordBuilder
 from hubble_server.ring.reading import Clock, Reading
 from hubble_server.ring.records import pick
@@ -238,8 +239,8 @@ class Ingest:
         for start in range(0, len(records), decoding.CHUNK):
             chunk = records[start : start + decoding.CHUNK]
             times = [self.clock.now_ns() for _ in chunk]
-            columns, encoded = self._builder.build(chunk, times, self._node())
-            self._store.append(columns, len(chunk), encoded)
+            columns, encoded, said = self._builder.build(chunk, times, self._node())
+            self._store.append(columns, len(chunk), encoded, said)
             if self._metrics is not None:
                 self._metrics.count_records(encoded)
             self.flows_seen += len(chunk)
@@ -281,14 +282,7 @@ class Ingest:
             if event["type"] != TYPE_DEBUG:
                 _UNDECODED.add()
                 continue
-            message = flow_pb2.DebugEvent()
-            message.type = int(event["subtype"])  # type: ignore[assignment]
-            if event["endpoint"]:
-                message.source.ID = int(event["endpoint"])
-            message.hash.value = int(event["ifindex"])
-            message.arg1.value = int(event["src_identity"])
-            message.arg2.value = int(event["dst_identity"])
-            message.arg3.value = int(event["dst_id"])
+            message = debug_event(event, self._directory)
             self._store.append_object(
                 KIND_DEBUG,
                 self.clock.now_ns(),

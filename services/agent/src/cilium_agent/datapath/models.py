@@ -96,6 +96,8 @@ class NodeConfig:
     """Write trace events."""
     policy_verdicts: bool = True
     drop_events: bool = True
+    debug_events: bool = False
+    """Write debug and capture events, several for each packet."""
     kernel_drops_per_second: int = 0
     """Most events a second and processor of packets that the kernel drops; 0 tells of none."""
     audit: bool = False
