@@ -11,9 +11,9 @@ import pytest
 from cilium_core.kvstore.memory import MemoryCluster, MemoryStore
 from cilium_core.policy.options import PolicyOptions
 from cilium_core.records import PolicyFinding, PolicyFindingsRecord
+from cilium_core.resources.announcing import LIFETIME, Announcer
 from cilium_core.resources.etcd import EtcdSource
 from cilium_core.resources.keys import kind_of
-from cilium_operator.announcing import LIFETIME, Announcer
 from cilium_operator.judging import Judgement, PolicyJudge, judge, with_conditions
 
 from ..policy.test_tiers import admin
@@ -36,7 +36,7 @@ class Cluster:
         self.source = EtcdSource(MemoryStore(self.memory))
         store = MemoryStore(self.memory)
         self.store = MemoryStore(self.memory)
-        self.judge = PolicyJudge(store, PolicyOptions(), Announcer(store))
+        self.judge = PolicyJudge(store, PolicyOptions(), Announcer(store, "cilium-operator"))
 
     async def condition(self, kind: str = "Valid", **expected: str) -> dict[str, Any]:
         """The condition, once it is as expected."""
@@ -212,7 +212,7 @@ async def test_a_status_written_at_the_same_time_is_not_lost() -> None:
 
 async def test_the_same_event_is_counted_and_old_ones_go() -> None:
     store = MemoryStore()
-    announcer, source = Announcer(store), EtcdSource(store)
+    announcer, source = Announcer(store, "cilium-operator"), EtcdSource(store)
     await source.apply(BAD)
     item = await source.get(CNP, "x", "policy")
     for _ in range(3):

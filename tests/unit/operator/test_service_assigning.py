@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cilium_core.kvstore import value_is
 from cilium_core.kvstore.memory import MemoryCluster, MemoryStore
+from cilium_core.resources.announcing import Announcer
 from cilium_core.resources.etcd import EtcdSource
 from cilium_core.resources.keys import kind_of
-from cilium_operator.announcing import Announcer
 from cilium_operator.services.assigning import ALLOCATED, ServiceAssigner
 from cilium_operator.services.balancing import SATISFIED, USED
 
@@ -43,7 +43,7 @@ class Cluster:
             store,
             [IPv4Network("10.96.0.0/24"), IPv6Network("fd00:96::/120")],
             range(30000, 30100),
-            Announcer(store),
+            Announcer(store, "cilium-operator"),
             fence=fence,
         )
         self.tasks.append(asyncio.create_task(assigner.run()))

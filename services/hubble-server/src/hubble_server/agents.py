@@ -1,4 +1,4 @@
-"""Questions to the node's agent: what its policies and services say.
+"""Questions to the node's agent: what its policies and services say; and what it is to write.
 
 A connection is made for each question: they are rare, and the agent may have been restarted in
 between.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cilium.agent.v1 import agent_pb2
+from cilium.metadata.v1 import notices_pb2
 from cilium_core.errors import CiliumError, NotFoundError, UnavailableError
 from grpclib.client import UnaryStreamMethod, UnaryUnaryMethod
 from grpclib.const import Status
@@ -17,12 +18,13 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from hubble_server.dialing import calling
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from grpclib.client import Channel
 
 _SERVICE: Final = "/cilium.agent.v1.AgentService/"
+_REPORT: Final = "/cilium.metadata.v1.NoticeService/ReportNotices"
 _TIMEOUT_S: Final = 5.0
 
 Answer = TypeVar("Answer")
@@ -62,7 +64,7 @@ class AgentClient:
             )
             return await method(request, timeout=_TIMEOUT_S)
 
-        return await self._ask("ExplainPolicy", ask)
+        return await self._ask(f"{_SERVICE}ExplainPolicy", ask)
 
     async def explain_service(
         self, request: agent_pb2.ExplainServiceRequest
@@ -80,7 +82,7 @@ class AgentClient:
             )
             return await method(request, timeout=_TIMEOUT_S)
 
-        return await self._ask("ExplainService", ask)
+        return await self._ask(f"{_SERVICE}ExplainService", ask)
 
     async def services(self, name: str) -> list[agent_pb2.Service]:
         """Frontends of the service `namespace/name`."""
@@ -97,11 +99,28 @@ class AgentClient:
             parts = await method(agent_pb2.ListServicesRequest(name=name), timeout=_TIMEOUT_S)
             return [one for part in parts for one in part.services]
 
-        return await self._ask("ListServices", ask)
+        return await self._ask(f"{_SERVICE}ListServices", ask)
+
+    async def report(self, notices: Sequence[notices_pb2.Notice]) -> int:
+        """Have events written about pods of this node; tells how many were."""
+
+        async def ask(channel: Channel) -> notices_pb2.ReportNoticesResponse:
+            method = UnaryUnaryMethod[
+                notices_pb2.ReportNoticesRequest, notices_pb2.ReportNoticesResponse
+            ](
+                channel,
+                _REPORT,
+                notices_pb2.ReportNoticesRequest,
+                notices_pb2.ReportNoticesResponse,
+            )
+            request = notices_pb2.ReportNoticesRequest(notices=notices)
+            return await method(request, timeout=_TIMEOUT_S)
+
+        return (await self._ask(_REPORT, ask)).written
 
     async def _ask(self, method: str, ask: Callable[[Channel], Awaitable[Answer]]) -> Answer:
         try:
-            async with calling(self._path, f"{_SERVICE}{method}") as channel:
+            async with calling(self._path, method) as channel:
                 return await ask(channel)
         except GRPCError as error:
             text = error.message or error.status.name

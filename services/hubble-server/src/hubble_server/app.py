@@ -25,8 +25,8 @@ from cilium_core.telemetry import REGISTRY, Health, get_logger, pushing_metrics
 from hubble_server.agents import AgentClient
 from hubble_server.errors import STATUSES
 from hubble_server.explaining import Explainer
-from hubble_server.exporting.configuring import Exporters
-from hubble_server.exporting.exporters import Exporter, Feed, keep_running
+from hubble_server.exporting.exporters import Feed
+from hubble_server.exporting.starting import exports
 from hubble_server.facts import VERSION, NodeFacts
 from hubble_server.flows.store import FlowStore
 from hubble_server.ingest import LOST, Ingest, Snapshot
@@ -325,19 +325,9 @@ class App:
         self._stack.push_async_callback(http.stop)
 
     def _export(self, feed: Feed) -> None:
-        """Begin to export flows as configured."""
-        if (export := self._settings.export) is not None:
-            self._keep(keep_running(Exporter(export, feed)))
-        if (path := self._settings.hubble_flowlogs_config_path) is not None:
-            self._keep(Exporters(path, feed).run())
-        if (export := self._settings.otlp_export) is not None:
-            from cilium_core.telemetry.collectors import Collector
-
-            from hubble_server.exporting.otlp import LogRecords
-
-            limit = self._settings.hubble_otlp_queue_size
-            target = LogRecords(Collector.of(self._settings), lambda: self.node, limit=limit)
-            self._keep(keep_running(Exporter(export, feed, target)))
+        """Begin to bring flows elsewhere as configured."""
+        for work in exports(self._settings, feed):
+            self._keep(work)
 
     async def _count_flows(self) -> None:
         """Begin to count flows as configured, and serve the counts."""

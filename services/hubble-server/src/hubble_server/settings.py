@@ -16,6 +16,7 @@ from cilium_core.settings import (
     setting,
 )
 
+from hubble_server.drops import DropRules, reasons_of
 from hubble_server.errors import CapacityError
 from hubble_server.exporting.configuring import parse_filters
 from hubble_server.exporting.exporters import Export
@@ -33,6 +34,7 @@ _TLS = "TLS of the TCP listener"
 _METRICS = "Metrics of flows"
 _EXPORTING = "Export of flows"
 _OTLP = "Flows for OpenTelemetry"
+_DROPS = "Events of drops"
 _HISTORY = "History of flows"
 _REDACTING = "Redaction of what proxies saw"
 
@@ -179,6 +181,25 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
         low=512,
     )
 
+    hubble_drop_events: bool = setting(
+        False,
+        "Write an Event object to the pod of this node whose packets are dropped, by way of the "
+        "agent.",
+        group=_DROPS,
+    )
+    hubble_drop_events_interval: Seconds = setting(
+        120.0, "Shortest time between two events that say the same.", group=_DROPS, low=1
+    )
+    hubble_drop_events_reasons: tuple[str, ...] = setting(
+        ("auth_required", "policy_denied"), "Reasons that events are written for.", group=_DROPS
+    )
+    hubble_drop_events_extended: bool = setting(
+        False, "Name the policies that denied in the event.", group=_DROPS
+    )
+    hubble_drop_events_rate_limit: int = setting(
+        1, "Most events in a second; others are left out.", group=_DROPS, low=1, high=50
+    )
+
     hubble_history_dir: Path | None = setting(
         None,
         "Directory to keep flows in for longer than the ring has them; none are kept when empty. "
@@ -272,6 +293,18 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
         return export
 
     @property
+    def drop_notices(self) -> DropRules | None:
+        """Which drops become events, None for none. Raises InvalidError."""
+        if not self.hubble_drop_events:
+            return None
+        return DropRules(
+            reasons_of(self.hubble_drop_events_reasons),
+            interval_s=self.hubble_drop_events_interval,
+            rate=self.hubble_drop_events_rate_limit,
+            extended=self.hubble_drop_events_extended,
+        )
+
+    @property
     def socket_path(self) -> Path:
         """Unix socket to serve on."""
         return self.hubble_socket_path or self.state_dir / "hubble.sock"
@@ -306,6 +339,10 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
             _ = self.otlp_export
         except InvalidError as error:
             yield Problem("hubble-otlp-flows", str(error))
+        try:
+            _ = self.drop_notices
+        except InvalidError as error:
+            yield Problem("hubble-drop-events-reasons", str(error))
         for key, wanted in (
             ("hubble-otlp-flows", self.hubble_otlp_flows),
             ("hubble-otlp-metrics", self.hubble_otlp_metrics),

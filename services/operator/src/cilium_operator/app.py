@@ -20,11 +20,11 @@ from cilium_core.identities import cluster_range
 from cilium_core.kvstore.etcd import EtcdStore
 from cilium_core.leading import Election
 from cilium_core.records import HEARTBEAT, OPERATOR_LEADER, Network, PodCIDRRecord
+from cilium_core.resources.announcing import Announcer
 from cilium_core.serving.observability import observability_server
 from cilium_core.serving.sockets import stop_signal
 from cilium_core.telemetry import Health, get_logger
 
-from cilium_operator.announcing import Announcer
 from cilium_operator.assigning import LostLeadershipError, PodCIDRAssigner, read_assignments
 from cilium_operator.collecting import IdentityCollector
 from cilium_operator.jobs import Job
@@ -149,7 +149,7 @@ class App:
                     group.create_task(
                         self._collecting.every(settings.identity_gc_interval, collector.run)
                     )
-                announcer = Announcer(self.store)
+                announcer = Announcer(self.store, "cilium-operator")
                 group.create_task(self._sweeping.every(_SWEEP_S, announcer.sweep))
                 if settings.validate_network_policy:
                     group.create_task(self._judge_always(announcer))

@@ -35,10 +35,9 @@ if TYPE_CHECKING:
     from cilium_core.kvstore import Compare, Store
     from cilium_core.policy.options import PolicyOptions
     from cilium_core.records import PolicyFinding
+    from cilium_core.resources.announcing import Announcer
     from cilium_core.resources.keys import Kind
     from cilium_core.resources.model import Object
-
-    from cilium_operator.announcing import Announcer
 
 log = get_logger()
 

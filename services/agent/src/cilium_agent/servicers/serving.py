@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 from cilium.agent.v1 import agent_pb2_grpc
-from cilium.metadata.v1 import metadata_pb2_grpc
+from cilium.metadata.v1 import metadata_pb2_grpc, notices_pb2_grpc
 from cilium.proxy.v1 import proxy_pb2_grpc
 from cilium_core.proxying.subscribing import SOCKET
 from cilium_core.serving.grpc_server import GrpcServer
@@ -15,6 +15,7 @@ from cilium_agent.datapath.errors import DatapathError
 from cilium_agent.proxies.serving import SERVICE, ProxyServicer
 from cilium_agent.servicers.agents import AgentServicer
 from cilium_agent.servicers.metadata import MetadataServicer
+from cilium_agent.servicers.notices import NoticeServicer
 
 if TYPE_CHECKING:
     from cilium_agent.app import Agent
@@ -35,6 +36,11 @@ async def serve(agent: Agent) -> GrpcServer:
         "cilium.metadata.v1.MetadataService",
         metadata_pb2_grpc.add_MetadataServiceServicer_to_server,
         MetadataServicer(agent.hub),
+    )
+    server.add(
+        "cilium.metadata.v1.NoticeService",
+        notices_pb2_grpc.add_NoticeServiceServicer_to_server,
+        NoticeServicer(agent.table, agent.store, agent.settings.node_name),
     )
     for name in (API_SOCKET, METADATA_SOCKET):
         server.listen_unix(agent.settings.state_dir / name)

@@ -39,10 +39,9 @@ if TYPE_CHECKING:
 
     from cilium_core.kvstore import Compare, Store
     from cilium_core.records import Address, Network
+    from cilium_core.resources.announcing import Announcer
     from cilium_core.resources.keys import Kind
     from cilium_core.resources.model import Object, ObjectEvent
-
-    from cilium_operator.announcing import Announcer
 
 log = get_logger()
 

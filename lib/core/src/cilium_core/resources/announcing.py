@@ -1,7 +1,7 @@
 """Events: what happened to an object, as an Event object that lives for an hour.
 
-One event stands for all that is the same about an object; it is counted up. The leader removes
-those that nothing was added to for an hour, whoever wrote them.
+One event stands for all that is the same about an object; it is counted up. The operator's leader
+removes those that nothing was added to for an hour, whoever wrote them.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 LIFETIME: Final = timedelta(hours=1)
 _LONGEST_MESSAGE: Final = 1024
-_COMPONENT: Final = "cilium-operator"
 
 
 class Announcer:
-    """Writes events; one per process."""
+    """Writes events; one per process. `component` is the program, `host` its node if it has one."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, component: str, host: str = "") -> None:
         self._store = store
         self._kind = kind_of("Event")
+        self._source = {"component": component} | ({"host": host} if host else {})
 
-    async def announce(self, item: Object, reason: str, message: str) -> None:
-        """Tell that something is to be known about an object. Raises what the store does."""
+    async def announce(self, item: Object, reason: str, message: str, times: int = 1) -> None:
+        """Tell what is to be known about an object, and how often. Raises what the store does."""
         metadata = item["metadata"]
         namespace = metadata.get("namespace") or "default"
         text = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
@@ -57,10 +57,10 @@ class Announcer:
             "type": "Warning",
             "reason": reason,
             "message": text,
-            "source": {"component": _COMPONENT},
+            "source": self._source,
             "firstTimestamp": first,
             "lastTimestamp": now,
-            "count": count + 1 if isinstance(count, int) else 1,
+            "count": (count if isinstance(count, int) else 0) + times,
         }
         value = json.dumps(event, separators=(",", ":")).encode()
         await self._store.put(key, value)
