@@ -24,7 +24,7 @@ _Ask = observer_pb2.GetFlowsRequest
 
 def _by(*names: str) -> flows_pb2.AggregateFlowsRequest:
     request = flows_pb2.AggregateFlowsRequest()
-    request.by.extend(NAMES[name] for name in names)  # type: ignore[arg-type]
+    request.by.extend(NAMES[name] for name in names)  # type: ignore[misc]
     return request
 
 

@@ -20,6 +20,7 @@ from tests.unit.hubble.loads import (
     identity_of,
     join,
     names,
+    record,
     strange,
     strange_records,
 )
@@ -175,3 +176,20 @@ def test_records_kept_as_messages_pass_the_same_filters() -> None:
     (flow,) = pipeline.flows(Query(filters=wanted))
     assert (flow.node_name, flow.l7.http.method) == ("node1", "GET")
     assert len(pipeline.flows()) == 2
+
+
+def test_patterns_find_records_among_all_that_was_overwritten() -> None:
+    pipeline = Pipeline(capacity=127)
+    for number in range(3):
+        http = flow_pb2.Layer7(
+            type=flow_pb2.REQUEST, http=flow_pb2.HTTP(url=f"http://w/a%20{number}")
+        )
+        pipeline.tell(*[record(http) for _ in range(2000)])
+        pipeline.feed(strange(100, number))
+    found = [
+        len(
+            pipeline.flows(Query(filters=pipeline.filters([flow_pb2.FlowFilter(http_path=[path])])))
+        )
+        for path in ("^/a 2$", "^/a [01]$", "")
+    ]
+    assert found == [27, 0, 27]

@@ -21,6 +21,11 @@ _HOST: Final = re.compile(
     r"(?:[-A-Za-z0-9._~!$&'()*+,;=:\[\]<>\"]|[^\x00-\x7f]|%25|%[89A-Fa-f]..)*"
 )
 _PORT: Final = re.compile(r":[0-9]*")
+_PLAIN: Final = re.compile(
+    r"(?:https?://[-A-Za-z0-9.]+(?::[0-9]+)?)?(/[-A-Za-z0-9._~/]*)(?:\?[\x21-\x7e]*)?"
+)
+"""Nearly all there are: nothing in them is escaped or strange."""
+
 _WEB: Final = frozenset({"http", "https"})
 
 
@@ -29,6 +34,11 @@ def request_path(url: str) -> str | None:
 
     It is empty for a URL without a host, such as `mailto:a@b`, and `*` for `*`.
     """
+    plain = _PLAIN.fullmatch(url)
+    return plain[1] if plain else _path_of_any(url)
+
+
+def _path_of_any(url: str) -> str | None:
     if url == "*":
         return url
     if not url or _CONTROL.search(url) or url.startswith(":"):

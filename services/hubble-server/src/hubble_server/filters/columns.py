@@ -9,8 +9,9 @@ from cilium_core import abi
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from hubble_server.flows.store import Said
     from hubble_server.metadata.rows import Interned
 
 Mask = NDArray[np.bool_]
@@ -32,6 +33,11 @@ class Columns:
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._source[name]
+
+    def said(self, rows: Sequence[int]) -> list[Said | None] | None:
+        """What records of some rows say; None where the source does not keep that."""
+        tell = getattr(self._source, "said", None)
+        return None if tell is None else tell(rows)
 
     def none(self) -> Mask:
         """A mask of no flow."""

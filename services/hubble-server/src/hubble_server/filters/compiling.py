@@ -29,6 +29,7 @@ from hubble_server.filters.fields import (
     is_record,
     is_record_of,
 )
+from hubble_server.filters.searching import narrow, text_tests
 from hubble_server.flows.columns import Batch
 from hubble_server.metadata.directory import Directory
 
@@ -136,6 +137,12 @@ def _records_test(entry: flow_pb2.FlowFilter, undecided: bool) -> Test:
     """Test for the fields of records: what holds of other flows, and `undecided` for records."""
     kinds = [kind for field, kind in RECORD_FIELDS.items() if getattr(entry, field)]
     records = is_record_of(kinds) if undecided else Columns.none
+    if undecided and (texts := text_tests(entry)):
+        of_kinds = records
+
+        def records(block: Columns) -> Mask:
+            return narrow(texts, of_kinds(block), block)
+
     part = _part(entry, RECORD_FIELDS)
     if part is None or not flow_filters.compile_filter(part)(flow_pb2.Flow()):
         return records

@@ -113,7 +113,11 @@ def _last(store: FlowStore, query: Query, oldest: int, head: int) -> Start:
     """Walk back until `number` events that pass were seen."""
     wanted, position = query.number, oldest
     found: list[NDArray[np.int64]] = []
-    for block in store.blocks_backwards(oldest, head, SCAN):
+    # where messages are to be read, as few as can be
+    stop, size = head, SCAN if query.filters.matches is None else min(max(wanted, 64), SCAN)
+    while stop > oldest:
+        block = next(store.blocks_backwards(oldest, stop, size))
+        stop, size = block.first, min(2 * size, SCAN)
         hits = np.flatnonzero(_counted(store, block, query)) + block.first
         if len(hits) >= wanted:
             hits = hits[len(hits) - wanted :]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
 
@@ -39,6 +39,16 @@ RECORD_BYTES = 64 << 20
 BYTES_PER_SLOT = 2048
 """Encoded records that a large ring holds for each of its slots."""
 
+
+class Said(NamedTuple):
+    """What regular expressions of filters are looked for in, of one record."""
+
+    text: bytes
+    """What a question asks for, or the URL of a request."""
+    path: bytes | None = None
+    """The decoded path of that URL, if it has one."""
+
+
 Attached = Union["Message", bytes]
 """An encoded flow, or the message of an event that is no flow."""
 
@@ -56,10 +66,18 @@ def check_capacity(capacity: int) -> int:
 class Block:
     """A stretch of the ring without a gap; columns are views, valid as `FlowStore` says."""
 
-    __slots__ = ("_columns", "_from", "_to", "first")
+    __slots__ = ("_columns", "_from", "_said", "_to", "first")
 
-    def __init__(self, columns: dict[str, NDArray[Any]], slot: int, count: int, first: int) -> None:
+    def __init__(
+        self,
+        columns: dict[str, NDArray[Any]],
+        said: list[Said | None],
+        slot: int,
+        count: int,
+        first: int,
+    ) -> None:
         self._columns = columns
+        self._said = said
         self._from = slot
         self._to = slot + count
         self.first = first
@@ -69,6 +87,11 @@ class Block:
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._columns[name][self._from : self._to]
+
+    def said(self, rows: Sequence[int]) -> list[Said | None]:
+        """What records of some rows say; None where nothing is known of it."""
+        said = self._said
+        return [said[self._from + row] for row in rows]
 
     def take(self, rows: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
         """Copy some rows of all columns."""
@@ -88,6 +111,8 @@ class FlowStore:
         self.capacity = check_capacity(capacity)
         self.slots = capacity + 1 + SPARE_SLOTS
         self._columns = {name: np.zeros(self.slots, dtype=kind) for name, kind in SCHEMA.items()}
+        self._said: list[Said | None] = [None] * self.slots
+        self._said_to = 0
         self._attached: dict[int, Attached] = {}
         self._attached_numbers: deque[int] = deque()
         self._bytes = 0
@@ -100,10 +125,17 @@ class FlowStore:
 
     # ---- writing: the ingest thread ----
 
-    def append(self, batch: Batch, count: int, records: Sequence[bytes] = ()) -> None:
+    def append(
+        self,
+        batch: Batch,
+        count: int,
+        records: Sequence[bytes] = (),
+        said: Sequence[Said | None] = (),
+    ) -> None:
         """Write `count` flows, at most SPARE_SLOTS, and publish them.
 
-        `records` are their encoded messages, one for each flow, if they are records.
+        `records` are their encoded messages, one for each flow, if they are records, and `said`
+        is what these say.
         """
         first = self.head
         self._reserved = first + count
@@ -116,6 +148,7 @@ class FlowStore:
                 column[: count - fits] = values[fits:count]
         for number, record in enumerate(records, first):
             self._attach(number, record)
+        self._say(first, count, said)
         self._publish(first + count)
 
     def append_object(self, kind: int, time_ns: int, message: Message, **columns: int) -> None:
@@ -128,7 +161,18 @@ class FlowStore:
         for name, value in (*columns.items(), ("kind", kind), ("time_ns", time_ns)):
             self._columns[name][slot] = value
         self._attach(number, message)
+        self._say(number, 1, ())
         self._publish(number + 1)
+
+    def _say(self, first: int, count: int, said: Sequence[Said | None]) -> None:
+        """Keep what records say, in place of what older ones said."""
+        if said:
+            for number, one in enumerate(said, first):
+                self._said[number % self.slots] = one
+            self._said_to = first + count
+        elif self._said_to > first - self.slots:
+            for number in range(first, first + count):
+                self._said[number % self.slots] = None
 
     def _attach(self, number: int, attached: Attached) -> None:
         self._attached[number] = attached
@@ -147,6 +191,8 @@ class FlowStore:
             attached = self._attached.pop(number)
             if isinstance(attached, bytes):
                 self._bytes -= len(attached)
+                if number >= horizon:
+                    self._said[number % self.slots] = None
 
     def notify(self) -> None:
         """Tell listeners that there are new events; called once for each batch of the kernel's."""
@@ -190,7 +236,7 @@ class FlowStore:
     def block(self, start: int, stop: int) -> Block:
         """The events from `start` on, up to `stop` or the seam of the ring, whatever is first."""
         slot = start % self.slots
-        return Block(self._columns, slot, min(stop - start, self.slots - slot), start)
+        return Block(self._columns, self._said, slot, min(stop - start, self.slots - slot), start)
 
     def blocks_backwards(self, start: int, stop: int, size: int) -> Iterator[Block]:
         """Blocks of at most `size` events from the newest (before `stop`) to the oldest."""

@@ -1,8 +1,8 @@
 """From records of proxies to flows: completed, redacted, encoded, and as columns for the filters.
 
-The encoded flow is what clients get. The columns repeat what filters ask for, so that a search
-through many records only reads the messages of the few that it finds. Runs on the ingest thread, on
-as many records at once as there are.
+The encoded flow is what clients get. The columns, and words beside them, repeat what filters ask
+for, so that a search through many records only reads the messages of the few that it finds. Runs on
+the ingest thread, on as many records at once as there are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cilium_core import abi
+from cilium_core.request_paths import request_path
 from flow import flow_pb2
 
 from hubble_server.encoding.texts import ICMPV4, ICMPV6, SCTP, TCP, UDP, address_text
@@ -27,6 +28,7 @@ from hubble_server.flows.columns import (
     zeros,
 )
 from hubble_server.flows.decoding import random_uuids
+from hubble_server.flows.store import Said
 from hubble_server.metadata.rows import EndpointRow, Workload
 from hubble_server.records.correlating import Requests
 from hubble_server.records.summaries import summary
@@ -61,8 +63,11 @@ class RecordBuilder:
 
     def build(
         self, records: Sequence[metadata_pb2.L7Record], times_ns: Sequence[int], node: NodeFacts
-    ) -> tuple[Columns, list[bytes]]:
-        """Columns and encoded messages of the flows that records become, seen at these times."""
+    ) -> tuple[Columns, list[bytes], list[Said | None]]:
+        """Columns, encoded messages, and words of the flows that records become.
+
+        They were seen at `times_ns`, on this node.
+        """
         columns = zeros(len(records))
         columns["kind"][:] = KIND_RECORD
         columns["type"][:] = TYPE_L7
@@ -76,7 +81,11 @@ class RecordBuilder:
             self._fill(columns, row, flow)
             flows.append(flow)
         self._join(columns, flows)
-        return columns, [flow.SerializeToString() for flow in flows]
+        return (
+            columns,
+            [flow.SerializeToString() for flow in flows],
+            [_said(flow) for flow in flows],
+        )
 
     def _complete(
         self, record: metadata_pb2.L7Record, time_ns: int, node: NodeFacts
@@ -149,6 +158,17 @@ class RecordBuilder:
                     service = directory.services[services[row]]
                     told = getattr(flows[row], f"{end}_service")
                     told.name, told.namespace = service.name, service.namespace
+
+
+def _said(flow: flow_pb2.Flow) -> Said | None:
+    match flow.l7.WhichOneof("record"):
+        case "dns":
+            return Said(flow.l7.dns.query.encode())
+        case "http":
+            path = request_path(flow.l7.http.url)
+            return Said(flow.l7.http.url.encode(), None if path is None else path.encode())
+        case _:
+            return None
 
 
 def _row(end: flow_pb2.Endpoint) -> EndpointRow:
