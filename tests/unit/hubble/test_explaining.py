@@ -7,6 +7,7 @@ import grpc
 import pytest
 from cilium.agent.v1 import agent_pb2
 from cilium.flows.v1 import explain_pb2, explain_pb2_grpc
+from cilium.metadata.v1 import metadata_pb2
 from cilium_core import abi
 from cilium_core.access import METADATA_KEY
 from cilium_core.drop_meanings import MEANINGS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cilium_core.serving.packed import Call
+    from numpy.typing import NDArray
 
     from tests.unit.hubble.conftest import Server
 
@@ -251,6 +253,46 @@ async def test_flows_of_the_history_are_explained_too(tmp_path: Path) -> None:
         answer = await why(server, uuid)
 
     assert answer.flow.uuid == uuid
+
+
+async def test_a_translation_at_the_socket_tells_what_service_was_asked(
+    server: Server, tmp_path: Path
+) -> None:
+    def at_socket(point: str, daddr: str, dport: int, cookie: int) -> NDArray[Any]:
+        made = event(
+            type=7, subtype=abi.constants[point], endpoint=1, proto=6, daddr=daddr, dport=dport
+        )
+        made["orig_saddr"][0] = list(cookie.to_bytes(8, "little") + bytes(8))
+        return made
+
+    server.app.update(
+        metadata_pb2.Update(
+            service=metadata_pb2.Service(
+                frontend=metadata_pb2.Frontend(ip="10.96.0.1", port=80, protocol=6),
+                namespace="shop",
+                name="cart",
+            )
+        )
+    )
+    async with agent_at(tmp_path):
+        for one in (
+            at_socket("XLATE_PRE_FORWARD", "10.96.0.9", 99, cookie=4),
+            at_socket("XLATE_PRE_FORWARD", "10.96.0.1", 80, cookie=5),
+            at_socket("XLATE_POST_FORWARD", address_of(1), 8080, cookie=5),
+            DROPPED,
+        ):
+            await server.feed_flows(one)
+
+        dropped = await why(server, verdict=[flow_pb2.DROPPED])
+        translated = await why(server, verdict=[flow_pb2.TRANSLATED])
+
+    for answer in (dropped, translated):
+        assert answer.translation.service == "shop/cart"
+        assert (answer.translation.frontend.ip, answer.translation.frontend.port) == (
+            "10.96.0.1",
+            80,
+        )
+        assert [one.name for one in answer.frontends] == ["shop/cart"]
 
 
 async def test_a_client_limited_to_namespaces_sees_no_rules_of_others(

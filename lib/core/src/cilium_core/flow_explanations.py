@@ -109,6 +109,8 @@ def _no_rule(flow: flow_pb2.Flow) -> str:
 
 def _of_request(flow: flow_pb2.Flow) -> str:
     said = f": {flow.Summary}" if flow.Summary else ""
+    if flow.l7.type == flow_pb2.RESPONSE:
+        return f"It is the answer to a request that went to a proxy{said}."
     match flow.verdict:
         case flow_pb2.DROPPED:
             return f"A proxy refused the request, as no rule about requests allows it{said}."
@@ -157,7 +159,8 @@ def changes(flow: flow_pb2.Flow, policy: agent_pb2.ExplainPolicyResponse) -> Ite
     why = "they, or what is known of the two ends, have changed since"
     if flow.verdict == flow_pb2.DROPPED and of_policy and end.allowed:
         yield f"{now} allow it at {name}: {why}."
-    if flow.verdict in _PASSED and not end.allowed:
+    answered = flow.l7.type == flow_pb2.RESPONSE
+    if flow.verdict in _PASSED and not end.allowed and not answered:
         yield f"{now} deny it at {name}: {why}."
 
 
@@ -175,5 +178,7 @@ def withhold(answer: explain_pb2.ExplainFlowResponse, namespaces: frozenset[str]
         )
     if server.service.namespace not in namespaces:
         del answer.frontends[:]
+    if answer.translation.service.partition("/")[0] not in namespaces:
+        answer.ClearField("translation")
     if answer.choice.service.namespace not in namespaces:
         answer.ClearField("choice")

@@ -59,8 +59,12 @@ def sides_of(flow: flow_pb2.Flow) -> Sides:
     if kind in _SERVED:
         layer = getattr(flow.l4, kind)
         ports = (layer.source_port, layer.destination_port)
-    source = Side(flow.source, flow.IP.source, ports[0], flow.source_service)
-    destination = Side(flow.destination, flow.IP.destination, ports[1], flow.destination_service)
+    addresses = (
+        flow.IP.source or flow.ethernet.source,
+        flow.IP.destination or flow.ethernet.destination,
+    )
+    source = Side(flow.source, addresses[0], ports[0], flow.source_service)
+    destination = Side(flow.destination, addresses[1], ports[1], flow.destination_service)
     if flow.is_reply.value:
         return Sides(destination, source)
     return Sides(source, destination)
@@ -100,20 +104,22 @@ def policy_question(
     return request
 
 
-def service_question(flow: flow_pb2.Flow) -> agent_pb2.ExplainServiceRequest | None:
-    """What to ask about the service behind the address that a flow's client asked.
+def asked_address(flow: flow_pb2.Flow) -> agent_pb2.ServiceAddress | None:
+    """Address, port and protocol that a flow's client asked, as far as the flow tells.
 
-    None where there can be none: services have ports.
+    None where it can be no service's: these have ports.
     """
-    kind = flow.l4.WhichOneof("protocol")
-    client, server = sides_of(flow)
+    kind, server = flow.l4.WhichOneof("protocol"), sides_of(flow).server
     if kind not in _SERVED or not server.port or not server.address:
         return None
+    return agent_pb2.ServiceAddress(ip=server.address, port=server.port, protocol=_NUMBERS[kind])
+
+
+def service_question(
+    flow: flow_pb2.Flow, frontend: agent_pb2.ServiceAddress
+) -> agent_pb2.ExplainServiceRequest:
+    """What to ask about the service at an address that a flow's client asked."""
+    client = sides_of(flow).client
     return agent_pb2.ExplainServiceRequest(
-        frontend=agent_pb2.ServiceAddress(
-            ip=server.address, port=server.port, protocol=_NUMBERS[kind]
-        ),
-        client=client.name,
-        client_port=client.port,
-        no_verify=True,
+        frontend=frontend, client=client.name, client_port=client.port, no_verify=True
     )

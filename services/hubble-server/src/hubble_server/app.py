@@ -44,6 +44,7 @@ from hubble_server.servicers.observer import OBSERVER, ObserverService
 from hubble_server.servicers.peers import PEER, PeerService
 from hubble_server.servicers.states import STATES, StateService
 from hubble_server.servicers.streaming import NewEvents
+from hubble_server.translations import Translations
 
 if TYPE_CHECKING:
     import ssl
@@ -254,7 +255,7 @@ class App:
         )
         server.add(OBSERVER, observer.methods())
         server.add(FLOWS_SERVICE, streams.methods())
-        explainer = Explainer(AgentClient(self._settings.agent_path))
+        explainer = Explainer(AgentClient(self._settings.agent_path), Translations(streams))
         explanations = ExplanationService(streams, explainer, lambda: self.node)
         server.add(EXPLANATIONS, explanations.methods())
         states = StateService(self._settings.hubble_history_dir, lambda: self.node)

@@ -12,6 +12,7 @@ from cilium_core.errors import CiliumError
 from cilium_core.flow_explanations import changes, describe
 from cilium_core.flow_questions import (
     FlowQuestionError,
+    asked_address,
     policy_question,
     service_question,
     sides_of,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from flow import flow_pb2
 
     from hubble_server.agents import AgentClient
+    from hubble_server.translations import Translations
 
 _MOST_FRONTENDS: Final = 100
 
@@ -32,8 +34,9 @@ _MOST_FRONTENDS: Final = 100
 class Explainer:
     """Explains flows of one node."""
 
-    def __init__(self, agent: AgentClient) -> None:
+    def __init__(self, agent: AgentClient, translations: Translations) -> None:
         self._agent = agent
+        self._translations = translations
 
     async def explain(
         self, flow: flow_pb2.Flow, node_name: str, *, verify: bool
@@ -77,19 +80,26 @@ class Explainer:
     async def _ask_about_services(
         self, flow: flow_pb2.Flow, answer: explain_pb2.ExplainFlowResponse
     ) -> None:
-        service = sides_of(flow).server.service
-        question = service_question(flow)
+        named = sides_of(flow).server.service
+        service = f"{named.namespace}/{named.name}" if named.name else ""
+        frontend = asked_address(flow)
+        if (translation := await self._translations.behind(flow)) is not None:
+            frontend, service = translation.frontend, translation.service
+            answer.translation.frontend.CopyFrom(frontend)
+            answer.translation.service = service
+            answer.translation.time_ns = translation.time_ns
         try:
-            if service.name:
-                found = await self._agent.services(f"{service.namespace}/{service.name}")
+            if service:
+                found = await self._agent.services(service)
                 answer.frontends.extend(found[:_MOST_FRONTENDS])
-            if question is not None:
+            if frontend is not None:
+                question = service_question(flow, frontend)
                 answer.choice.CopyFrom(await self._agent.explain_service(question))
         except UnknownToAgentError:
             # nothing is served at the address itself: no service, or a backend of one
             return
         except AgentRefusedError as error:
-            if service.name:
+            if service:
                 answer.notes.append(f"Services could not be asked: {error}.")
         except CiliumError as error:
             if answer.HasField("policy"):

@@ -58,10 +58,10 @@ def _flow_lines(answer: explain_pb2.ExplainFlowResponse, painter: Painter) -> It
     if flow.IP.source_xlated:
         yield f"  sent on as {flow.IP.source_xlated}, in the place of {flow.IP.source}"
     if answer.HasField("counts"):
-        counts = answer.counts
+        packets = f"{answer.counts.packets:,} packet{'s' if answer.counts.packets != 1 else ''}"
         yield (
-            f"  {counts.packets:,} packets, {counts.bytes:,} bytes since the last flow of this "
-            "connection and direction"
+            f"  {packets}, {answer.counts.bytes:,} bytes since the last flow of this connection "
+            "and direction"
         )
     for line in _deciding(flow):
         yield f"  {line}"
@@ -115,12 +115,22 @@ def _drop_lines(answer: explain_pb2.ExplainFlowResponse) -> Iterator[str]:
 
 def _service_lines(answer: explain_pb2.ExplainFlowResponse) -> Iterator[str]:
     client, server = sides_of(answer.flow)
-    if not answer.frontends and not answer.HasField("choice") and not server.service.name:
+    asked = answer.translation.service or "/".join(
+        filter(None, (server.service.namespace, server.service.name))
+    )
+    translated = answer.HasField("translation")
+    if not (asked or translated or answer.frontends or answer.HasField("choice")):
         return
-    asked = server.service
+    if translated:
+        yield (
+            f"Service: {asked or 'one that is gone'}, asked at "
+            f"{_address(answer.translation.frontend)}, translated at the client's socket"
+        )
+        yield f"  {client.name} got {_host(server.address)}:{server.port}"
     if answer.HasField("choice"):
         one = answer.choice.service
-        yield f"Service: {one.namespace}/{one.name}, asked at {_address(one.frontend)}"
+        if not translated:
+            yield f"Service: {one.namespace}/{one.name}, asked at {_address(one.frontend)}"
         chosen = _CHOICES.get(answer.choice.choice, "")
         if answer.choice.HasField("backend"):
             chosen = f"{_address(answer.choice.backend.address)}, {chosen}"
@@ -131,7 +141,8 @@ def _service_lines(answer: explain_pb2.ExplainFlowResponse) -> Iterator[str]:
             state = f"{_address(candidate.backend.address)} ({candidate.backend.state})"
             yield f"    {mark} {state}{note}"
         return
-    yield f"Service: {asked.namespace}/{asked.name}"
+    if not translated:
+        yield f"Service: {asked}"
     for frontend in answer.frontends:
         served = [
             f"{_address(one.address)} ({one.state})"
@@ -142,8 +153,12 @@ def _service_lines(answer: explain_pb2.ExplainFlowResponse) -> Iterator[str]:
         yield f"  {frontend.type} {_address(frontend.frontend)}: {text}"
 
 
+def _host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
 def _address(at: agent_pb2.ServiceAddress) -> str:
-    host = f"[{at.ip}]" if ":" in at.ip else at.ip
+    host = _host(at.ip)
     return f"{host}:{at.port}/{protocol_text(at.protocol)}" if at.port else f"{host}:*"
 
 

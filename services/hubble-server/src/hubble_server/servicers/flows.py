@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
@@ -135,24 +136,30 @@ class FlowStreams:
                 _SENT.add(len(chunk.responses))
 
     async def newest(
-        self, request: observer_pb2.GetFlowsRequest
+        self, request: observer_pb2.GetFlowsRequest, *, in_ring: bool = False
     ) -> observer_pb2.GetFlowsResponse | None:
-        """The newest whole flow that passes a request's filters; None when there is none."""
+        """The newest whole flow that passes a request's filters; None when there is none.
+
+        With `in_ring`, the history is left out.
+        """
         since_ns, until_ns = time_range(request)
         wanted = observer_pb2.GetFlowsRequest(
             whitelist=request.whitelist, blacklist=request.blacklist, number=1
         )
         found = None
         oldest_ns = self._store.oldest_ns
+        if in_ring and until_ns is None:
+            until_ns = time.time_ns()
         if until_ns is not None and oldest_ns is not None and until_ns >= oldest_ns:
             # "the last" are those before now: of an earlier time, go through the ring
             here = observer_pb2.GetFlowsRequest(
-                whitelist=request.whitelist, blacklist=request.blacklist, until=request.until
+                whitelist=request.whitelist, blacklist=request.blacklist
             )
+            here.until.FromNanoseconds(until_ns)
             here.since.FromNanoseconds(oldest_ns)
             found = await self._last(here)
             until_ns = oldest_ns - 1
-        if found is None:
+        if found is None and not in_ring:
             if until_ns is not None:
                 wanted.until.FromNanoseconds(until_ns)
             found = await self._last(wanted)
