@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from cilium_core.errors import InvalidError
 from cilium_core.settings import TelemetrySettings
 from cilium_core.telemetry import collectors as core
 from cilium_core.telemetry import pushing_metrics
@@ -30,6 +31,7 @@ from tests.unit.hubble.pipelines import NODE, Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -231,7 +233,8 @@ async def test_all_that_was_seen_is_sent_or_counted_when_the_server_ends() -> No
     assert lost("left at the end") == left
 
 
-async def test_counts_of_flows_arrive_with_their_labels() -> None:
+async def test_counts_of_flows_arrive_with_their_labels(tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text("Authorization: secret:1\n\n")
     pipeline = Pipeline()
     metrics = FlowMetrics(pipeline.directory, lambda: NODE)
     metrics.counted = tuple(Counted(one.make()) for one in parse_static(["drop"]))
@@ -243,7 +246,7 @@ async def test_counts_of_flows_arrive_with_their_labels() -> None:
             TelemetrySettings(),
             otlp_endpoint=collector.address,
             otlp_interval=0.1,
-            otlp_headers={"Authorization": "secret"},
+            otlp_headers_file=tmp_path / "headers",
         )
         pushed = pushing_metrics(
             settings, service="flows", node="n", registry=FlowRegistry(metrics, [])
@@ -252,7 +255,7 @@ async def test_counts_of_flows_arrive_with_their_labels() -> None:
         request = await asyncio.wait_for(collector.metrics.get(), LIMIT_S)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert collector.headers["authorization"] == "secret"
+        assert collector.headers["authorization"] == "secret:1"
     (metric,) = request.resource_metrics[0].scope_metrics[0].metrics
     assert metric.name == "hubble_drop_total"
     (point,) = metric.sum.data_points
@@ -267,3 +270,14 @@ def test_a_collector_is_found_by_address_and_by_url() -> None:
     assert core.Collector("http://h:1/").target == "h:1"
     assert core.Collector("http://h:1").credentials() is None
     assert core.Collector("https://h:1").credentials() is not None
+
+
+def test_headers_are_read_from_a_file_and_a_bad_line_is_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "headers"
+    path.write_text("a: b\nsecret")
+    settings = replace(TelemetrySettings(), otlp_endpoint="h:1", otlp_headers_file=path)
+    with pytest.raises(InvalidError, match=f"{path}: header 2 is no 'name: value'"):
+        core.Collector.of(settings)
+    path.unlink()
+    with pytest.raises(InvalidError, match="cannot be read"):
+        core.Collector.of(settings)

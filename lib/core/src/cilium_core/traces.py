@@ -11,11 +11,11 @@ Health checks and reflection make no spans. A stream's span ends when the stream
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     import grpc
@@ -50,6 +50,20 @@ def end() -> None:
     spans, _spans = _spans, None
     if spans is not None:
         spans.close()
+
+
+@asynccontextmanager
+async def tracing(
+    settings: TelemetrySettings, *, service: str, node: str = ""
+) -> AsyncIterator[None]:
+    """Make spans while a service runs, if settings want them. Raises as `begin`."""
+    import asyncio  # too slow for command lines that make no spans
+
+    begin(settings, service=service, node=node)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(end)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import sys
 from importlib.metadata import version
 
+from cilium_core import traces
 from cilium_core.errors import CiliumError
 from cilium_core.settings import load_or_exit
 from cilium_core.telemetry import get_logger, pushing, setup_logging
@@ -35,8 +36,10 @@ def main() -> None:
     from cilium_agent.datapath.errors import DatapathError
 
     async def run() -> None:
-        agent = Agent(settings, version=release)
-        await pushing(agent.run(), settings, service="cilium-agent", node=settings.node_name)
+        node = settings.node_name
+        async with traces.tracing(settings, service="cilium-agent", node=node):
+            agent = Agent(settings, version=release)
+            await pushing(agent.run(), settings, service="cilium-agent", node=node)
 
     try:
         asyncio.run(run())

@@ -58,11 +58,8 @@ def run_program(
         log.warning("setting ignored", reason=warning)
 
     async def run() -> None:
-        traces.begin(settings, service=program, node=node)
-        try:
+        async with traces.tracing(settings, service=program, node=node):
             await pushing(work(loaded), settings, service=program, node=node)
-        finally:
-            await asyncio.to_thread(traces.end)
 
     try:
         asyncio.run(run())

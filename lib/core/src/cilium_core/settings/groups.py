@@ -50,8 +50,10 @@ class TelemetrySettings:
         None, "Certificate shown to the collector.", group="Telemetry"
     )
     otlp_key_file: Path | None = setting(None, "Private key of otlp-cert-file.", group="Telemetry")
-    otlp_headers: dict[str, str] = setting(
-        {}, "Headers sent to the collector, such as authorization=….", group="Telemetry"
+    otlp_headers_file: Path | None = setting(
+        None,
+        "File of headers sent to the collector, one a line, such as 'authorization: Bearer …'.",
+        group="Telemetry",
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -67,28 +67,24 @@ class Collector:
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, settings: TelemetrySettings) -> Collector:
-        """The collector that settings name."""
+        """The collector that settings name. Raises InvalidError for the file of headers."""
+        path = settings.otlp_headers_file
         return cls(
             settings.otlp_endpoint,
             settings.otlp_ca_file,
             settings.otlp_cert_file,
             settings.otlp_key_file,
-            dict(settings.otlp_headers),
+            _read_headers(path) if path else (),
         )
 
     @property
     def target(self) -> str:
         """The endpoint as gRPC wants it."""
         return self.endpoint.rpartition("://")[2].rstrip("/")
-
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Headers of every request."""
-        return tuple((name.lower(), value) for name, value in self.headers.items())
 
     def credentials(self) -> grpc.ChannelCredentials | None:
         """TLS where a file or https:// asks for it, else None. Raises InvalidError."""
@@ -110,6 +106,21 @@ class Collector:
         if (credentials := self.credentials()) is None:
             return grpc.insecure_channel(self.target)
         return grpc.secure_channel(self.target, credentials)
+
+
+def _read_headers(path: Path) -> tuple[tuple[str, str], ...]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidError(f"otlp-headers-file {path}: cannot be read: {error}") from error
+    found = []
+    for number, line in enumerate(filter(str.strip, lines), 1):
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            # what is in the line may be a secret
+            raise InvalidError(f"otlp-headers-file {path}: header {number} is no 'name: value'")
+        found.append((name.strip().lower(), value.strip()))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +222,7 @@ class Sender(Generic[Item]):
         while True:
             try:
                 response = self._export(
-                    request, timeout=TIMEOUT_S, metadata=self._collector.metadata
+                    request, timeout=TIMEOUT_S, metadata=self._collector.headers
                 )
             except grpc.RpcError as error:
                 code, details = _failure(error)

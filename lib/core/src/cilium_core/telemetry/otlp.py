@@ -86,7 +86,7 @@ class Pusher:
             endpoint=collector.target,
             insecure=credentials is None,
             credentials=credentials,
-            headers=collector.metadata,
+            headers=collector.headers,
             timeout=5,
         )
         self._registry = registry
