@@ -90,7 +90,7 @@ async def serving(folder: Path) -> AsyncIterator[Scene]:
     authority = Authority(folder)
     server = authority.issue("server", NODE_NAME, RELAY_NAME)
     own = authority.issue("client")
-    tls = {
+    tls: dict[str, Any] = {
         "hubble_listen_address": "127.0.0.1:0",
         "hubble_disable_tls": False,
         "hubble_tls_cert_file": server[0],
