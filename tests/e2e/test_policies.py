@@ -196,6 +196,10 @@ def test_a_drop_names_the_reason_and_the_pods(lab: Lab, cast: Cast) -> None:
             )
 
         eventually(dropped, 5, "the drop is seen through the relay")
+        said = lab.hubble("why", "--verdict", "DROPPED", "--from-pod", "default/far-stranger")
+    assert "Drop reason: Policy denied" in said
+    assert "Ingress at default/server: DENIED" in said
+    assert "CiliumNetworkPolicy default/only-friend" in said
     counters = lab.json("bpf", "metrics", "list", "--node", "node1")
     assert any(c["reasonText"] == "Policy denied" and c["packets"] > 0 for c in counters)
 
