@@ -37,8 +37,8 @@ SCAN = 8192
 SLOW_SCAN = 512
 """The same where filters are slow: a CEL expression may take a millisecond for each event."""
 
-MOST_FOUND = 1024
-"""Most events found in one step."""
+MOST_FOUND = 256
+"""Most events found in one step. They are what a client that does not read holds in memory."""
 
 FLOWS = frozenset({KIND_FLOW, KIND_RECORD})
 AGENT_EVENTS = frozenset({KIND_AGENT})
@@ -61,6 +61,8 @@ class Query:
     kinds: frozenset[int] = FLOWS
     shows: Callable[[Any], bool] | None = None
     """Which messages of other kinds than flows are handed out, None for all."""
+    given_up: Callable[[], bool] = bool
+    """Whether nobody waits for the answer any more."""
 
 
 @dataclass(slots=True)
@@ -112,12 +114,15 @@ def _first_since(store: FlowStore, since_ns: int, oldest: int, head: int) -> int
 def _last(store: FlowStore, query: Query, oldest: int, head: int) -> Start:
     """Walk back until `number` events that pass were seen."""
     wanted, position = query.number, oldest
+    if wanted >= head - oldest:
+        return Start(oldest)
     found: list[NDArray[np.int64]] = []
     # where messages are to be read, as few as can be
-    stop, size = head, SCAN if query.filters.matches is None else min(max(wanted, 64), SCAN)
-    while stop > oldest:
+    most = SLOW_SCAN if query.filters.slow else SCAN
+    stop, size = head, most if query.filters.matches is None else min(max(wanted, 64), most)
+    while stop > oldest and not query.given_up():
         block = next(store.blocks_backwards(oldest, stop, size))
-        stop, size = block.first, min(2 * size, SCAN)
+        stop, size = block.first, min(2 * size, most)
         hits = np.flatnonzero(_counted(store, block, query)) + block.first
         if len(hits) >= wanted:
             hits = hits[len(hits) - wanted :]

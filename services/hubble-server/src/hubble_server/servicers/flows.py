@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from cilium.flows.v1 import flows_pb2
-from cilium_core.serving.packed import Call, Method, stream, unary
+from cilium_core.serving.packed import Call, Method, pack, stream, unary
 from cilium_core.telemetry import counter
 from observer import observer_pb2
 
@@ -123,17 +125,20 @@ class FlowStreams:
         async with aclosing(await self._chunks(_narrowed(request, call))) as found:
             await call.start()
             async for chunk in found:
-                await call.send_many(chunk.responses)
                 _SENT.add(len(chunk.responses))
+                await call.send_packed(chunk.take())
 
     async def get_flow_batches(self, request: observer_pb2.GetFlowsRequest, call: Call) -> None:
         """Send the same responses, many to a message."""
         async with aclosing(await self._chunks(_narrowed(request, call))) as found:
             await call.start()
             async for chunk in found:
-                batch = flows_pb2.FlowBatch(responses=chunk.responses, times_ns=chunk.times_ns)
-                await call.send(batch)
                 _SENT.add(len(chunk.responses))
+                batch = flows_pb2.FlowBatch(responses=chunk.responses, times_ns=chunk.times_ns)
+                packed = pack((batch.SerializeToString(),))
+                chunk.responses.clear()
+                del batch
+                await call.send_packed(packed)
 
     async def newest(
         self, request: observer_pb2.GetFlowsRequest, *, in_ring: bool = False
@@ -223,7 +228,12 @@ class FlowStreams:
         if self._past is not None and await asyncio.to_thread(self._past.answers, query):
             return self._past.answer(query, request, mask, read)
         if filters.slow:
-            return read(await self._new_events.aside(Cursor, self._store, query))
+            gone = threading.Event()
+            try:
+                waited = replace(query, given_up=gone.is_set)
+                return read(await self._new_events.aside(Cursor, self._store, waited))
+            finally:
+                gone.set()
         return read(Cursor(self._store, query))
 
     def _encoder(self, node: NodeFacts, mask: Mask | None) -> Encoder:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
+from cilium_core.serving.packed import pack
 from flow import flow_pb2
 
 from hubble_server.flows.columns import KIND_LOST, Batch
@@ -24,9 +26,14 @@ if TYPE_CHECKING:
     from hubble_server.flows.store import FlowStore
 
 
-_WAKE_S = 0.0004
-"""Time between two wake-ups for each call that waits. A call takes a quarter of it to find that
-nothing new is for it, so that any number of them leaves most of the processor to others."""
+_PACED = 16
+_PACE_S = 0.0004 * _PACED
+"""Calls woken at once of those that found nothing new lately, and when the next ones are. A call
+takes a quarter of its share to find nothing once more, so that any number of them leaves most of
+the processor to others."""
+
+_EAGER = 64
+"""Calls that are woken as soon as there is anything new, since they found something lately."""
 
 _ASIDE_THREADS = 2
 
@@ -40,9 +47,8 @@ class NewEvents:
     def __init__(self, store: FlowStore) -> None:
         self._store = store
         self._loop = asyncio.get_running_loop()
-        self._arrival = asyncio.Event()
-        self._waiting = 0
-        self._woken_s = 0.0
+        self._eager: list[_Waiting] = []
+        self._paced: deque[_Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(_ASIDE_THREADS, "slow-queries")
         self._stop = store.listen(self._written)
@@ -57,20 +63,25 @@ class NewEvents:
     def _written(self) -> None:
         """Called on the ingest thread."""
         try:
-            self._loop.call_soon_threadsafe(self._wake_in_time)
+            self._loop.call_soon_threadsafe(self._wake)
         except RuntimeError:
             self._stop()  # the loop is closed
 
-    def _wake_in_time(self) -> None:
-        if self._timer is None:
-            due_s = self._woken_s + self._waiting * _WAKE_S
-            self._timer = self._loop.call_at(due_s, self._wake)
-
     def _wake(self) -> None:
-        self._timer = None
-        self._woken_s = self._loop.time()
-        self._arrival.set()
-        self._arrival = asyncio.Event()
+        """Wake the eager ones, and begin to wake the others."""
+        eager, self._eager = self._eager, []
+        for waiting in eager:
+            waiting.wake()
+        if self._timer is None:
+            self._wake_some()
+
+    def _wake_some(self) -> None:
+        """Wake some of those that are paced; the rest when it is time."""
+        head, count = self._store.head, 0
+        while self._paced and self._paced[0].head < head and count < _PACED:
+            count += self._paced.popleft().wake()
+        more = bool(self._paced) and self._paced[0].head < head
+        self._timer = self._loop.call_later(_PACE_S, self._wake_some) if more else None
 
     async def aside(
         self,
@@ -82,19 +93,38 @@ class NewEvents:
         call = functools.partial(work, *arguments, **named)
         return await self._loop.run_in_executor(self._threads, call)
 
-    async def wait(self, head: int, timeout_s: float | None = None) -> None:
-        """Wait until the store has more than `head` events ever written, or for a while."""
-        arrival = self._arrival
+    async def wait(self, head: int, timeout_s: float | None = None, *, found: bool = True) -> None:
+        """Wait until the store has more than `head` events ever written, or for a while.
+
+        Who `found` nothing the last time is woken after those who did.
+        """
         if self._store.head > head:
             return
-        self._waiting += 1
+        waiting = _Waiting(head, self._loop.create_future())
+        if found and len(self._eager) < _EAGER:
+            self._eager.append(waiting)
+        else:
+            self._paced.append(waiting)
         try:
             async with asyncio.timeout(timeout_s):
-                await arrival.wait()
+                await waiting.woken
         except TimeoutError:
             return
-        finally:
-            self._waiting -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A call that knows all events before `head`."""
+
+    head: int
+    woken: asyncio.Future[None]
+
+    def wake(self) -> bool:
+        """Wake it, unless it has given up."""
+        if self.woken.done():
+            return False
+        self.woken.set_result(None)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +147,12 @@ class Chunk:
 
     def __bool__(self) -> bool:
         return bool(self.responses)
+
+    def take(self) -> bytes:
+        """The responses as they are sent, once: nothing is held twice while a client is slow."""
+        packed = pack(self.responses)
+        self.responses.clear()
+        return packed
 
 
 class _Overtaken:
@@ -174,12 +210,13 @@ async def chunks(
         _encode(chunk, encoding, found)
         if cursor.ended:
             _tell(chunk, encoding, overtaken.take(at_once=True))
-        if chunk:
+        some = bool(chunk)
+        if some:
             yield chunk
         if cursor.ended:
             return
         if cursor.at_end:
-            await new_events.wait(head, overtaken.wait_s)
+            await new_events.wait(head, overtaken.wait_s, found=some)
         else:
             await asyncio.sleep(0)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cilium_core.access import Limits
+    from cilium_core.serving.packed.connections import Calls
 
 __all__ = ["Call", "CallError", "Method", "Status", "dialogue", "pack", "stream", "unary"]
 
@@ -88,9 +89,10 @@ class Requests:
 class Call:
     """A call in progress. Used by the one task that handles it."""
 
-    def __init__(self, stream: Any, requests: Requests) -> None:
+    def __init__(self, stream: Any, requests: Requests, calls: Calls) -> None:
         self._stream = stream
         self._requests = requests
+        self._calls = calls
         self._frames = stream._stream
         self.limits: Limits | None = None
         """What the client may see, set by the server's guard; None is all."""
@@ -162,13 +164,18 @@ class Call:
         await self.send_many((message.SerializeToString(),))
 
     async def send_many(self, messages: Sequence[bytes]) -> None:
-        """Send messages that are encoded already.
+        """Send messages that are encoded already. As `send_packed`."""
+        await self.send_packed(pack(messages))
+
+    async def send_packed(self, data: bytes) -> None:
+        """Send what `pack` made of messages.
 
         Waits while the client's window or the socket is full, so a slow client holds no more
-        memory than these messages. Other tasks get a turn after each call.
+        memory than these messages. Other tasks get a turn after each call. Raises ExhaustedError
+        when too much waits for the client already.
         """
         await self.start()
-        await self._send(pack(messages))
+        await self._send(data)
         self._stream._send_message_done = True
         await asyncio.sleep(0)
 
@@ -186,10 +193,11 @@ class Call:
                 if unsent:
                     transport.write(h2.data_to_send())
                     unsent = 0
-                if window <= 0:
-                    frames.window_updated.clear()
-                    await frames.window_updated.wait()
-                await connection.write_ready.wait()
+                with self._calls.unsent(self.client, len(view) - position):
+                    if window <= 0:
+                        frames.window_updated.clear()
+                        await frames.window_updated.wait()
+                    await connection.write_ready.wait()
                 continue
             size = min(window, h2.max_outbound_frame_size, len(view) - position)
             h2.send_data(frames.id, bytes(view[position : position + size]))

@@ -58,9 +58,9 @@ _EFFORT_PER_S: Final = 5_000
 _EFFORT_OF_CALL: Final = 10
 """What a connection may ask for at once, and for ever: a call, or so many frames without data."""
 
-_TURN: Final = 4 << 10
-"""Bytes of one connection that are worked on before others get their turn: 20 calls or so, or
-150 that are made to be as small as they can be."""
+_TURN: Final = 1 << 10
+"""Bytes of one connection that are worked on before others get their turn: ten calls or so, or 40
+that are made to be as small as they can be."""
 
 _UNREAD_LIMIT: Final = 2 << 20
 """Bytes for a client beyond which it is taken not to read; answers to calls stop far earlier."""
@@ -75,13 +75,16 @@ class Quotas:
     calls_of_client: int = 1024
     request_bytes: int = 16 << 20
     """Of requests that are not here as a whole yet."""
+    unsent_of_client: int = 64 << 20
+    """Of answers that wait for one client to read them."""
 
 
 class Calls:
-    """Calls in progress, by client."""
+    """Calls in progress and answers that wait, by client."""
 
     def __init__(self, quotas: Quotas) -> None:
         self._quotas = quotas
+        self._unsent: Counter[str] = Counter()
         self._of_client: Counter[str] = Counter()
         self._count = 0
 
@@ -107,6 +110,22 @@ class Calls:
             self._of_client[client] -= 1
             if not self._of_client[client]:
                 del self._of_client[client]
+
+    @contextmanager
+    def unsent(self, client: str, size: int) -> Iterator[None]:
+        """Count bytes while they wait for a client. Raises ExhaustedError for too many."""
+        if self._unsent[client] + size > self._quotas.unsent_of_client:
+            raise ExhaustedError(
+                f"{self._unsent[client]} bytes wait for this client to read them, and "
+                f"{self._quotas.unsent_of_client} are the most; read faster or ask for less"
+            )
+        self._unsent[client] += size
+        try:
+            yield
+        finally:
+            self._unsent[client] -= size
+            if not self._unsent[client]:
+                del self._unsent[client]
 
 
 class Protocol(H2Protocol):

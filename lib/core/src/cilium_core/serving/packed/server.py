@@ -129,7 +129,7 @@ class PackedServer:
 
         async def answer(stream: Any) -> None:
             try:
-                call = Call(stream, self._requests)
+                call = Call(stream, self._requests, self._calls)
                 with self._calls.one(call.client):
                     if self._guard is None:
                         await method.handle(call)
