@@ -47,7 +47,7 @@ class TextTest:
             re2.compile(each, options=options)._regexp.Match for each in patterns
         ]
         self._is_path = part == "path"
-        self._known: dict[bytes | None, bool] = {None: False}
+        self._known: dict[bytes | None, bool] = {}
 
     def mask(self, said: Sequence[Said | None]) -> Mask:
         """Which records may pass that say this; None is what nothing is known of."""
@@ -55,17 +55,27 @@ class TextTest:
             texts = [_UNKNOWN if one is None else one.path for one in said]
         else:
             texts = [_UNKNOWN if one is None else one.text for one in said]
-        known = self._known
-        if len(known) > _MOST_KNOWN:
-            known = self._known = {None: False}
-        # in the order in which they lie in memory, or half of the time would go into waiting for it
-        new = [text for text in dict.fromkeys(texts) if text is not None and text not in known]
-        for find in self._finds:
-            found = [find(_ANYWHERE, text, 0, len(text)) != _NOWHERE for text in new]
-            known.update(zip(new, found, strict=True))
-            new = [text for text, yes in zip(new, found, strict=True) if not yes]
-        known[_UNKNOWN] = True
-        return np.fromiter(map(known.__getitem__, texts), np.bool_, len(texts))
+        distinct = dict.fromkeys(texts)  # in the order in which they lie in memory: the fastest
+        if 2 * len(distinct) > len(texts):
+            return np.fromiter(self._search(texts), np.bool_, len(texts))
+        if len(self._known) > _MOST_KNOWN:
+            self._known.clear()
+        new = [text for text in distinct if text not in self._known]
+        self._known.update(zip(new, self._search(new), strict=True))
+        return np.fromiter(map(self._known.__getitem__, texts), np.bool_, len(texts))
+
+    def _search(self, texts: Sequence[bytes | None]) -> list[bool]:
+        """In which texts something is found."""
+        first, *others = self._finds
+        found = [
+            text is not None and first(_ANYWHERE, text, 0, len(text)) != _NOWHERE for text in texts
+        ]
+        for find in others:
+            found = [
+                yes or (text is not None and find(_ANYWHERE, text, 0, len(text)) != _NOWHERE)
+                for yes, text in zip(found, texts, strict=True)
+            ]
+        return [yes or text is _UNKNOWN for yes, text in zip(found, texts, strict=True)]
 
 
 def text_tests(entry: flow_pb2.FlowFilter) -> list[TextTest]:
@@ -79,8 +89,8 @@ def text_tests(entry: flow_pb2.FlowFilter) -> list[TextTest]:
 
 def narrow(tests: Sequence[TextTest], records: Mask, block: Columns) -> Mask:
     """Take out of a mask of records those whose words fail a test, where words are known."""
-    rows = np.flatnonzero(records).tolist()
-    said = block.said(rows) if rows else None
+    rows = np.flatnonzero(records)
+    said = block.said(rows.tolist()) if len(rows) else None
     if said is not None:
         for test in tests:
             records[rows] &= test.mask(said)
