@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from cilium_core.flow_counts import counts_of
+from cilium_core.flow_counts import as_json, counts_of
 from flow import flow_pb2
-from google.protobuf import any_pb2, json_format, struct_pb2
+from google.protobuf import any_pb2, json_format, struct_pb2, wrappers_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from hubble_cli import jsonlines
 from hubble_cli.parsing import ParseError, Parser
@@ -75,19 +75,39 @@ def test_what_was_written_is_read(response):
     assert parser.unknown == ""
 
 
-def test_counts_in_the_extensions_are_written_and_read_as_other_clients_do():
+def test_counts_in_the_extensions_are_written_and_read():
     flow = flow_pb2.Flow(uuid="u")
-    counts = struct_pb2.Struct()
-    counts.update({"packets": 3, "bytes": 1500.0, "more": [None, True, {"a": "<"}, 0.5]})
-    flow.extensions.Pack(counts)
+    flow.extensions.Pack(wrappers_pb2.StringValue(value=as_json(packets=3, octets=1500)))
+    written = jsonlines.encode(flow)
+
+    assert written == (
+        '{"uuid":"u","extensions":{"@type":"type.googleapis.com/google.protobuf.StringValue",'
+        '"value":"{\\"bytes\\":1500,\\"packets\\":3}"}}'
+    )
+    read = Parser(flow_pb2.Flow).parse(json.loads(written))
+    assert counts_of(read) == (3, 1500)
+
+
+@pytest.mark.parametrize("text", ["", "7", "{}", '{"packets":"many","bytes":1}', "[]"])
+def test_extensions_of_others_are_no_counts(text):
+    flow = flow_pb2.Flow()
+    flow.extensions.Pack(wrappers_pb2.StringValue(value=text))
+
+    assert counts_of(flow) is None
+
+
+def test_any_json_in_the_extensions_is_written_and_read_as_other_clients_do():
+    flow = flow_pb2.Flow(uuid="u")
+    anything = struct_pb2.Struct()
+    anything.update({"packets": 3, "bytes": 1500.0, "more": [None, True, {"a": "<"}, 0.5]})
+    flow.extensions.Pack(anything)
     written = jsonlines.encode(flow)
 
     assert written == (
         '{"uuid":"u","extensions":{"@type":"type.googleapis.com/google.protobuf.Struct",'
         '"value":{"bytes":1500,"more":[null,true,{"a":"\\u003c"},0.5],"packets":3}}}'
     )
-    read = Parser(flow_pb2.Flow).parse(json.loads(written))
-    assert counts_of(read) == (3, 1500)
+    assert Parser(flow_pb2.Flow).parse(json.loads(written)) == flow
 
 
 def test_keys_stand_in_the_order_of_declaration():

@@ -65,14 +65,17 @@ WIDE = {
 
 @pytest.mark.parametrize("output", WIDE)
 def test_wide_outputs_have_packets_bytes_and_where_it_was_dropped(output, tmp_path, capsysbinary):
-    counts = {"@type": "type.googleapis.com/google.protobuf.Struct"}
+    counts = {
+        "@type": "type.googleapis.com/google.protobuf.StringValue",
+        "value": '{"bytes":1500,"packets":3}',
+    }
     flow = {
         "time": "2026-01-15T10:20:00Z",
         "verdict": "DROPPED",
         "IP": {"source": "10.0.0.1", "destination": "10.0.0.2"},
         "event_type": {"type": 1, "sub_type": 133},
         "file": {"name": "bpf_lxc.c", "line": 7},
-        "extensions": counts | {"value": {"packets": 3, "bytes": 1500}},
+        "extensions": counts,
         "Summary": "s",
     }
     lines = tmp_path / "flows.jsonl"

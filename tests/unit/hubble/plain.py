@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cilium.metadata.v1 import metadata_pb2
 from cilium_core import abi
 from flow import flow_pb2
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import StringValue
 from hubble_server.facts import VERSION
 
 if TYPE_CHECKING:
@@ -119,10 +119,9 @@ def flow_of(event: Any, names: Names) -> flow_pb2.Flow:
         flow.file.line = int(event["line"])
     if flag(event, "TUNNEL"):
         _tunnel(flow, event, kind, subtype, names)
-    if event["packets"]:
-        counts = Struct()
-        counts.update({"bytes": int(event["bytes"]), "packets": int(event["packets"])})
-        flow.extensions.Pack(counts, deterministic=True)
+    if event["packets"] and not (kind == 1 and int(event["file"]) == 5):
+        text = f'{{"bytes":{event["bytes"]},"packets":{event["packets"]}}}'
+        flow.extensions.Pack(StringValue(value=text))
     flow.Summary = _summary(event)
     if kind == 1 and int(event["file"]) == 5:
         # refused at a socket, before there was a packet

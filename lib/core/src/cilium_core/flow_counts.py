@@ -1,13 +1,21 @@
-"""Packets and bytes of a flow, read from where our servers put them: its field `extensions`."""
+"""Packets and bytes of a flow, where our servers put them: in its field `extensions`.
+
+They are JSON in a google.protobuf.StringValue, the one type with room for them that every client of
+Hubble knows: `{"bytes":1500,"packets":3}`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import json
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import StringValue
 
 if TYPE_CHECKING:
     from flow import flow_pb2
+
+
+TYPE_URL: Final = f"type.googleapis.com/{StringValue.DESCRIPTOR.full_name}"
 
 
 class Counts(NamedTuple):
@@ -17,13 +25,18 @@ class Counts(NamedTuple):
     bytes: int
 
 
+def as_json(packets: int, octets: int) -> str:
+    """The text that servers put into the StringValue."""
+    return f'{{"bytes":{octets},"packets":{packets}}}'
+
+
 def counts_of(flow: flow_pb2.Flow) -> Counts | None:
     """Packets and bytes behind a flow; None where it says nothing of them."""
-    counts = Struct()
-    if not flow.HasField("extensions") or not flow.extensions.Unpack(counts):
+    text = StringValue()
+    if not flow.HasField("extensions") or not flow.extensions.Unpack(text):
         return None
-    found = [counts.fields[name] for name in Counts._fields if name in counts.fields]
-    if len(found) < len(Counts._fields):
-        return None
-    packets, octets = (value.number_value for value in found)
-    return Counts(int(packets), int(octets))
+    try:
+        found = json.loads(text.value)
+        return Counts(int(found["packets"]), int(found["bytes"]))
+    except (ValueError, TypeError, KeyError):
+        return None  # somebody else's

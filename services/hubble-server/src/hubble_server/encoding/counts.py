@@ -1,47 +1,45 @@
 """Packets and bytes of flows, in the field that the API leaves free: `extensions`.
 
-They are a google.protobuf.Struct, since clients print a flow as JSON only when they know the type
-that is in there, and all know that one. Its numbers have eight bytes each, so whole columns are
-written at once. `cilium_core.flow_counts` reads them.
+They are JSON in a google.protobuf.StringValue. Clients in Go print no flow as JSON that has a type
+in there which they were not built with, and all are built with that one, as flow.proto needs it.
+`cilium_core.flow_counts` reads them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flow import flow_pb2
-from google.protobuf.struct_pb2 import Struct
+from cilium_core.flow_counts import TYPE_URL, as_json
 
-from hubble_server.encoding.wire import rows_as_bytes
+from hubble_server.encoding.pieces import FIELDS
+from hubble_server.encoding.wire import PieceCache, message_field, text_field
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_NAMES: Final = ("bytes", "packets")
+_MOST_KEPT = 16_384
+_TYPE = text_field(1, TYPE_URL)
 
 
-def _template() -> tuple[bytes, list[int]]:
-    """An encoded field, and where the numbers stand in it."""
-    marks = {name: float(place + 1) + 0.123 for place, name in enumerate(_NAMES)}
-    counts = Struct()
-    counts.update(marks)
-    flow = flow_pb2.Flow()
-    flow.extensions.Pack(counts, deterministic=True)
-    encoded = flow.SerializeToString()
-    return encoded, [encoded.index(np.float64(marks[name]).tobytes()) for name in _NAMES]
+class CountPieces:
+    """Makes the field; flows that are alike share it."""
+
+    def __init__(self) -> None:
+        self._made: PieceCache[int] = PieceCache(_make, limit=_MOST_KEPT)
+
+    def column(
+        self, packets: NDArray[Any], octets: NDArray[Any], packetless: NDArray[np.bool_]
+    ) -> list[bytes]:
+        """The field for each flow, nothing for one that no packet stands behind."""
+        keys = packets.astype(np.uint64) << np.uint64(32) | octets.astype(np.uint64)
+        keys[packetless | (packets == 0)] = 0
+        made = self._made
+        return [made[key] for key in keys.tolist()]
 
 
-_TEMPLATE, _PLACES = _template()
-
-
-def counts(octets: NDArray[np.uint32], packets: NDArray[np.uint32]) -> list[bytes]:
-    """Field extensions for each flow, nothing for one that no packet is counted of."""
-    out = np.empty((len(octets), len(_TEMPLATE)), dtype=np.uint8)
-    out[:] = np.frombuffer(_TEMPLATE, dtype=np.uint8)
-    for place, numbers in zip(_PLACES, (octets, packets), strict=True):
-        out[:, place : place + 8] = numbers.astype("<f8").view(np.uint8).reshape(-1, 8)
-    made = rows_as_bytes(out)
-    if packets.all():
-        return made
-    return [piece if count else b"" for piece, count in zip(made, packets.tolist(), strict=True)]
+def _make(key: int) -> bytes:
+    if not key:
+        return b""
+    text = text_field(1, as_json(packets=key >> 32, octets=key & 0xFFFFFFFF))
+    return message_field(FIELDS["extensions"], _TYPE + message_field(2, text))

@@ -19,7 +19,7 @@ from flow import flow_pb2
 from observer import observer_pb2
 
 from hubble_server.encoding import pieces, texts
-from hubble_server.encoding.counts import counts
+from hubble_server.encoding.counts import CountPieces
 from hubble_server.encoding.masks import Mask, apply_mask
 from hubble_server.encoding.wire import (
     PieceCache,
@@ -112,6 +112,7 @@ class Encoder:
             lambda row: pieces.interface(directory.interfaces[row])
         )
         self._rules: PieceCache[int] = PieceCache(self._make_rules)
+        self._counts = CountPieces()
         self._tunnels: PieceCache[tuple[int, int, bool]] = PieceCache(
             lambda key: pieces.tunnel(
                 node.ipv4, key[0].to_bytes(4, "little"), key[1], outward=key[2]
@@ -235,7 +236,7 @@ class Encoder:
         if at_sockets.any() and not wanted.isdisjoint(pieces.SOCKET_FIELDS):
             lists.append(self._sockets_column(batch, at_sockets))
         if "extensions" in wanted and batch["packets"].any():
-            lists.append(counts(batch["bytes"], batch["packets"]))
+            lists.append(self._counts.column(batch["packets"], batch["bytes"], packetless))
         if "Summary" in wanted:
             kinds = (flags & (_L3 | _L4 | _IPV6)).astype(np.uint64) << np.uint64(48)
             summaries = self._summaries
