@@ -768,11 +768,11 @@ struct event {
 	 * socket, then id of the cgroup
 	 */
 	__u8 orig_saddr[16];
-	__u16 sport; /* be; ICMP: type, as a be16 too */
-	__u16 dport; /* be; ICMP: code, as a be16 too */
-	__u8 tcp_flags;
-	__u8 match; /* verdict: enum policy_match */
-	__u8 file;  /* drop: enum source_file */
+	__u16 sport;    /* be; ICMP: type, as a be16 too */
+	__u16 dport;    /* be; ICMP: code, as a be16 too */
+	__u8 tcp_flags; /* of SCTP the type of the first chunk */
+	__u8 match;     /* verdict: enum policy_match */
+	__u8 file;      /* drop: enum source_file */
 	__u8 pad;
 	__u16 line;      /* drop: source line */
 	__u16 ethertype; /* be */

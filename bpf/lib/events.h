@@ -54,7 +54,7 @@ static __always_inline void event_packet(struct event *e, const struct packet *p
 		e->sport = p->tuple.sport;
 		e->dport = p->tuple.dport;
 	}
-	e->tcp_flags = p->tcp_flags;
+	e->tcp_flags = p->tuple.proto == IPPROTO_SCTP ? p->icmp_type : p->tcp_flags;
 	e->tunnel_peer = p->peer;
 }
 

@@ -114,7 +114,7 @@ struct packet {
 	__u16 l4_offset; /* from the Ethernet header */
 	__u16 flags;     /* enum packet_flag */
 	__u8 tcp_flags;
-	__u8 icmp_type;
+	__u8 icmp_type; /* of SCTP the type of its first chunk */
 	__u8 icmp_code;
 	__u8 direction;   /* enum direction the packet is in, for counters */
 	__u16 endpoint;   /* local endpoint that events belong to, 0 is none */

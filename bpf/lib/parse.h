@@ -186,6 +186,9 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, __u
 			return PARSE_DROP(DROP_CT_TRUNCATED_OR_INVALID_HEADER);
 		p->tuple.sport = h.udp.sport;
 		p->tuple.dport = h.udp.dport;
+		/* for events only; what cannot be read is a chunk that says nothing */
+		if (length > 12)
+			bpf_skb_load_bytes(skb, p->l4_offset + 12, &p->icmp_type, 1);
 		verdict = 0;
 		break;
 	case IPPROTO_ICMP:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cilium_core import abi
+from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkShutdownAck
+from scapy.packet import Raw
 
 from tests.bpf.scenes import (
     BLUE,
@@ -124,6 +126,14 @@ def test_drop_events_can_be_switched_off_and_are_still_counted(scene: Scene) -> 
     scene.configure(drop_events=False)
     assert scene.send(RED, scene.tcp(GREEN, BLUE)).events == []
     assert scene.plane.counter(132) == 1
+
+
+def test_an_event_of_sctp_has_the_type_of_its_first_chunk(scene: Scene) -> None:
+    for sport, (chunk, number) in enumerate(
+        ((SCTPChunkInit(), 1), (SCTPChunkShutdownAck(), 8), (Raw(b""), 0)), 1
+    ):
+        run = scene.send(RED, scene.ip(RED, BLUE) / SCTP(sport=sport, dport=2) / chunk)
+        assert [event.tcp_flags for event in run.events] == [number]
 
 
 def test_an_event_has_everything_that_was_parsed(scene: Scene) -> None:

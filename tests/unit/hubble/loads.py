@@ -189,6 +189,8 @@ def strange(count: int, seed: int) -> NDArray[Any]:
         one["sport"] = network_order(chance.choice([0, 3, 8, 129, 200] if icmp else _PORTS))
         one["dport"] = network_order(chance.choice([0, 3, 9] if icmp else _PORTS))
         one["tcp_flags"] = chance.randrange(256)
+        if one["proto"][0] == 132:
+            one["tcp_flags"] = chance.randrange(16)
         one["match"] = chance.randrange(7)
         one["file"] = chance.randrange(7)
         one["line"] = chance.randrange(2000)

@@ -131,6 +131,16 @@ def flow_of(event: Any, names: Names) -> flow_pb2.Flow:
     return flow
 
 
+SCTP_CHUNKS = {
+    1: flow_pb2.INIT,
+    2: flow_pb2.INIT_ACK,
+    6: flow_pb2.ABORT,
+    7: flow_pb2.SHUTDOWN,
+    8: flow_pb2.SHUTDOWN_ACK,
+    14: flow_pb2.SHUTDOWN_COMPLETE,
+}
+
+
 def _l4(flow: flow_pb2.Flow, event: Any) -> None:
     first, second = big_endian(event["sport"]), big_endian(event["dport"])
     match int(event["proto"]):
@@ -145,6 +155,7 @@ def _l4(flow: flow_pb2.Flow, event: Any) -> None:
             flow.l4.UDP.SetInParent()
         case 132:
             flow.l4.SCTP.source_port, flow.l4.SCTP.destination_port = first, second
+            flow.l4.SCTP.chunk_type = SCTP_CHUNKS.get(int(event["tcp_flags"]), flow_pb2.UNSUPPORTED)
             flow.l4.SCTP.SetInParent()
         case 1:
             flow.l4.ICMPv4.type, flow.l4.ICMPv4.code = first, second

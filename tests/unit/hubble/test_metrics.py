@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from cilium_core import abi
 from cilium_core.telemetry.metrics import Counter
 from flow import flow_pb2
 from hubble_server.metrics.configuring import MetricsFile, parse_dynamic, parse_static
@@ -43,6 +44,24 @@ def series(metrics: FlowMetrics) -> dict[str, dict[tuple[str, ...], float]]:
         for counted in metrics.counted
         for one in counted.plugin.instruments
         if isinstance(one, Counter)
+    }
+
+
+def test_chunks_of_sctp_count_where_they_begin_or_end_something() -> None:
+    pipeline = Pipeline()
+    metrics = counting("sctp", pipeline=pipeline)
+    flags = abi.constants["EVENT_L3"] | abi.constants["EVENT_L4"]
+    for chunk in (1, 1, 2, 0, 3, 14):  # INIT twice, INIT ACK, DATA, SACK, SHUTDOWN COMPLETE
+        pipeline.feed(event(type=4, proto=132, tcp_flags=chunk, flags=flags))
+    chunks = [flow.l4.SCTP.chunk_type for flow in pipeline.flows()]
+    assert chunks == [flow_pb2.INIT, flow_pb2.INIT, flow_pb2.INIT_ACK, 0, 0,
+                      flow_pb2.SHUTDOWN_COMPLETE]  # fmt: skip
+    assert series(metrics) == {
+        "hubble_sctp_chunk_types_total": {
+            ("INIT", "IPv4"): 2,
+            ("INIT_ACK", "IPv4"): 1,
+            ("SHUTDOWN_COMPLETE", "IPv4"): 1,
+        }
     }
 
 

@@ -145,12 +145,14 @@ def ip(source: bytes, destination: bytes, translated: bytes, *, is_ipv6: bool) -
 def l4(protocol: int, first: int, second: int, tcp_flags: int | None) -> bytes:
     """Field l4; nothing for a protocol that flow.Layer4 has no place for.
 
-    `tcp_flags` is None where there are none, as no packet was seen.
+    `tcp_flags`, of SCTP the type of the first chunk, is None where no packet was seen.
     """
     pair = number_field(1, first) + number_field(2, second)
     if protocol == texts.TCP:
         flags = b"" if tcp_flags is None else _tcp_flags(tcp_flags)
         return message_field(FIELDS["l4"], message_field(1, pair + flags))
+    if protocol == texts.SCTP:
+        pair += number_field(3, texts.SCTP_CHUNKS.get(tcp_flags or 0, flow_pb2.UNSUPPORTED))
     place = {texts.UDP: 2, texts.ICMPV4: 3, texts.ICMPV6: 4, texts.SCTP: 5}.get(protocol)
     return b"" if place is None else message_field(FIELDS["l4"], message_field(place, pair))
 

@@ -6,6 +6,7 @@ import socket
 from typing import Final
 
 from cilium_core import abi
+from flow import flow_pb2
 
 TCP: Final = 6
 UDP: Final = 17
@@ -24,6 +25,16 @@ TCP_FLAG_BITS: Final = {
     "CWR": 128,
 }
 """Bits of the header byte; the ninth flag, NS, is not in it."""
+
+SCTP_CHUNKS: Final = {
+    1: flow_pb2.INIT,
+    2: flow_pb2.INIT_ACK,
+    6: flow_pb2.ABORT,
+    7: flow_pb2.SHUTDOWN,
+    8: flow_pb2.SHUTDOWN_ACK,
+    14: flow_pb2.SHUTDOWN_COMPLETE,
+}
+"""Types of chunks that flows tell, by their numbers in packets (RFC 9260, section 3.2)."""
 
 _SUMMARY_FLAGS = ("SYN", "ACK", "RST", "FIN", "PSH", "URG", "ECE", "CWR")
 

@@ -412,6 +412,26 @@ class PolicyVerdicts(Plugin):
         yield self._verdicts, (*self.context.values(flow), *labels)
 
 
+class Sctp(Plugin):
+    """Chunks that begin and end associations of SCTP."""
+
+    name = "sctp"
+    columns = ("verdict", "protocol", "tcp_flags", "flags")
+
+    def __init__(self, context: ContextOptions, options: Options) -> None:
+        super().__init__(context, options)
+        self._chunks = self._counter(
+            "sctp_chunk_types_total", "SCTP chunks seen.", "chunk_type", "family"
+        )
+
+    def _increments(self, flow: flow_pb2.Flow) -> Iterator[Increment]:
+        chunk = flow.l4.SCTP.chunk_type
+        if flow.verdict in _PASSED and chunk != flow_pb2.UNSUPPORTED:
+            family = "IPv6" if flow.IP.ipVersion == flow_pb2.IPv6 else "IPv4"
+            labels = (flow_pb2.SCTPChunkType.Name(chunk), family)
+            yield self._chunks, (*self.context.values(flow), *labels)
+
+
 class Tcp(Plugin):
     """Flags of TCP segments."""
 
@@ -449,6 +469,7 @@ PLUGINS: Final[dict[str, type[Plugin]]] = {
         Kafka,
         PortDistribution,
         PolicyVerdicts,
+        Sctp,
         Tcp,
     )
 }
