@@ -37,8 +37,8 @@ SCAN = 8192
 SLOW_SCAN = 512
 """The same where filters are slow: a CEL expression may take a millisecond for each event."""
 
-MOST_FOUND = 256
-"""Most events found in one step. They are what a client that does not read holds in memory."""
+MOST_FOUND = 1024
+"""Most events found in one step."""
 
 FLOWS = frozenset({KIND_FLOW, KIND_RECORD})
 AGENT_EVENTS = frozenset({KIND_AGENT})
@@ -204,8 +204,11 @@ class Cursor:
         """Whether there is nothing more to read now."""
         return self.position >= (self._store.head if self._stop is None else self._stop)
 
-    def read(self) -> Found:
-        """Take one step. Finding nothing means nothing unless `at_end` or `ended` is set."""
+    def read(self, most: int = MOST_FOUND) -> Found:
+        """Take one step, which finds at most so many.
+
+        Finding nothing means nothing unless `at_end` or `ended` is set.
+        """
         store, query, found = self._store, self._query, Found()
         self._skip_lost(found)
         if self.at_end:
@@ -225,7 +228,7 @@ class Cursor:
                 count = int(late[0])
                 self.ended = True
         rows = np.flatnonzero(self._mask(block, kinds, times)[:count])
-        rows, count = self._limit(rows, kinds, count)
+        rows, count = self._limit(rows, kinds, count, most)
         first = block.first
         self.position = first + count
         is_flow = kinds[rows] == KIND_FLOW
@@ -271,11 +274,11 @@ class Cursor:
         return mask
 
     def _limit(
-        self, rows: NDArray[np.intp], kinds: NDArray[np.uint8], count: int
+        self, rows: NDArray[np.intp], kinds: NDArray[np.uint8], count: int, most: int
     ) -> tuple[NDArray[np.intp], int]:
         """Cut what was found to what may still be handed out, and the step to where that ends."""
-        if len(rows) > MOST_FOUND:
-            rows = rows[:MOST_FOUND]
+        if len(rows) > most:
+            rows = rows[:most]
             count = int(rows[-1]) + 1
             self.ended = False
         if self._remaining is not None:

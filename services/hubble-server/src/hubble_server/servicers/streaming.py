@@ -19,6 +19,7 @@ from cilium_core.serving.packed import pack
 from flow import flow_pb2
 
 from hubble_server.flows.columns import KIND_LOST, Batch
+from hubble_server.flows.querying import MOST_FOUND
 from hubble_server.flows.store import Attached
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ _EAGER = 64
 """Calls that are woken as soon as there is anything new, since they found something lately."""
 
 _ASIDE_THREADS = 2
+
+_FIRST_FOUND = 128
+_PROMPT_S = 0.05
+"""Most events of the first chunk, and how soon it must be taken for the next one to be larger: what
+waits for a client that does not read is small."""
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
@@ -199,11 +205,13 @@ async def chunks(
 ) -> AsyncGenerator[Chunk, None]:
     """Encoded responses of what a cursor finds until it ends. Others get a turn at each step."""
     overtaken = _Overtaken(lost_interval_s)
+    most = _FIRST_FOUND
     while True:
         chunk = Chunk([], [])
         _tell(chunk, encoding, overtaken.take())
         head = store.head
-        found = await new_events.aside(cursor.read) if cursor.is_slow else cursor.read()
+        aside = cursor.is_slow
+        found = await new_events.aside(cursor.read, most) if aside else cursor.read(most)
         if found.lost:
             overtaken.add(found.lost)
             on_lost(found.lost)
@@ -212,7 +220,10 @@ async def chunks(
             _tell(chunk, encoding, overtaken.take(at_once=True))
         some = bool(chunk)
         if some:
+            sent_s = time.monotonic()
             yield chunk
+            prompt = time.monotonic() - sent_s < _PROMPT_S
+            most = min(2 * most, MOST_FOUND) if prompt else _FIRST_FOUND
         if cursor.ended:
             return
         if cursor.at_end:
