@@ -13,10 +13,11 @@ from hubble_server.ring.reading import Reading
 from hubble_server.settings import ServerSettings
 from observer import observer_pb2, observer_pb2_grpc
 
-from tests.unit.hubble.loads import snapshot
+from tests.needing import need
+from tests.unit.hubble.loads import Emitter, emitter, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -89,3 +90,18 @@ async def running(tmp_path: Path, pods: int = 4, **settings: Any) -> AsyncIterat
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
     async with running(tmp_path, hubble_lost_event_send_interval=0.05) as made:
         yield made
+
+
+@pytest.fixture
+def kernel() -> Iterator[Emitter]:
+    """A ring in the kernel, and what writes events into it."""
+    try:
+        context = emitter("tE-ring")
+        made = context.__enter__()
+    except (ImportError, OSError) as error:
+        need(f"a ring in the kernel needs root, bcc and a bpffs: {error}")
+        raise
+    try:
+        yield made
+    finally:
+        context.__exit__(None, None, None)

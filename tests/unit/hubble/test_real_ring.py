@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from cilium_core import abi
@@ -17,26 +16,8 @@ from hubble_server.metadata.directory import Directory
 from hubble_server.ring.maps import EventMaps
 from hubble_server.ring.reading import EventReader
 
-from tests.needing import need
-from tests.unit.hubble.loads import Emitter, emitter, snapshot
+from tests.unit.hubble.loads import Emitter, snapshot
 from tests.unit.hubble.pipelines import NODE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def kernel() -> Iterator[Emitter]:
-    try:
-        context = emitter("tE-ring")
-        made = context.__enter__()
-    except (ImportError, OSError) as error:
-        need(f"a ring in the kernel needs root, bcc and a bpffs: {error}")
-        raise
-    try:
-        yield made
-    finally:
-        context.__exit__(None, None, None)
 
 
 def drain(reader: EventReader) -> tuple[int, int]:
