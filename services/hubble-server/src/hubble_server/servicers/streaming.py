@@ -36,7 +36,7 @@ the processor to others."""
 _EAGER = 64
 """Calls that are woken as soon as there is anything new, since they found something lately."""
 
-_ASIDE_THREADS = 2
+_ASIDE_THREADS = 1
 
 _FIRST_FOUND = 128
 _PROMPT_S = 0.05
@@ -150,6 +150,10 @@ class Chunk:
 
     responses: list[bytes]
     times_ns: list[int]
+    position: int | None = None
+    """Number of the event after these, of a ring."""
+    untold: int = 0
+    """Events lost up to there that are yet to be told."""
 
     def __bool__(self) -> bool:
         return bool(self.responses)
@@ -187,6 +191,11 @@ class _Overtaken:
         return event
 
     @property
+    def count(self) -> int:
+        """Events that are yet to be told."""
+        return self._count
+
+    @property
     def wait_s(self) -> float | None:
         """Seconds until something is due, None when nothing will be."""
         if not self._count:
@@ -202,9 +211,14 @@ async def chunks(
     on_lost: Callable[[int], None],
     *,
     lost_interval_s: float = 1.0,
+    untold: int = 0,
 ) -> AsyncGenerator[Chunk, None]:
-    """Encoded responses of what a cursor finds until it ends. Others get a turn at each step."""
+    """Encoded responses of what a cursor finds until it ends. Others get a turn at each step.
+
+    `untold` events got lost before, and are told here.
+    """
     overtaken = _Overtaken(lost_interval_s)
+    overtaken.add(untold)
     most = _FIRST_FOUND
     while True:
         chunk = Chunk([], [])
@@ -218,6 +232,7 @@ async def chunks(
         _encode(chunk, encoding, found)
         if cursor.ended:
             _tell(chunk, encoding, overtaken.take(at_once=True))
+        chunk.position, chunk.untold = cursor.position, overtaken.count
         some = bool(chunk)
         if some:
             sent_s = time.monotonic()
