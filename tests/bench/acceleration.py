@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 _Step = tuple[str, bytes, dict[str, Any]]
 """A program, its packet, and where that is."""
-SAMPLES = 1000
+SAMPLES = 10_000
 FRAMES = 200_000
 ROUNDS = 5
 # `r0 = VERDICT; exit`, in the kernel's instruction encoding.
@@ -151,8 +151,7 @@ def _cost(plane: Plane, step: _Step, nothing: str) -> float:
     program, packet, where = step
 
     def once(name: str, how: dict[str, Any]) -> float:
-        runs = (plane.run(name, packet, **how).duration_ns for _ in range(SAMPLES))
-        return float(median(runs))
+        return float(median(plane.durations(name, packet, SAMPLES, **how)))
 
     return once(program, where) - once(nothing, {"device": "eth0"})
 
@@ -234,6 +233,7 @@ class _Bed:
             return (time.perf_counter() - started) / count * 1e9
 
         try:
+            self.node.call(_give_way)
             send(1000)
             return [send(FRAMES) for _ in range(ROUNDS)]
         finally:
@@ -248,6 +248,12 @@ class _Bed:
                 ]
             )
         )
+
+
+def _give_way() -> None:
+    """Keep the calling thread on one processor, where whoever takes its frames goes first."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
 def _question(bed: _Bed) -> bytes:
@@ -299,7 +305,7 @@ def _checked_cost(bed: _Bed, frame: bytes) -> list[float]:
     before = bed.answered()
     cost = bed.cost(frame)
     got, sent = bed.answered() - before, ROUNDS * FRAMES
-    if got < 0.5 * sent:
+    if got < 0.8 * sent:
         raise RuntimeError(f"only {got} of {sent} frames came back")
     # what a device that is too slow loses is no work done
     return [each * sent / got for each in cost]
