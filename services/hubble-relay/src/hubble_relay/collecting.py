@@ -48,6 +48,8 @@ log = get_logger()
 _GET_BATCHES = "/cilium.flows.v1.FlowsService/GetFlowBatches"
 _REFRESH_S = 2.0
 
+_USUAL_BYTES = 512
+"""Of an answer."""
 
 @dataclass(frozen=True, slots=True)
 class Topic:
@@ -121,6 +123,10 @@ class Collector:
 
     async def run(self, send: Send) -> None:
         """Send times and encoded answers until the nodes have no more, or for ever if following.
+    def held_bytes(self) -> int:
+        """How much waits to be sent, more or less."""
+        return self._merger.held * _USUAL_BYTES
+
 
         Raises MissingNodesError at the end where the stream itself could not tell.
         """

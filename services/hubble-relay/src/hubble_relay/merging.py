@@ -26,8 +26,9 @@ from typing import Generic, TypeVar
 
 Payload = TypeVar("Payload")
 
-FOLLOWED_LIMIT = 16_384
-"""Items of one stream that may wait while following, when the client does not keep up."""
+FOLLOWED_LIMIT = 512
+"""Items of one stream that may wait while following, when the client does not keep up, beside those
+that came at once with them. The node's ring has room for more, the relay has many clients."""
 
 UP_TO_DATE_WAIT_S = 0.1
 """How long to wait for a stream that has nothing to tell: what servers need to gather flows."""

@@ -90,7 +90,9 @@ class FlowsServicer:
                 await call.send_many(responses[start : start + _BATCH])
 
         await call.start()
-        await self._collector(topic, request, call).run(send)
+        collector = self._collector(topic, request, call)
+        call.held = collector.held_bytes
+        await collector.run(send)
 
     async def _get_batches(self, request: observer_pb2.GetFlowsRequest, call: Call) -> None:
         async def send(times: list[int], responses: list[bytes]) -> None:
@@ -101,7 +103,9 @@ class FlowsServicer:
                 )
 
         await call.start()
-        await self._collector(FLOWS, request, call).run(send)
+        collector = self._collector(FLOWS, request, call)
+        call.held = collector.held_bytes
+        await collector.run(send)
 
     async def _aggregate(
         self, request: flows_pb2.AggregateFlowsRequest, call: Call

@@ -96,6 +96,8 @@ class Call:
         self._frames = stream._stream
         self.limits: Limits | None = None
         """What the client may see, set by the server's guard; None is all."""
+        self.held: Callable[[], int] = int
+        """Bytes that wait for the client beside those that are being sent."""
 
     @property
     def client(self) -> str:
@@ -193,7 +195,7 @@ class Call:
                 if unsent:
                     transport.write(h2.data_to_send())
                     unsent = 0
-                with self._calls.unsent(self.client, len(view) - position):
+                with self._calls.unsent(self.client, len(view) - position + self.held()):
                     if window <= 0:
                         frames.window_updated.clear()
                         await frames.window_updated.wait()
