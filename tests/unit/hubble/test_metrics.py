@@ -17,7 +17,7 @@ from hubble_server.metrics.plugins import PLUGINS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.hubble.loads import event, make, names, strange, strange_records
+from tests.unit.hubble.loads import event, make, names, strange, strange_records, traffic
 from tests.unit.hubble.pipelines import NODE, Pipeline
 
 if TYPE_CHECKING:
@@ -88,6 +88,14 @@ def test_groups_count_what_flows_count_one_by_one(
     alone.counted = tuple(Counted(one.make(), include=wanted) for one in parse_static([text]))
     alone.count_records([flow.SerializeToString() for flow in pipeline.flows()])
     assert series(metrics) == series(alone)
+
+
+def test_ports_of_clients_make_no_groups() -> None:
+    pipeline = Pipeline(pods=2)
+    metrics = counting("port-distribution", pipeline=pipeline)
+    pipeline.feed(traffic(4000, 2))
+    (counted,) = metrics.counted
+    assert len(counted._groups) < 50
 
 
 def test_every_flow_is_counted_once() -> None:

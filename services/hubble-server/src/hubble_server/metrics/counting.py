@@ -137,11 +137,12 @@ class Counted:
 
     def _keys(self, batch: Batch) -> NDArray[np.uint64]:
         """Hashes of what the metric looks at: equal for flows of one group."""
-        ports = batch["source_port"].astype(np.uint64) << np.uint64(16)
-        ports |= batch["destination_port"].astype(np.uint64)
-        if not self.plugin.uses_ports:
-            # of ICMP these are type and code
-            ports[~np.isin(batch["protocol"], _ICMP)] = 0
+        # of ICMP these are type and code
+        is_icmp = np.isin(batch["protocol"], _ICMP)
+        ports = (batch["source_port"] * is_icmp).astype(np.uint64) << np.uint64(16)
+        # ports of clients are new with every connection, and each would be a group of its own
+        tells = is_icmp | np.isin(batch["reply"], self.plugin.port_of)
+        ports |= (batch["destination_port"] * tells).astype(np.uint64)
         return mixed(hashes(batch, self._columns), ports)
 
 

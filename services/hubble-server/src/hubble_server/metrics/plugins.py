@@ -12,6 +12,8 @@ from flow import flow_pb2
 
 from hubble_server.encoding.texts import TRACE_POINTS
 from hubble_server.flows.columns import (
+    REPLY_NO,
+    REPLY_UNKNOWN,
     TYPE_CAPTURE,
     TYPE_DROP,
     TYPE_L7,
@@ -87,8 +89,8 @@ class Plugin(ABC):
                 f"metric {self.name}: there is no option {unknown[0]!r}; there are {known}"
             )
         self.context = context
-        self.uses_ports = False
-        """Whether flows that differ in their ports alone may count under other labels."""
+        self.port_of: tuple[int, ...] = ()
+        """`REPLY_*` of flows that may count under other labels for their destination port alone."""
         self.instruments: list[Counter | Histogram] = []
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
@@ -224,7 +226,8 @@ class FlowsToWorld(Plugin):
     def __init__(self, context: ContextOptions, options: Options) -> None:
         super().__init__(context, options)
         self._any_drop = "any-drop" in options
-        self._port = self.uses_ports = "port" in options
+        self._port = "port" in options
+        self.port_of = (REPLY_NO, REPLY_UNKNOWN) if self._port else ()
         self._syn_only = "syn-only" in options
         labels = ("protocol", "verdict", *(("port",) if self._port else ()))
         self._flows = self._counter("flows_to_world_total", "Flows to reserved:world.", *labels)
@@ -376,7 +379,7 @@ class PortDistribution(Plugin):
 
     def __init__(self, context: ContextOptions, options: Options) -> None:
         super().__init__(context, options)
-        self.uses_ports = True
+        self.port_of = (REPLY_NO,)
         self._ports = self._counter(
             "port_distribution_total", "Flows by destination port.", "protocol", "port"
         )
