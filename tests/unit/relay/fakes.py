@@ -57,6 +57,8 @@ class FakeNode(
     """Ends every stream of flows with it, after the flows."""
     stalled: bool = False
     """Takes requests and answers nothing."""
+    translated: str = ""
+    """The service that it says clients of its flows asked at their sockets."""
     peers: list[peer_pb2.ChangeNotification] = field(default_factory=list)
     requests: list[observer_pb2.GetFlowsRequest] = field(default_factory=list)
     metadata: list[tuple[str, str]] = field(default_factory=list)
@@ -171,7 +173,13 @@ class FakeNode(
         if not self.flows:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such flow")
         newest = response(self.name, max(self.flows)).flow
-        return explain_pb2.ExplainFlowResponse(flow=newest, node_name=self.name)
+        newest.IP.source, newest.IP.destination = "10.0.0.1", "10.0.0.2"
+        newest.l4.TCP.destination_port = 80
+        answer = explain_pb2.ExplainFlowResponse(flow=newest, node_name=self.name)
+        answer.translation.service = self.translated
+        if not self.translated:
+            answer.ClearField("translation")
+        return answer
 
     async def ServerStatus(self, request, context):
         if self.error:

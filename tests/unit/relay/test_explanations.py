@@ -31,6 +31,17 @@ async def test_the_newest_flow_of_all_nodes_is_explained_by_the_node_that_saw_it
     assert not answer.missing_nodes
 
 
+async def test_the_node_of_the_client_tells_what_was_asked_at_its_socket(nodes, tmp_path):
+    nodes[0].flows, nodes[1].flows = [30], [20]
+    nodes[1].translated = "shop/cart"
+    async with cluster(tmp_path, *nodes) as (_, channel):
+        answer = await explained(channel, flow_pb2.FlowFilter(uuid=["u"]))
+
+    assert (answer.node_name, answer.translation.service) == ("a", "shop/cart")
+    (asked,) = nodes[1].requests[-1].whitelist
+    assert (list(asked.source_ip), list(asked.destination_port)) == (["10.0.0.1"], ["80"])
+
+
 async def test_a_flow_that_no_node_has_is_not_found_and_who_is_silent_is_named(nodes, tmp_path):
     async with cluster(tmp_path, *nodes) as (relay, channel):
         await nodes[2].stop()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from cilium.agent.v1 import agent_pb2
+from flow import flow_pb2
 
 from cilium_core.errors import InvalidError
 from cilium_core.verdict_texts import PROTOCOLS
 
-if TYPE_CHECKING:
-    from flow import flow_pb2
-
 _NUMBERS: Final = {name: number for number, name in PROTOCOLS.items()}
 _ICMP: Final = {"ICMPv4": 1, "ICMPv6": 58}
 _SERVED: Final = frozenset({"TCP", "UDP", "SCTP"})
+TYPE_SOCK: Final = 7
+"""Type of the events of translations at sockets."""
 
 
 class FlowQuestionError(InvalidError):
@@ -113,6 +113,18 @@ def asked_address(flow: flow_pb2.Flow) -> agent_pb2.ServiceAddress | None:
     if kind not in _SERVED or not server.port or not server.address:
         return None
     return agent_pb2.ServiceAddress(ip=server.address, port=server.port, protocol=_NUMBERS[kind])
+
+
+def translation_filter(flow: flow_pb2.Flow, point: int) -> flow_pb2.FlowFilter:
+    """What finds the flow of a socket that led to another flow, at a SocketTranslationPoint."""
+    client, server = sides_of(flow)
+    wanted = flow_pb2.FlowFilter(
+        source_ip=[client.address],
+        destination_ip=[server.address],
+        destination_port=[str(server.port)],
+    )
+    wanted.event_type.add(type=TYPE_SOCK, match_sub_type=True, sub_type=point)
+    return wanted
 
 
 def service_question(

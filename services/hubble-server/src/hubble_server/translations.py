@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cilium_core.flow_questions import asked_address, sides_of
+from cilium_core.flow_questions import TYPE_SOCK, asked_address, translation_filter
 from flow import flow_pb2
 from observer import observer_pb2
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from hubble_server.servicers.flows import FlowStreams
 
-_TYPE_SOCK: Final = 7
+_BEFORE: Final = flow_pb2.SOCK_XLATE_POINT_PRE_DIRECTION_FWD
+_AFTER: Final = flow_pb2.SOCK_XLATE_POINT_POST_DIRECTION_FWD
 _LONGEST_NS: Final = 1_000_000_000
 """Between the two flows of one translation."""
 
@@ -39,19 +40,16 @@ class Translations:
 
     async def behind(self, flow: flow_pb2.Flow) -> Translation | None:
         """The last translation before a flow from its client to its server; None without one."""
-        if asked_address(flow) is None:
+        at_socket = flow.event_type.type == TYPE_SOCK
+        if asked_address(flow) is None or (at_socket and flow.sock_xlate_point != _AFTER):
             return None
-        if flow.sock_xlate_point == flow_pb2.SOCK_XLATE_POINT_PRE_DIRECTION_FWD:
+        after = flow if at_socket else await self._find(flow, translation_filter(flow, _AFTER))
+        if after is None:
             return None
-        after = flow
-        if flow.event_type.type != _TYPE_SOCK:
-            found = await self._find(flow, flow_pb2.SOCK_XLATE_POINT_POST_DIRECTION_FWD)
-            if found is None:
-                return None
-            after = found
-        before = await self._find(
-            after, flow_pb2.SOCK_XLATE_POINT_PRE_DIRECTION_FWD, after.socket_cookie
-        )
+        wanted = flow_pb2.FlowFilter(source_ip=[after.IP.source])
+        wanted.event_type.add(type=TYPE_SOCK, match_sub_type=True, sub_type=_BEFORE)
+        wanted.experimental.cel_expression.append(f"_flow.socket_cookie == {after.socket_cookie}u")
+        before = await self._find(after, wanted, within_ns=_LONGEST_NS)
         frontend = asked_address(before) if before is not None else None
         if before is None or frontend is None:
             return None
@@ -59,18 +57,12 @@ class Translations:
         service = f"{named.namespace}/{named.name}" if named.name else ""
         return Translation(frontend, service, before.time.ToNanoseconds())
 
-    async def _find(self, flow: flow_pb2.Flow, point: int, cookie: int = 0) -> flow_pb2.Flow | None:
-        """The last flow of sockets before another one: to the same server, or with a cookie."""
-        client, server = sides_of(flow)
-        wanted = flow_pb2.FlowFilter(source_ip=[client.address])
-        wanted.event_type.add(type=_TYPE_SOCK, match_sub_type=True, sub_type=point)
-        request = observer_pb2.GetFlowsRequest(until=flow.time)
-        if cookie:
-            wanted.experimental.cel_expression.append(f"_flow.socket_cookie == {cookie}u")
-            request.since.FromNanoseconds(flow.time.ToNanoseconds() - _LONGEST_NS)
-        else:
-            wanted.destination_ip.append(server.address)
-            wanted.destination_port.append(str(server.port))
-        request.whitelist.append(wanted)
+    async def _find(
+        self, flow: flow_pb2.Flow, wanted: flow_pb2.FlowFilter, within_ns: int = 0
+    ) -> flow_pb2.Flow | None:
+        """The last flow up to another one that passes a filter, not too long before it."""
+        request = observer_pb2.GetFlowsRequest(until=flow.time, whitelist=[wanted])
+        if within_ns:
+            request.since.FromNanoseconds(flow.time.ToNanoseconds() - within_ns)
         found = await self._streams.newest(request, in_ring=True)
         return found.flow if found is not None else None

@@ -130,11 +130,14 @@ def _service_lines(answer: explain_pb2.ExplainFlowResponse) -> Iterator[str]:
     if answer.HasField("choice"):
         one = answer.choice.service
         if not translated:
-            yield f"Service: {one.namespace}/{one.name}, asked at {_address(one.frontend)}"
+            at = f"{_host(server.address)}:{server.port}"
+            yield f"Service: {one.namespace}/{one.name}, asked at {at}"
         chosen = _CHOICES.get(answer.choice.choice, "")
         if answer.choice.HasField("backend"):
             chosen = f"{_address(answer.choice.backend.address)}, {chosen}"
         yield f"  {client.name} would now be served by {chosen}"
+        for step in answer.choice.steps:
+            yield f"    {step}"
         for candidate in answer.choice.candidates:
             mark = "+" if candidate.possible else "-"
             note = f": {candidate.message}" if candidate.message else ""
@@ -171,9 +174,9 @@ def _policy_lines(answer: explain_pb2.ExplainFlowResponse, painter: Painter) -> 
 
     policy = answer.policy
     yield f"Policies of now (revision {policy.revision}):"
-    ends = ((policy.egress, policy.source), (policy.ingress, policy.destination))
-    for found, party in ends:
-        for line in direction_lines(found, party.name, paint):
+    client, server = sides_of(answer.flow)
+    for found, side in ((policy.egress, client), (policy.ingress, server)):
+        for line in direction_lines(found, side.name, paint):
             yield f"  {line}"
     for why in policy.unverified:
         yield f"  not verified: {why}"

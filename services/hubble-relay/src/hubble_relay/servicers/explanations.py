@@ -14,7 +14,9 @@ import grpc.aio
 from cilium.flows.v1 import explain_pb2
 from cilium_core.errors import InvalidError
 from cilium_core.flow_explanations import describe
+from cilium_core.flow_questions import TYPE_SOCK, asked_address, translation_filter
 from cilium_core.serving.packed import Method, unary
+from flow import flow_pb2
 from observer import observer_pb2
 
 from hubble_relay.errors import NoSuchFlowError
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from hubble_relay.connections import Connection, Pool
 
 EXPLANATIONS: Final = "cilium.flows.v1.ExplanationService"
+_SKEW_NS: Final = 1_000_000_000
+"""By how much the clocks of two nodes may differ."""
+
 _TIMEOUT_S: Final = 30.0
 """A node may look through its history."""
 
@@ -69,31 +74,72 @@ class ExplanationServicer:
         if not found:
             raise NoSuchFlowError(_nobody(len(self._pool.connections), sorted(missing)))
         newest = max(found, key=lambda one: one.flow.time.ToNanoseconds())
+        await self._add_translation(newest, limits)
         if not _names_one(request.flows):
             newest.missing_nodes.extend(sorted(missing))
         return newest
 
+    async def _add_translation(
+        self, answer: explain_pb2.ExplainFlowResponse, limits: Limits | None
+    ) -> None:
+        """Add what the node of the client saw at the client's socket, if that is another one."""
+        flow = answer.flow
+        if answer.HasField("translation") or flow.event_type.type == TYPE_SOCK:
+            return
+        if asked_address(flow) is None:
+            return
+        point = flow_pb2.SOCK_XLATE_POINT_POST_DIRECTION_FWD
+        each = explain_pb2.ExplainFlowRequest(no_history=True)
+        each.flows.whitelist.append(translation_filter(flow, point))
+        each.flows.until.FromNanoseconds(flow.time.ToNanoseconds() + _SKEW_NS)
+        if limits is not None:
+            each.flows.CopyFrom(limits.narrow(each.flows))
+
+        async def ask(connection: Connection) -> explain_pb2.ExplainFlowResponse | None:
+            try:
+                if connection.available and connection.name != answer.node_name:
+                    return await self._told(connection, each, limits)
+            except grpc.aio.AioRpcError:
+                pass  # a detail is not worth failing for
+            return None
+
+        for told in await asyncio.gather(*map(ask, self._pool.connections)):
+            if told is not None and told.HasField("translation"):
+                answer.translation.CopyFrom(told.translation)
+                del answer.frontends[:]
+                answer.frontends.extend(told.frontends)
+                answer.ClearField("choice")
+                if told.HasField("choice"):
+                    answer.choice.CopyFrom(told.choice)
+                return
+
     @staticmethod
-    async def _explained(
+    async def _told(
         connection: Connection, request: explain_pb2.ExplainFlowRequest, limits: Limits | None
+    ) -> explain_pb2.ExplainFlowResponse:
+        """What one node says. Raises AioRpcError."""
+        told: explain_pb2.ExplainFlowResponse = await connection.ask(
+            "ExplainFlow",
+            request,
+            explain_pb2.ExplainFlowResponse,
+            _TIMEOUT_S,
+            service=EXPLANATIONS,
+            limits=limits,
+        )
+        return told
+
+    @classmethod
+    async def _explained(
+        cls, connection: Connection, request: explain_pb2.ExplainFlowRequest, limits: Limits | None
     ) -> explain_pb2.ExplainFlowResponse | None:
         """What one node says, None when it has no such flow. Raises AioRpcError."""
         try:
-            told: explain_pb2.ExplainFlowResponse = await connection.ask(
-                "ExplainFlow",
-                request,
-                explain_pb2.ExplainFlowResponse,
-                _TIMEOUT_S,
-                service=EXPLANATIONS,
-                limits=limits,
-            )
+            return await cls._told(connection, request, limits)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return None
             if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
-        else:
-            return told
         wanted = observer_pb2.GetFlowsRequest()
         wanted.CopyFrom(request.flows)
         # "the last" are those before now, whatever the range

@@ -42,7 +42,7 @@ class ExplanationService:
         name = self._node().qualified_name
         limits = call.limits
         wanted = request.flows if limits is None else limits.narrow(request.flows)
-        found = await self._streams.newest(wanted)
+        found = await self._streams.newest(wanted, in_ring=request.no_history)
         if found is None:
             raise NoSuchFlowError(f"{name} has no such flow, or no longer")
         answer = await self._explainer.explain(
