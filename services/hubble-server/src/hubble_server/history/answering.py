@@ -128,8 +128,11 @@ async def answer(
     while True:
         reading = Reading(snapshot.parts, asked, note_damage, start=start, find=history.part)
         chunks = iter(reading)
-        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-            yield chunk
+        try:
+            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+                yield chunk
+        finally:
+            await asyncio.to_thread(chunks.close)
         if reading.ended:
             return
         asked = replace(asked, number=reading.remaining)

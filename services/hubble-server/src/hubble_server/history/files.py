@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 
 from hubble_server.flows.columns import SCHEMA
 from hubble_server.history.journals import DamagedError, read_frames
-from hubble_server.history.layout import TEMPORARY, Part, file_path
+from hubble_server.history.layout import TEMPORARY, Part, file_path, summary_path
+from hubble_server.history.summaries import LAST_BIT, write_summary
 from hubble_server.history.tables import NAMES, add_rows, decode_node
 from hubble_server.metadata.directory import Directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from hubble_server.facts import NodeFacts
     from hubble_server.history.journals import Frame
 
-ROW_GROUP: Final = 65_536
-"""Rows that are read, or left out, together."""
+ROW_GROUP: Final = 16_384
+"""Rows that are read, or left out, together. Fewer would make answers of few flows cheaper, and the
+ends of files, which describe every column of every group, dearer."""
 
 MESSAGE: Final = "message"
 """Column of encoded flows and losses."""
@@ -71,14 +73,17 @@ def convert(part: Part, on_damage: Callable[[str], None]) -> Part | None:
         on_damage(str(error))
     if not frames:
         return None
-    times = np.concatenate([frame.columns["time_ns"] for frame in frames])
+    columns = {name: np.concatenate([frame.columns[name] for frame in frames]) for name in SCHEMA}
+    messages = [message for frame in frames for message in frame.messages]
+    times = columns["time_ns"]
     first, last = int(times.min()), int(times.max())
     added: dict[str, list[Any]] = {name: [] for name in NAMES}
     for frame in frames:
         for name, rows in frame.added.items():
             added[name] += rows
+    node = frames[-1].node
     rows_json = json.dumps(added, separators=(",", ":")).encode()
-    node_json = json.dumps(frames[-1].node).encode()
+    node_json = json.dumps(node).encode()
     schema = _SCHEMA.with_metadata(
         {
             _ROWS_KEY: rows_json,
@@ -89,7 +94,10 @@ def convert(part: Part, on_damage: Callable[[str], None]) -> Part | None:
     path = file_path(directory, part.number, first, last, len(times))
     temporary = path.with_name(path.name + TEMPORARY)
     try:
-        _write(temporary, schema, frames)
+        # first what a part is still whole without
+        if write_summary(temporary, columns, ROW_GROUP, added, node):
+            temporary.rename(summary_path(directory, part.number))
+        _write(temporary, schema, columns, messages)
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -103,7 +111,9 @@ def _version(rows: bytes, node: bytes) -> bytes:
     return b"1:%08x" % zlib.crc32(node, zlib.crc32(rows))
 
 
-def _write(path: Path, schema: Any, frames: list[Frame]) -> None:
+def _write(
+    path: Path, schema: Any, columns: Mapping[str, NDArray[Any]], messages: list[bytes]
+) -> None:
     with path.open("wb") as file:
         writer = pq.ParquetWriter(
             file,
@@ -115,29 +125,25 @@ def _write(path: Path, schema: Any, frames: list[Frame]) -> None:
             write_page_checksum=True,
         )
         with writer:
-            waiting: list[Frame] = []
-            for frame in frames:
-                waiting.append(frame)
-                if sum(each.count for each in waiting) >= ROW_GROUP:
-                    writer.write_table(_table(schema, waiting), row_group_size=2 * ROW_GROUP)
-                    waiting = []
-            if waiting:
-                writer.write_table(_table(schema, waiting), row_group_size=2 * ROW_GROUP)
+            for start in range(0, len(messages), ROW_GROUP):
+                rows = slice(start, start + ROW_GROUP)
+                writer.write_table(_table(schema, columns, messages, rows))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _table(schema: Any, frames: list[Frame]) -> Any:
+def _table(
+    schema: Any, columns: Mapping[str, NDArray[Any]], messages: list[bytes], rows: slice
+) -> Any:
     arrays = []
     for name, kind in SCHEMA.items():
-        values = np.concatenate([frame.columns[name] for frame in frames])
+        values = columns[name][rows]
         if kind.kind == "V":
             buffers = [None, pa.py_buffer(values.tobytes())]
             arrays.append(pa.Array.from_buffers(pa.binary(kind.itemsize), len(values), buffers))
         else:
             arrays.append(pa.array(values))
-    messages = [message for frame in frames for message in frame.messages]
-    arrays.append(pa.array(messages, type=pa.binary()))
+    arrays.append(pa.array(messages[rows], type=pa.binary()))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -159,31 +165,50 @@ class Group:
         self._columns: dict[str, NDArray[Any]] = {}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        found = self._columns.get(name)
-        if found is None:
-            found = self._columns[name] = self._read(name)
-        return found
+        if name not in self._columns:
+            self.load((name,))
+        return self._columns[name]
 
-    def _read(self, name: str) -> NDArray[Any]:
-        kind = SCHEMA[name]
-        stored = self._file.metadata.row_group(self._number).column(_PLACES[name])
-        known = stored.statistics
-        if known is not None and known.has_min_max and known.min == known.max:
+    @property
+    def loaded(self) -> Iterable[str]:
+        """Names of the columns read so far."""
+        return self._columns.keys()
+
+    def load(self, names: Iterable[str]) -> None:
+        """Read columns together, which is cheaper than one by one."""
+        wanted = [name for name in names if name not in self._columns]
+        data = self._file.metadata.row_group(self._number)
+        stored: list[str] = []
+        for name in wanted:
+            kind = SCHEMA[name]
+            known = data.column(_PLACES[name]).statistics
+            if known is None or not known.has_min_max or known.min != known.max:
+                stored.append(name)
+                continue
             # what is the same in all rows need not be read
             value = np.frombuffer(known.min, kind)[0] if kind.kind == "V" else known.min
-            return np.full(self.count, value, dtype=kind)
-        column = self._file.read_row_group(self._number, columns=[name]).column(0)
-        if kind.kind == "V":
-            whole = column.combine_chunks()
-            data = np.frombuffer(whole.buffers()[1], dtype=kind)
-            return data[whole.offset : whole.offset + len(whole)]
-        found: NDArray[Any] = column.to_numpy()
-        return found
+            self._columns[name] = np.full(self.count, value, dtype=kind)
+        if not stored:
+            return
+        table = self._file.read_row_group(self._number, columns=stored, use_threads=False)
+        for name in stored:
+            self._columns[name] = _array(table.column(name), SCHEMA[name])
 
     def messages(self, rows: NDArray[np.intp]) -> list[bytes]:
         """Messages of some rows."""
-        column = self._file.read_row_group(self._number, columns=[MESSAGE]).column(0)
+        column = self._file.read_row_group(
+            self._number, columns=[MESSAGE], use_threads=False
+        ).column(0)
         return [value.as_py() for value in column.take(pa.array(rows))] if len(rows) else []
+
+
+def _array(column: Any, kind: np.dtype[Any]) -> NDArray[Any]:
+    if kind.kind == "V":
+        whole = column.combine_chunks()
+        data = np.frombuffer(whole.buffers()[1], dtype=kind)
+        return data[whole.offset : whole.offset + len(whole)]
+    found: NDArray[Any] = column.to_numpy()
+    return found
 
 
 class Opened:
@@ -203,17 +228,23 @@ class Opened:
         except (pa.ArrowInvalid, ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"{path}: {error}") from error
 
-    def groups(self, since_ns: int | None, until_ns: int | None) -> Iterator[tuple[int, Group]]:
-        """Row groups that may have rows in a range of time, with the number of their first row."""
+    def groups(
+        self, since_ns: int | None, until_ns: int | None, chosen: int | None = None
+    ) -> Iterator[tuple[int, Group]]:
+        """Row groups that may have rows in a range of time, with the number of their first row.
+
+        `chosen` has bits of the only groups to look at, as a summary gives them.
+        """
         data = self._file.metadata
         first = 0
         for number in range(data.num_row_groups):
             group = data.row_group(number)
-            times = group.column(_PLACES["time_ns"]).statistics
-            late = since_ns is not None and times is not None and times.max < since_ns
-            early = until_ns is not None and times is not None and times.min > until_ns
-            if not late and not early:
-                yield first, Group(self._file, number, group.num_rows)
+            if chosen is None or chosen >> min(number, LAST_BIT) & 1:
+                times = group.column(_PLACES["time_ns"]).statistics
+                late = since_ns is not None and times is not None and times.max < since_ns
+                early = until_ns is not None and times is not None and times.min > until_ns
+                if not late and not early:
+                    yield first, Group(self._file, number, group.num_rows)
             first += group.num_rows
 
     def close(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -9,11 +11,12 @@ from flow import flow_pb2
 from observer import observer_pb2
 
 from hubble_server.flows.columns import KIND_FLOW, KIND_LOST, KIND_RECORD
+from hubble_server.history.ahead import in_order
 from hubble_server.history.walking import Chosen, Place, Stretch, Unreadable, Walker
 from hubble_server.servicers.streaming import Chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -48,31 +51,43 @@ class Reading:
         self.ended = False
         """Whether the limit is reached."""
 
-    def __iter__(self) -> Iterator[Chunk]:
-        for part in self._parts:
-            for found in self._walker.part(part, self._stretch):
-                if isinstance(found, Unreadable):
-                    self._on_damage(found.reason)
-                    yield _loss(found.part)
-                else:
-                    yield found
-            if self.ended:
-                return
+    def __iter__(self) -> Generator[Chunk, None, None]:
+        jobs = [partial(self._walker.part, part, _chunks) for part in self._parts]
+        with closing(in_order(jobs)) as found:
+            for each in found:
+                if isinstance(each, Unreadable):
+                    self._on_damage(each.reason)
+                    yield _loss(each.part)
+                    continue
+                chunk = self._limit(*each) if self._limited else each[0]
+                if chunk:
+                    yield chunk
+                if self.ended:
+                    return
 
-    def _stretch(self, stretch: Stretch) -> Iterator[Chunk]:
-        if self.ended:
-            return
-        found = np.flatnonzero(stretch.passing())
-        kinds = stretch.rows["kind"]
-        if self._limited:
-            counts = np.cumsum(kinds[found] != KIND_LOST)
-            if len(counts) and counts[-1] >= self.remaining:
-                found = found[: int(np.searchsorted(counts, self.remaining)) + 1]
-                self.remaining, self.ended = 0, True
-            elif len(counts):
-                self.remaining -= int(counts[-1])
-        for at in range(0, len(found), _MOST):
-            yield _encode(stretch, found[at : at + _MOST], kinds)
+    def _limit(self, chunk: Chunk, are_flows: NDArray[np.bool_]) -> Chunk:
+        """Cut what was found to what may still be handed out."""
+        counts = np.cumsum(are_flows)
+        if counts[-1] < self.remaining:
+            self.remaining -= int(counts[-1])
+            return chunk
+        count = int(np.searchsorted(counts, self.remaining)) + 1
+        self.remaining, self.ended = 0, True
+        return Chunk(chunk.responses[:count], chunk.times_ns[:count])
+
+
+def _chunks(stretch: Stretch) -> Iterator[tuple[Chunk, NDArray[np.bool_]]]:
+    """Responses to what passes of a stretch, and which of them are flows."""
+    found = np.flatnonzero(stretch.passing())
+    kinds = stretch.rows["kind"]
+    for at in range(0, len(found), _MOST):
+        chosen = found[at : at + _MOST]
+        if at:
+            chunk = _encode(stretch, chosen, kinds)
+        else:
+            with stretch.tools.reading(stretch.rows, "answers"):
+                chunk = _encode(stretch, chosen, kinds)
+        yield chunk, kinds[chosen] != KIND_LOST
 
 
 def place_of_last(

@@ -95,9 +95,13 @@ def add_rows(directory: Directory, added: Added) -> None:
     for name, rows in added.items():
         if name not in NAMES:
             raise ValueError(f"unknown table {name!r}")
-        numbered = table(directory, name)
         for row in rows:
-            numbered.number(_decode(name, row))
+            add_row(directory, name, row)
+
+
+def add_row(directory: Directory, name: str, row: Any) -> int:
+    """Number of a row of a part in a directory. Raises ValueError."""
+    return table(directory, name).number(_decode(name, row))
 
 
 def encode_node(node: NodeFacts) -> list[Any]:

@@ -8,6 +8,7 @@ several at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -27,6 +28,7 @@ from hubble_server.flows.naming import Namer
 from hubble_server.history.files import Opened
 from hubble_server.history.journals import DamagedError, Frame, read_frames
 from hubble_server.history.layout import Part
+from hubble_server.history.summaries import Reader, summary_of
 from hubble_server.history.tables import add_rows, decode_node
 from hubble_server.metadata.directory import Directory
 
@@ -70,6 +72,13 @@ class Rows(Protocol):
     def __getitem__(self, name: str, /) -> NDArray[Any]:
         """One column."""
 
+    @property
+    def loaded(self) -> Iterable[str]:
+        """Names of the columns read so far."""
+
+    def load(self, names: Iterable[str], /) -> None:
+        """Read columns together."""
+
     def messages(self, rows: NDArray[np.intp], /) -> list[bytes]:
         """Messages of some rows, empty for those without one."""
 
@@ -79,8 +88,12 @@ class _FrameRows:
         self._frame = frame
         self.count = frame.count
 
+        self.loaded: Iterable[str] = SCHEMA
+
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._frame.columns[name]
+
+    def load(self, names: Iterable[str]) -> None: ...
 
     def messages(self, rows: NDArray[np.intp]) -> list[bytes]:
         return [self._frame.messages[row] for row in rows.tolist()]
@@ -107,6 +120,15 @@ class Tools:
         self.filters: Filters = compile_filters(
             FilterContext(directory, node), asked.whitelist, asked.blacklist
         )
+        self._asked_by: dict[str, set[str]] = {}
+
+    @contextmanager
+    def reading(self, rows: Rows, purpose: str) -> Iterator[None]:
+        """Read at once the columns that the same purpose asked for in the rows before."""
+        known = self._asked_by.setdefault(purpose, set())
+        rows.load(known)
+        yield
+        known.update(rows.loaded)
 
     @cached_property
     def namer(self) -> Namer:
@@ -131,6 +153,10 @@ class Stretch:
 
     def passing(self) -> NDArray[np.bool_]:
         """Rows wanted that pass the filters, and losses, which bypass them."""
+        with self.tools.reading(self.rows, "filters"):
+            return self._passing()
+
+    def _passing(self) -> NDArray[np.bool_]:
         rows, wanted, filters = self.rows, self.wanted, self.tools.filters
         kinds = rows["kind"]
         lost: NDArray[np.bool_] = wanted & (kinds == KIND_LOST)
@@ -167,19 +193,32 @@ class Walker:
         self, asked: Asked, start: Place, find: Callable[[int], Part | None] = lambda _: None
     ) -> None:
         self._asked = asked
+        self.reader = Reader(asked.whitelist, asked.blacklist)
+        self._filtered = bool(asked.whitelist or asked.blacklist)
         self._start = start
         self._find = find
 
     def part(
-        self, part: Part, read: Callable[[Stretch], Iterable[T]], *, backwards: bool = False
+        self,
+        part: Part,
+        read: Callable[[Stretch], Iterable[T]],
+        *,
+        backwards: bool = False,
+        chosen: int | None = None,
     ) -> Iterator[T | Unreadable]:
-        """Yield what `read` makes of each stretch; nothing when a part is out of range or gone."""
+        """Yield what `read` makes of each stretch; nothing when a part is out of range or gone.
+
+        `chosen` has bits of the only row groups of a complete part to look at.
+        """
         asked, start = self._asked, self._start
         if part.number < start.part or not part.may_hold(asked.since_ns, asked.until_ns):
             return
         begin = start.row if part.number == start.part else 0
         try:
-            rows = (self._journal if part.is_journal else self._file)(part, backwards)
+            if part.is_journal:
+                rows = self._journal(part, backwards)
+            else:
+                rows = self._file(part, backwards, chosen)
             for first, stretch, tools in rows:
                 end = part.rows - first if part.rows else stretch.count
                 wanted = self._wanted(stretch, max(0, begin - first), max(0, end))
@@ -198,11 +237,26 @@ class Walker:
         except (DamagedError, OSError, pa.ArrowException) as error:
             yield Unreadable(part, str(error))
 
-    def _file(self, part: Part, backwards: bool) -> Iterator[tuple[int, Rows, Tools]]:
+    def covers(self, part: Part) -> bool:
+        """Whether all rows of a complete part are in the range of places and times."""
+        since_ns, until_ns, start = self._asked.since_ns, self._asked.until_ns, self._start
+        return (
+            (part.number > start.part or (part.number == start.part and not start.row))
+            and (since_ns is None or since_ns <= part.first_ns)
+            and (until_ns is None or until_ns >= part.last_ns)
+        )
+
+    def _file(
+        self, part: Part, backwards: bool, chosen: int | None
+    ) -> Iterator[tuple[int, Rows, Tools]]:
+        if chosen is None and self._filtered and (summary := summary_of(part)) is not None:
+            chosen = summary.groups(self.reader.passing(summary))
+        if chosen == 0:
+            return
         opened = Opened(part.path)
         try:
             tools = Tools(opened.directory, opened.node, self._asked)
-            groups = list(opened.groups(self._asked.since_ns, self._asked.until_ns))
+            groups = list(opened.groups(self._asked.since_ns, self._asked.until_ns, chosen))
             for first, group in reversed(groups) if backwards else groups:
                 yield first, group, tools
         finally:

@@ -28,7 +28,7 @@ from hubble_server.flows.columns import (
 )
 from hubble_server.history.files import convert
 from hubble_server.history.journals import DamagedError, Journal, read_frames
-from hubble_server.history.layout import Part, journal_path, parts_of
+from hubble_server.history.layout import Part, journal_path, parts_of, summary_path
 from hubble_server.history.tables import PartTables
 
 if TYPE_CHECKING:
@@ -354,7 +354,8 @@ class History:
         with self._lock:
             parts = [self._parts[number] for number in sorted(self._parts)]
             active = self._journal.size if self._journal is not None else 0
-        sizes = {part.number: _size(part.path) for part in parts}
+        summaries = {part.number: summary_path(self.path, part.number) for part in parts}
+        sizes = {part.number: _size(part.path) + _size(summaries[part.number]) for part in parts}
         total = sum(sizes.values()) + active
         age_s = self._limits.max_age_s
         horizon = time.time_ns() - int(age_s * 1e9) if age_s else None
@@ -363,6 +364,7 @@ class History:
             if total <= self._limits.max_bytes and not old:
                 continue
             part.path.unlink(missing_ok=True)
+            summaries[part.number].unlink(missing_ok=True)
             with self._lock:
                 del self._parts[part.number]
             total -= sizes[part.number]
