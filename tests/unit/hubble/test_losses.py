@@ -25,7 +25,7 @@ from observer import observer_pb2, observer_pb2_grpc
 from tests.unit.hubble.conftest import running
 from tests.unit.hubble.loads import record, snapshot, traffic
 from tests.unit.hubble.test_serving_clients import RawClient
-from tests.unit.relay.fakes import eventually
+from tests.unit.relay.fakes import Stream, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -171,6 +171,75 @@ async def test_what_a_slow_client_of_the_relay_missed_is_counted(tmp_path: Path)
     assert lost > 0
     assert found == {FLOWS: 60_001 - lost, "HUBBLE_RING_BUFFER": lost}
     assert LOST.value("hubble_ring_buffer") - before == lost
+
+
+class Cable:
+    """Passes bytes on between a relay and a node until it is cut."""
+
+    def __init__(self, node: Path, path: Path) -> None:
+        self.path = path
+        self._node = node
+        self._ends: list[asyncio.StreamWriter] = []
+        self._server: asyncio.Server | None = None
+
+    async def mend(self) -> None:
+        """Let connections through."""
+        self._server = await asyncio.start_unix_server(self._connect, self.path)
+
+    async def cut(self) -> None:
+        """End all connections, and refuse new ones."""
+        assert self._server is not None
+        self._server.close()
+        for end in self._ends:
+            end.close()
+        self._ends.clear()
+        self.path.unlink()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_unix_connection(self._node)
+        self._ends += [writer, far_writer]
+        await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+
+    @staticmethod
+    async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        writer.close()
+
+
+async def test_what_a_node_that_vanished_saw_meanwhile_is_told_or_counted(tmp_path: Path) -> None:
+    async with running(tmp_path, hubble_event_buffer_capacity=1023) as server:
+        cable = Cable(server.app._settings.socket_path, tmp_path / "cable.sock")
+        await cable.mend()
+        async with relay_over(tmp_path, str(cable.path)) as relay:
+            await server.feed_flows(traffic(1, pods=4))
+            async with grpc.aio.insecure_channel(f"unix://{tmp_path}/relay.sock") as channel:
+                stream = Stream(channel, observer_pb2.GetFlowsRequest(follow=True, number=1))
+                await eventually(lambda: len(stream.times) == 1)
+                await server.feed_flows(traffic(500, pods=4))
+                await eventually(lambda: len(stream.times) == 501)
+                await cable.cut()
+                await eventually(lambda: not relay.pool.connections[0].available)
+                for seed in range(4):
+                    await server.feed_flows(traffic(5000, pods=4, seed=seed))
+                await cable.mend()
+                found: Counter[str] = Counter()
+
+                def told() -> bool:
+                    found.clear()
+                    return sum(count(found, each) for each in stream.responses) == 20_501
+
+                await eventually(told, 30)
+                await stream.cancel()
+        await cable.cut()
+    lost = found["HUBBLE_RING_BUFFER"]
+    assert lost > 0
+    assert found == {FLOWS: 20_501 - lost, "HUBBLE_RING_BUFFER": lost}
+    assert len(set(stream.times)) == len(stream.times)
 
 
 def read_until(client: RawClient, wanted: int) -> Counter[str]:

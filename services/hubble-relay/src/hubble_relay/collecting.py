@@ -45,11 +45,12 @@ if TYPE_CHECKING:
 
 log = get_logger()
 
+_RESUME = "hubble-resume"
 _GET_BATCHES = "/cilium.flows.v1.FlowsService/GetFlowBatches"
 _REFRESH_S = 2.0
-
 _USUAL_BYTES = 512
 """Of an answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Topic:
@@ -117,16 +118,17 @@ class Collector:
         self._missing: list[str] = []
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._last_ns: dict[str, int] = {}
+        self._resume: dict[str, str] = {}
         self._finished: set[str] = set()
         self._news = asyncio.Event()
         self._taken = asyncio.Event()
 
-    async def run(self, send: Send) -> None:
-        """Send times and encoded answers until the nodes have no more, or for ever if following.
     def held_bytes(self) -> int:
         """How much waits to be sent, more or less."""
         return self._merger.held * _USUAL_BYTES
 
+    async def run(self, send: Send) -> None:
+        """Send times and encoded answers until the nodes have no more, or for ever if following.
 
         Raises MissingNodesError at the end where the stream itself could not tell.
         """
@@ -224,11 +226,12 @@ class Collector:
         """Read what one node tells, until it ends or fails."""
         name = connection.name
         try:
-            async for times, payloads in self._answers(connection):
+            async for times, payloads, resume in self._answers(connection):
                 while not self._merger.room(name):
                     self._taken.clear()
                     await self._taken.wait()
                 self._last_ns[name] = max(self._last_ns.get(name, 0), *times)
+                self._resume[name] = resume
                 self._merger.push(name, times, payloads, time.monotonic())
                 self._news.set()
             if not self._request.follow or self._request.HasField("until"):
@@ -255,15 +258,19 @@ class Collector:
 
     async def _answers(
         self, connection: Connection
-    ) -> AsyncIterator[tuple[Sequence[int], Sequence[bytes]]]:
-        """Times and encoded answers of a node. Raises AioRpcError."""
+    ) -> AsyncIterator[tuple[Sequence[int], Sequence[bytes], str]]:
+        """Times and encoded answers of a node, and where to go on after them. Raises AioRpcError.
+
+        A node that was cut off goes on in its ring where it was, and so tells what got lost.
+        """
         request = self._request_for(connection.name).SerializeToString()
         if self._topic.is_flows and connection.batches:
             try:
-                async for encoded in self._stream(connection, _GET_BATCHES, request):
+                resume = self._resume.get(connection.name, "")
+                async for encoded in self._stream(connection, _GET_BATCHES, request, resume):
                     batch = flows_pb2.FlowBatch.FromString(encoded)
                     if batch.responses:
-                        yield _times_of(batch), batch.responses
+                        yield _times_of(batch), batch.responses, batch.resume
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
                     raise
@@ -277,14 +284,15 @@ class Collector:
             # foreign servers know no limits; of flows they keep to the filters
             if self._shows is not None and not self._shows(response):
                 continue
-            yield (response.time.ToNanoseconds(),), (encoded,)
+            yield (response.time.ToNanoseconds(),), (encoded,), ""
 
     async def _stream(
-        self, connection: Connection, method: str, request: bytes
+        self, connection: Connection, method: str, request: bytes, resume: str = ""
     ) -> AsyncIterator[bytes]:
         assert connection.channel is not None  # noqa: S101  only available ones are asked
         start: Any = connection.channel.unary_stream(method)
-        call = start(request, metadata=self._metadata)
+        going_on = ((_RESUME, resume),) if resume else ()
+        call = start(request, metadata=(*self._metadata, *going_on))
         try:
             async for encoded in call:
                 yield encoded

@@ -59,6 +59,8 @@ class Query:
     until_ns: int | None = None
     filters: Filters = _NO_FILTERS
     kinds: frozenset[int] = FLOWS
+    resume: int | None = None
+    """Number of the event to go on with, for who follows and was cut off."""
     shows: Callable[[Any], bool] | None = None
     """Which messages of other kinds than flows are handed out, None for all."""
     given_up: Callable[[], bool] = bool
@@ -92,6 +94,8 @@ class Start:
 def start_of(store: FlowStore, query: Query) -> Start:
     """Where a query starts."""
     head, oldest = store.head, store.oldest
+    if query.resume is not None:
+        return Start(min(query.resume, head))
     if query.since_ns is not None:
         return Start(_first_since(store, query.since_ns, oldest, head))
     if query.first:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import secrets
 import threading
 import time
 from collections import deque
@@ -41,7 +43,12 @@ if TYPE_CHECKING:
     from hubble_server.ring.records import Events
     from hubble_server.servicers.streaming import Chunk
 
+RESUME = "hubble-resume"
+"""Metadata of a stream that goes on where another was cut off."""
+
 FLOWS_SERVICE = "cilium.flows.v1.FlowsService"
+
+_POSITION = re.compile(r"[0-9]{1,18}:[0-9]{1,18}")
 
 _ENCODERS = 32
 """Encoders kept, one for each field mask in use."""
@@ -110,6 +117,7 @@ class FlowStreams:
         self._new_events = new_events
         self._lost_interval_s = lost_interval_s
         self._encoders: dict[Any, Encoder] = {}
+        self._ring = secrets.token_hex(8)
         self._namer: Namer | None = None
 
     def methods(self) -> dict[str, Method]:
@@ -130,15 +138,32 @@ class FlowStreams:
 
     async def get_flow_batches(self, request: observer_pb2.GetFlowsRequest, call: Call) -> None:
         """Send the same responses, many to a message."""
-        async with aclosing(await self._chunks(_narrowed(request, call))) as found:
+        resume = self._resume_of(call.metadata.get(RESUME, "")) if request.follow else None
+        async with aclosing(await self._chunks(_narrowed(request, call), resume)) as found:
             await call.start()
             async for chunk in found:
                 _SENT.add(len(chunk.responses))
                 batch = flows_pb2.FlowBatch(responses=chunk.responses, times_ns=chunk.times_ns)
+                if request.follow and chunk.position is not None:
+                    batch.resume = f"{self._ring}:{chunk.position}:{chunk.untold}"
                 packed = pack((batch.SerializeToString(),))
                 chunk.responses.clear()
                 del batch
                 await call.send_packed(packed)
+
+    def _resume_of(self, text: str) -> tuple[int, int] | None:
+        """Position and untold losses where a stream is to go on, None where time has to tell.
+
+        That is so of another server's ring, as after a restart, and where the history has what the
+        ring has no longer.
+        """
+        ring, _, rest = text.partition(":")
+        position, _, untold = rest.partition(":")
+        if ring != self._ring or not _POSITION.fullmatch(rest):
+            return None
+        if self._past is not None and int(position) < self._store.oldest:
+            return None
+        return int(position), int(untold)
 
     async def newest(
         self, request: observer_pb2.GetFlowsRequest, *, in_ring: bool = False
@@ -186,7 +211,9 @@ class FlowStreams:
                         break
         return observer_pb2.GetFlowsResponse.FromString(last) if last else None
 
-    async def _chunks(self, request: observer_pb2.GetFlowsRequest) -> AsyncGenerator[Chunk, None]:
+    async def _chunks(
+        self, request: observer_pb2.GetFlowsRequest, resume: tuple[int, int] | None = None
+    ) -> AsyncGenerator[Chunk, None]:
         """Check a request and take its place in the ring, before anything is sent."""
         check_direction(request)
         node = self._node()
@@ -204,6 +231,8 @@ class FlowStreams:
             until_ns=until_ns,
             filters=filters,
         )
+        if resume is not None:
+            query = replace(query, number=0, since_ns=None, resume=resume[0])
 
         def encode(_kind: int, time_ns: int, record: Attached) -> bytes:
             return encoder.record(cast("bytes", record), time_ns)
@@ -223,9 +252,14 @@ class FlowStreams:
                 self._new_events,
                 _note_overtaken,
                 lost_interval_s=self._lost_interval_s,
+                untold=resume[1] if resume is not None else 0,
             )
 
-        if self._past is not None and await asyncio.to_thread(self._past.answers, query):
+        if (
+            resume is None
+            and self._past is not None
+            and await asyncio.to_thread(self._past.answers, query)
+        ):
             return self._past.answer(query, request, mask, read)
         if filters.slow:
             gone = threading.Event()
