@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.bench import measuring, queries, report, streams
+from tests.bench import costs, measuring, queries, report, streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,8 @@ def _ingest() -> Iterator[report.Row]:
     yield report.told("offered by the kernel", "events/s", offered.rate)
     yield report.absolute("lost of those", "events", lost, "<=", 0)
     yield report.absolute("share of a core at that rate", "", offered.cpu_share, "<=", 0.35)
+    for name, spent in costs.us_per_flow().items():
+        yield report.told(f"a flow {name}", "µs of CPU", spent)
     held = queries.bytes_per_flow()
     yield report.absolute("memory of a flow in a full ring", "bytes", held, "<=", 200)
 
