@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from tests.unit.collecting import LIMIT_S, Collector, attributes, collecting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 NOTIFY = "peer.Peer/Notify"
 
@@ -206,6 +208,17 @@ async def test_a_command_is_the_root_of_what_it_asks(monkeypatch: pytest.MonkeyP
     command = next(span for span in spans if span.name == "hubble list peers")
     assert command.parent_span_id.hex() == "cd" * 8
     assert {span.trace_id.hex() for span in spans} == {"ab" * 16}
+
+
+def test_a_command_whose_collector_is_away_says_nothing_of_it_and_ends_soon(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"unix:{tmp_path}/none.sock")
+    started = time.monotonic()
+    with traces.command("hubble", "hubble list"):
+        pass
+    assert time.monotonic() - started < LIMIT_S / 2
+    assert capfd.readouterr() == ("", "")
 
 
 async def test_no_share_begins_no_trace() -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _UNTOLD: Final = ("grpc.health.", "grpc.reflection.")
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PATIENCE_S: Final = 1.0
+"""How long a command line waits for its collector at the end."""
 _NOTHING: Final = nullcontext()
 
 _spans: Spans | None = None
@@ -44,12 +46,12 @@ def begin(settings: TelemetrySettings, *, service: str, node: str = "") -> None:
     )
 
 
-def end() -> None:
-    """Send what waits, for a few seconds at most, and make no more spans."""
+def end(within_s: float = 5.0) -> None:
+    """Send what waits, for `within_s` at most, and make no more spans."""
     global _spans
     spans, _spans = _spans, None
     if spans is not None:
-        spans.close()
+        spans.close(within_s)
 
 
 @asynccontextmanager
@@ -81,12 +83,12 @@ def command(service: str, name: str) -> Iterator[None]:
     from cilium_core.telemetry.collectors import Collector
     from cilium_core.telemetry.spans import Spans
 
-    _spans = Spans(Collector(endpoint), service=service, node="", ratio=1.0)
+    _spans = Spans(Collector(endpoint, quiet=True), service=service, node="", ratio=1.0)
     try:
         with _spans.command(name, {"traceparent": os.environ.get("TRACEPARENT", "")}):
             yield
     finally:
-        end()
+        end(_PATIENCE_S)
 
 
 def is_told(method: str) -> bool:

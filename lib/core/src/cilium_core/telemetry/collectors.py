@@ -68,6 +68,8 @@ class Collector:
     cert_file: Path | None = None
     key_file: Path | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    quiet: bool = False
+    """Whether nobody wants to read in the log that it is away, as on a command line."""
 
     @classmethod
     def of(cls, settings: TelemetrySettings) -> Collector:
@@ -101,12 +103,6 @@ class Collector:
                 f"otlp-endpoint {self.endpoint}: {error.filename} cannot be read: {error.strerror}"
             ) from error
 
-    def channel(self) -> grpc.Channel:
-        """A connection, made when it is used. Raises InvalidError."""
-        if (credentials := self.credentials()) is None:
-            return grpc.insecure_channel(self.target)
-        return grpc.secure_channel(self.target, credentials)
-
 
 def _read_headers(path: Path) -> tuple[tuple[str, str], ...]:
     try:
@@ -136,7 +132,9 @@ class Signal:
 class Sender(Generic[Item]):
     """Sends what is offered, in batches, from a thread of its own.
 
-    `encode` makes the request of a batch, on that thread.
+    `encode` makes the request of a batch, on that thread. Thread and connection begin with the
+    first item: command lines may move to another network namespace before they have one, which
+    gRPC's threads would not.
     """
 
     def __init__(
@@ -157,14 +155,8 @@ class Sender(Generic[Item]):
         self._change = threading.Condition()
         self._ends_at: float | None = None
         self._failing = False
-        self._channel = collector.channel()
-        self._export = self._channel.unary_unary(
-            signal.path,
-            request_serializer=_bytes_of,
-            response_deserializer=signal.response.FromString,
-        )
-        self._thread = threading.Thread(target=self._run, name=f"otlp-{signal.name}", daemon=True)
-        self._thread.start()
+        self._credentials = collector.credentials()
+        self._thread: threading.Thread | None = None
 
     def offer(self, items: Sequence[Item]) -> int:
         """Take what there is room for, the first of them; tells how many. Never waits."""
@@ -172,6 +164,10 @@ class Sender(Generic[Item]):
             room = self._limit - len(self._queue) if self._ends_at is None else 0
             taken = items[: max(room, 0)]
             self._queue.extend(taken)
+            if taken and self._thread is None:
+                name = f"otlp-{self._signal.name}"
+                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+                self._thread.start()
             if len(self._queue) >= _BATCH:
                 self._change.notify()
         if lost := len(items) - len(taken):
@@ -185,12 +181,24 @@ class Sender(Generic[Item]):
                 return
             self._ends_at = time.monotonic() + within_s
             self._change.notify()
-        self._thread.join(within_s + TIMEOUT_S)
-        self._channel.close()
+        if self._thread is not None:
+            self._thread.join(within_s + 1.0)
 
     def _run(self) -> None:
-        while batch := self._next():
-            self._deliver(batch)
+        target, credentials = self._collector.target, self._credentials
+        channel = (
+            grpc.secure_channel(target, credentials)
+            if credentials is not None
+            else grpc.insecure_channel(target)
+        )
+        with channel:
+            export = channel.unary_unary(
+                self._signal.path,
+                request_serializer=_bytes_of,
+                response_deserializer=self._signal.response.FromString,
+            )
+            while batch := self._next():
+                self._deliver(batch, export)
         left = len(self._queue)
         self._queue.clear()
         if left:
@@ -208,10 +216,15 @@ class Sender(Generic[Item]):
                 return []
             return [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
 
+    def _patience_s(self) -> float:
+        """How long a batch may take: less when the end is near."""
+        ends_at = self._ends_at
+        return TIMEOUT_S if ends_at is None else max(0.05, ends_at - time.monotonic())
+
     def _is_over(self) -> bool:
         return self._ends_at is not None and time.monotonic() >= self._ends_at
 
-    def _deliver(self, batch: list[Item]) -> None:
+    def _deliver(self, batch: list[Item], export: Callable[..., Any]) -> None:
         name = self._signal.name
         try:
             request = self._encode(batch)
@@ -221,8 +234,8 @@ class Sender(Generic[Item]):
             return
         while True:
             try:
-                response = self._export(
-                    request, timeout=TIMEOUT_S, metadata=self._collector.headers
+                response = export(
+                    request, timeout=self._patience_s(), metadata=self._collector.headers
                 )
             except grpc.RpcError as error:
                 code, details = _failure(error)
@@ -253,7 +266,7 @@ class Sender(Generic[Item]):
         return self._is_over()
 
     def _note(self, code: str, details: str) -> None:
-        if bool(code) == self._failing:
+        if self._collector.quiet or bool(code) == self._failing:
             return
         self._failing = bool(code)
         where = {"signal": self._signal.name, "endpoint": self._collector.endpoint}

@@ -103,9 +103,9 @@ class Spans:
         provider.add_span_processor(_Offering(self._sender))
         self._tracer = provider.get_tracer("cilium-py")
 
-    def close(self) -> None:
-        """Send what waits, for a few seconds at most."""
-        self._sender.close()
+    def close(self, within_s: float) -> None:
+        """Send what waits, for `within_s` at most."""
+        self._sender.close(within_s)
 
     def call(self, method: str) -> Span:
         """Begin the span of a call to `package.Service/Method`, below the current span."""

@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from cilium_core.flow_counts import counts_of
 from flow import flow_pb2
 from google.protobuf import json_format, symbol_database
 from google.protobuf.descriptor import FieldDescriptor
@@ -119,6 +120,8 @@ def attributes_of(flow: flow_pb2.Flow) -> dict[str, str | int | bool]:
         found[f"cilium.{side}.pod"] = end.pod_name
         found[f"cilium.{side}.workload"] = end.workloads[0].name if end.workloads else ""
         found[f"cilium.{side}.service"] = getattr(flow, f"{side}_service").name
+    if (counts := counts_of(flow)) is not None:
+        found["cilium.flow.packets"], found["cilium.flow.bytes"] = counts
     match flow.l7.WhichOneof("record"):
         case "http":
             http = flow.l7.http
@@ -234,7 +237,10 @@ def _put_any(value: any_pb2.Any, into: AnyValue) -> None:
     except KeyError:
         _put_map(value, into)
         return
-    message = kind.FromString(value.value)
+    message: Any = kind.FromString(value.value)
+    if value.TypeName() in _WRAPPERS:
+        _put(message.value, into)
+        return
     if value.TypeName() in _FREE:
         _put_free(json_format.MessageToDict(message), into)
         return
