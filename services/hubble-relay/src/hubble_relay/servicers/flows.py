@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hubble_relay.collecting import Request
     from hubble_relay.connections import Connection, Pool
 
-_OWN_METADATA = ("grpc-", ":", "content-type", "user-agent", "te", METADATA_KEY)
+_OWN_METADATA = ("grpc-", ":", "content-type", "user-agent", "te", "hubble-resume", METADATA_KEY)
 _BATCH = 512
 _COUNT_TIMEOUT_S = 30.0
 _REFUSALS = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INVALID_ARGUMENT)
