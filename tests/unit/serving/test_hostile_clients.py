@@ -12,28 +12,30 @@ from cilium_core.serving.packed import Call, PackedServer, Quotas, calls, stream
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, StreamReset
+from h2.events import StreamReset
 from observer import observer_pb2 as pb
+
+from tests.unit.serving.raw_clients import LIMIT_S, SERVICE, Raw, raw
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-SERVICE = "observer.Observer"
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
-LIMIT_S = 30.0
 
 
 class Behaviour:
-    """A service that answers or waits for ever."""
+    """A service that answers, waits for ever, or tells much."""
 
     def __init__(self) -> None:
         self.open = 0
 
-    async def follow(self, _request: pb.GetFlowsRequest, call: Call) -> None:
+    async def follow(self, request: pb.GetFlowsRequest, call: Call) -> None:
         self.open += 1
         try:
             await call.start()
+            if request.number:
+                await call.send_many([b"x" * request.number])
             await asyncio.Event().wait()
         finally:
             self.open -= 1
@@ -59,78 +61,6 @@ async def serving(folder: Path, **quotas: int) -> AsyncIterator[tuple[str, Behav
         yield str(folder / "x.sock"), behaviour
     finally:
         await server.stop()
-
-
-class Raw:
-    """A client that speaks HTTP/2 by hand."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self.writer = writer
-        self.h2 = H2Connection(H2Configuration(validate_outbound_headers=False))
-        self.h2.initiate_connection()
-        self.flush()
-
-    @classmethod
-    async def connect(cls, path: str) -> Raw:
-        return cls(*await asyncio.open_unix_connection(path))
-
-    def flush(self) -> None:
-        self.writer.write(self.h2.data_to_send())
-
-    def begin(self, method: str = "ServerStatus", *, path: bool = True) -> int:
-        """Open a stream, and give its number."""
-        headers = [(":method", "POST"), (":scheme", "http"), (":authority", "x")]
-        headers += [(":path", f"/{SERVICE}/{method}")] if path else []
-        headers += [("te", "trailers"), ("content-type", "application/grpc")]
-        number = self.h2.get_next_available_stream_id()
-        self.h2.send_headers(number, headers)
-        return number
-
-    async def events(self) -> AsyncIterator[Any]:
-        """What the server says, until it hangs up."""
-        async with asyncio.timeout(LIMIT_S):
-            while data := await self._reader.read(65_536):
-                for event in self.h2.receive_data(data):
-                    yield event
-                self.flush()
-
-    async def statuses(self, count: int) -> list[tuple[str, str]]:
-        """Codes and texts with which calls end."""
-        found: list[tuple[str, str]] = []
-        async for event in self.events():
-            headers = {bytes(key): bytes(value) for key, value in getattr(event, "headers", [])}
-            if b"grpc-status" in headers:
-                text = headers.get(b"grpc-message", b"").decode()
-                found.append((headers[b"grpc-status"].decode(), text))
-            if len(found) == count:
-                break
-        return found
-
-    async def ending(self) -> ErrorCodes | None:
-        """Why the server ended the connection; None when it only hung up."""
-        code = None
-        try:
-            async for event in self.events():
-                if isinstance(event, ConnectionTerminated):
-                    code = ErrorCodes(event.error_code)
-        except ConnectionError:
-            pass
-        return code
-
-    async def close(self) -> None:
-        self.writer.close()
-        with suppress(ConnectionError):
-            await self.writer.wait_closed()
-
-
-@asynccontextmanager
-async def raw(path: str) -> AsyncIterator[Raw]:
-    client = await Raw.connect(path)
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 async def version(path: str) -> str:
@@ -298,3 +228,15 @@ async def test_a_reset_stream_is_no_error_of_others(tmp_path: Path) -> None:
             if (b"grpc-status", b"0") in [tuple(one) for one in getattr(event, "headers", [])]:
                 break
         assert behaviour.open == 0
+
+
+async def test_answers_that_wait_for_one_client_are_bounded(tmp_path: Path) -> None:
+    request = pb.GetFlowsRequest(number=1_000_000).SerializeToString()
+    framed = b"\0" + len(request).to_bytes(4, "big") + request
+    async with serving(tmp_path, unsent_of_client=3_500_000) as (path, _), raw(path) as client:
+        for _ in range(5):
+            client.h2.send_data(client.begin("GetFlows"), framed, end_stream=True)
+        client.flush()
+        told = await client.statuses(2)
+        assert {code for code, _ in told} == {"8"}
+        assert "wait for this client to read them, and 3500000 are the most" in told[0][1]

@@ -7,6 +7,11 @@ rows ask that very code once for each row, the others are written as arithmetic 
 
 from __future__ import annotations
 
-from hubble_server.filters.compiling import FilterContext, Filters, compile_filters
+from hubble_server.filters.compiling import (
+    FilterContext,
+    Filters,
+    are_much_work,
+    compile_filters,
+)
 
-__all__ = ["FilterContext", "Filters", "compile_filters"]
+__all__ = ["FilterContext", "Filters", "are_much_work", "compile_filters"]

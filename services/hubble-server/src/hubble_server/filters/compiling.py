@@ -93,6 +93,16 @@ def _entry_mask(tests: Sequence[Test], columns: Columns) -> Mask:
     return found
 
 
+def are_much_work(
+    whitelist: Sequence[flow_pb2.FlowFilter], blacklist: Sequence[flow_pb2.FlowFilter]
+) -> bool:
+    """Whether to compile filters, or look at many flows, keeps others waiting.
+
+    Raises cilium_core.flow_filters.FilterLimitError where they are too much work.
+    """
+    return flow_filters.work_of(whitelist, blacklist) > _SLOW_WORK
+
+
 def compile_filters(
     context: FilterContext,
     whitelist: Sequence[flow_pb2.FlowFilter],
@@ -112,7 +122,7 @@ def compile_filters(
         tuple(_compile(context, entry, undecided=False) for entry in blacklist),
         matches if asked else None,
         Encoder(context.node, context.directory).messages if asks_all else None,
-        asks_all or flow_filters.work_of(whitelist, blacklist) > _SLOW_WORK,
+        asks_all or are_much_work(whitelist, blacklist),
     )
 
 

@@ -21,7 +21,7 @@ from observer import observer_pb2
 from hubble_server.encoding.encoder import Encoder
 from hubble_server.encoding.masks import Mask, freeze, parse_mask
 from hubble_server.errors import ContradictionError, RequestError
-from hubble_server.filters import FilterContext, compile_filters
+from hubble_server.filters import FilterContext, Filters, are_much_work, compile_filters
 from hubble_server.flows.aggregating import aggregate
 from hubble_server.flows.naming import Namer
 from hubble_server.flows.querying import Cursor, Query
@@ -217,9 +217,7 @@ class FlowStreams:
         """Check a request and take its place in the ring, before anything is sent."""
         check_direction(request)
         node = self._node()
-        filters = compile_filters(
-            FilterContext(self._directory, node), request.whitelist, request.blacklist
-        )
+        filters = await self._filters(node, request)
         since_ns, until_ns = time_range(request)
         mask = parse_mask(request.field_mask.paths)
         encoder = self._encoder(node, mask)
@@ -270,6 +268,14 @@ class FlowStreams:
                 gone.set()
         return read(Cursor(self._store, query))
 
+    async def _filters(self, node: NodeFacts, request: observer_pb2.GetFlowsRequest) -> Filters:
+        """The filters of a request; where they are many, compiled aside. Raises FilterError."""
+        context = FilterContext(self._directory, node)
+        allowed, denied = request.whitelist, request.blacklist
+        if are_much_work(allowed, denied):
+            return await self._new_events.aside(compile_filters, context, allowed, denied)
+        return compile_filters(context, allowed, denied)
+
     def _encoder(self, node: NodeFacts, mask: Mask | None) -> Encoder:
         """Encoder of a mask; clients with the same mask share what is encoded already."""
         key = (node, freeze(mask))
@@ -290,8 +296,7 @@ class FlowStreams:
     ) -> flows_pb2.AggregateFlowsResponse:
         """Count flows by what the request asks for."""
         node, wanted = self._node(), _narrowed(request.flows, call)
-        context = FilterContext(self._directory, node)
-        filters = compile_filters(context, wanted.whitelist, wanted.blacklist)
+        filters = await self._filters(node, wanted)
         since_ns, until_ns = time_range(wanted)
         query = Query(since_ns=since_ns, until_ns=until_ns, filters=filters)
         by, most, namer = tuple(request.by), request.most, self._namer_of(node)
