@@ -86,9 +86,9 @@ class Lab:
         """Run `cilium` and return what it prints; errors too when another exit code is expected."""
         return self._run("cilium", *arguments, exit_code=exit_code, stdin=stdin)
 
-    def hubble(self, *arguments: str) -> str:
-        """Run `hubble` against the relay."""
-        return self._run("hubble", *arguments, "--server", self.relay)
+    def hubble(self, *arguments: str, server: str = "") -> str:
+        """Run `hubble` against the relay, or another server."""
+        return self._run("hubble", *arguments, "--server", server or self.relay)
 
     def _run(
         self, program: str, *arguments: str, exit_code: int | None = 0, stdin: str | None = None
@@ -125,6 +125,23 @@ class Lab:
             where = f"{made['namespace']}.{made['name']}"
             eventually(lambda: self._listens(f"cil-{self.name}-pod-{where}"), 10, f"{name} listens")
         return pod
+
+    @contextlib.contextmanager
+    def configured(self, component: str, settings: dict[str, str]) -> Iterator[None]:
+        """Run a node's component with further settings meanwhile."""
+        node, _, program = component.partition("/")
+        folder = self.folder / node / ("config" if program == "agent" else "hubble-config")
+        for name, value in settings.items():
+            (folder / name).write_text(value)
+        try:
+            self.cilium("lab", "restart", component)
+            self.cilium("lab", "wait")
+            yield
+        finally:
+            for name in settings:
+                (folder / name).unlink()
+            self.cilium("lab", "restart", component)
+            self.cilium("lab", "wait")
 
     def _listens(self, netns: str) -> bool:
         done = subprocess.run(

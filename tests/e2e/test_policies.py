@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from tests.e2e.running import ECHO_PORT, Lab, Pod, eventually
 from tests.e2e.test_connectivity import OUTSIDE, echoing
+from tests.unit.collecting import attributes, collecting_beside
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.unit.collecting import Collector
 
 SETTLE_S = 3.0
 
@@ -202,6 +208,53 @@ def test_a_drop_names_the_reason_and_the_pods(lab: Lab, cast: Cast) -> None:
     assert "CiliumNetworkPolicy default/only-friend" in said
     counters = lab.json("bpf", "metrics", "list", "--node", "node1")
     assert any(c["reasonText"] == "Policy denied" and c["packets"] > 0 for c in counters)
+
+
+def test_a_drop_is_an_event_of_the_pod_and_a_log_record_at_the_collector(
+    lab: Lab, cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = f"unix:{tmp_path}/otlp.sock"
+    server = f"unix://{lab.folder}/node1/run/hubble.sock"
+    said = "Incoming packet dropped (policy_denied) from default/far-stranger"
+
+    def events() -> list[str]:
+        found = lab.json("get", "events").get("items", [])
+        return [one["message"] for one in found if one["involvedObject"]["name"] == "server"]
+
+    def record_of_drop(collector: Collector, run: Any) -> bool:
+        (record,) = run(collector.log_records(1))[:1]
+        told = attributes(record.attributes)
+        source, verdict = told.get("cilium.source.pod"), told["cilium.flow.verdict"]
+        return (source, verdict) == ("far-stranger", "DROPPED")
+
+    with (
+        collecting_beside(endpoint) as (collector, run),
+        lab.configured(
+            "node1/hubble-server",
+            {
+                "otlp-endpoint": endpoint,
+                "hubble-otlp-flows": "true",
+                "hubble-otlp-allowlist": '{"verdict":["DROPPED"]}',
+                "hubble-drop-events": "true",
+            },
+        ),
+        lab.applied(policy()),
+    ):
+        becomes(lab, "far-stranger", cast.server, False)
+        eventually(lambda: record_of_drop(collector, run), 10, "the collector has the drop")
+        eventually(lambda: any(said in one for one in events()), 10, "the pod has the event")
+        with monkeypatch.context() as environment:
+            environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+            lab.hubble("status", server=server)
+        spans: list[tuple[str, Any]] = []
+
+        def is_one_trace() -> bool:
+            spans.extend(run(collector.spans(1)))
+            asked = {span.trace_id for name, span in spans if span.name == "hubble status"}
+            served = {span.trace_id for name, span in spans if name == "hubble-server"}
+            return bool(asked & served)
+
+        eventually(is_one_trace, 10, "the command and what served it are one trace")
 
 
 def test_the_prefilter_drops_at_the_device_and_lets_in_again(lab: Lab, cast: Cast) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+import threading
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metric
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
 LIMIT_S = 10.0
 
@@ -69,6 +70,26 @@ def attributes(pairs: Any) -> dict[str, Any]:
     return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in pairs}
 
 
+@contextmanager
+def collecting_beside(address: str) -> Iterator[tuple[Collector, Callable[..., Any]]]:
+    """A collector on a thread of its own, and what runs its coroutines there."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def run(work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(2 * LIMIT_S)
+
+    collector = collecting(address)
+    try:
+        yield run(collector.__aenter__()), run
+    finally:
+        run(collector.__aexit__(None, None, None))
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
 @asynccontextmanager
 async def collecting(address: str = "127.0.0.1:0") -> AsyncIterator[Collector]:
     """A collector that listens; `address` is the one of another that is away by now."""
@@ -95,7 +116,8 @@ async def collecting(address: str = "127.0.0.1:0") -> AsyncIterator[Collector]:
     logs_service_pb2_grpc.add_LogsServiceServicer_to_server(Logs(), server)
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), server)
-    made.address = f"127.0.0.1:{server.add_insecure_port(address)}"
+    port = server.add_insecure_port(address)
+    made.address = address if address.startswith("unix:") else f"127.0.0.1:{port}"
     await server.start()
     try:
         yield made
