@@ -108,8 +108,8 @@ class Agent:
         return len(notices)
 
 
-def events(*flows: flow_pb2.Flow) -> list[observer_pb2.ExportEvent]:
-    return [observer_pb2.ExportEvent(flow=flow) for flow in flows]
+def events(*flows: flow_pb2.Flow) -> list[bytes]:
+    return [observer_pb2.ExportEvent(flow=flow).SerializeToString() for flow in flows]
 
 
 async def settle() -> None:
@@ -134,7 +134,7 @@ async def test_different_drops_are_told_of_at_a_bounded_rate() -> None:
     agent, now = Agent(), [0.0]
     notices = DropNotices(DropRules(DENIED, rate=2), agent.report, lambda: now[0])
 
-    def scan(start: int) -> list[observer_pb2.ExportEvent]:
+    def scan(start: int) -> list[bytes]:
         flows = [denied(flow_pb2.INGRESS) for _ in range(100)]
         for port, flow in enumerate(flows, start):
             flow.l4.TCP.destination_port = port

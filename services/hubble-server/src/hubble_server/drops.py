@@ -18,11 +18,10 @@ from cilium.metadata.v1 import notices_pb2
 from cilium_core.errors import CiliumError, InvalidError
 from cilium_core.telemetry import counter, get_logger
 from flow import flow_pb2
+from observer import observer_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
-
-    from observer import observer_pb2
 
 _log = get_logger()
 
@@ -174,9 +173,10 @@ class DropNotices:
         self._under_way: set[asyncio.Task[None]] = set()
         self._failing = False
 
-    def write(self, events: Sequence[observer_pb2.ExportEvent]) -> int:
+    def write(self, events: Sequence[bytes]) -> int:
         """Look through flows; the agent is told by the event loop."""
-        found = (notice_of(event.flow, extended=self._extended) for event in events)
+        flows = (observer_pb2.ExportEvent.FromString(data).flow for data in events)
+        found = (notice_of(flow, extended=self._extended) for flow in flows)
         due = [one for one in found if one is not None and self._throttle.passes(one)]
         if due:
             self._loop.call_soon_threadsafe(self._begin, due)

@@ -97,9 +97,9 @@ class Feed:
 
 
 class Target(Protocol):
-    """Where events go; used by one thread at a time."""
+    """Where events go, encoded as observer.ExportEvent; used by one thread at a time."""
 
-    def write(self, events: Sequence[observer_pb2.ExportEvent]) -> int:
+    def write(self, events: Sequence[bytes]) -> int:
         """Write events; tells how many were taken. Raises OSError where none were."""
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class Lines:
             )
         )
 
-    def write(self, events: Sequence[observer_pb2.ExportEvent]) -> int:
+    def write(self, events: Sequence[bytes]) -> int:
         """Write a line for each event."""
         self._sink.write(b"".join(map(_line, events)))
         return len(events)
@@ -210,20 +210,20 @@ class Exporter:
         return Encoding(encoder.responses, attached, lost if tells_losses else None)
 
     def _take(self, chunk: Chunk) -> None:
-        # GetFlowsResponse has the fields of ExportEvent with the same numbers
-        events = [observer_pb2.ExportEvent.FromString(data) for data in chunk.responses]
         aggregator = self._aggregator
         with self._writing:
             if not self._running:
                 return
             if aggregator is None:
-                self._write(events)
+                # GetFlowsResponse has the fields of ExportEvent with the same numbers
+                self._write(chunk.responses)
                 return
-            for event in events:
+            for data in chunk.responses:
+                event = observer_pb2.ExportEvent.FromString(data)
                 if event.HasField("flow"):
                     aggregator.add(event)
             if len(aggregator) >= _GATHERED:
-                self._write(aggregator.take())
+                self._write_gathered(aggregator)
 
     async def _flush_regularly(self) -> None:
         while self._aggregator is not None:
@@ -241,10 +241,13 @@ class Exporter:
         if self._aggregator is None:
             return
         with self._writing:
-            if self._running and (events := self._aggregator.take()):
-                self._write(events)
+            if self._running and len(self._aggregator):
+                self._write_gathered(self._aggregator)
 
-    def _write(self, events: Sequence[observer_pb2.ExportEvent]) -> None:
+    def _write_gathered(self, aggregator: Aggregator) -> None:
+        self._write([event.SerializeToString() for event in aggregator.take()])
+
+    def _write(self, events: Sequence[bytes]) -> None:
         name = self.export.name
         try:
             written = self._target.write(events)
@@ -265,7 +268,8 @@ class Exporter:
             _FAILED.add(len(events) - written, name)
 
 
-def _line(event: observer_pb2.ExportEvent) -> bytes:
+def _line(data: bytes) -> bytes:
+    event = observer_pb2.ExportEvent.FromString(data)
     text = json_format.MessageToJson(
         event, preserving_proto_field_name=True, indent=None, ensure_ascii=False
     )

@@ -39,12 +39,11 @@ class LogRecords:
         self._limit = limit
         self._sender: Sender[bytes] | None = None
 
-    def write(self, events: Sequence[observer_pb2.ExportEvent]) -> int:
+    def write(self, events: Sequence[bytes]) -> int:
         """Put events into the queue; tells how many there was room for."""
         if self._sender is None:
             self._sender = Sender(self._collector, LOGS, self._request, limit=self._limit)
-        # encoded they take a quarter of the memory
-        return self._sender.offer([event.SerializeToString() for event in events])
+        return self._sender.offer(events)
 
     def close(self) -> None:
         """Send what waits, for a few seconds at most; a later write begins anew."""
