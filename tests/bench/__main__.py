@@ -17,6 +17,7 @@ from tests.bench import report
 SUITES = (
     "datapath",
     "flows",
+    "histories",
     "cluster",
     "policies",
     "resolution",

@@ -21,8 +21,10 @@ from hubble_server.history.files import Opened, convert
 from hubble_server.history.journals import Journal
 from hubble_server.history.layout import parts_of
 from hubble_server.history.reading import Reading
+from hubble_server.history.tables import COLUMNS
 from hubble_server.history.walking import Asked
 from hubble_server.history.writing import History, Limits
+from hubble_server.metadata.directory import Directory
 from hubble_server.servicers.streaming import Chunk
 from observer import observer_pb2
 
@@ -421,11 +423,13 @@ def test_columns_that_are_the_same_in_all_rows_are_read_as_they_were(
         whole = (value & ((1 << bits) - 1)).to_bytes(kind.itemsize, "little")
         frame[name] = np.frombuffer(whole * 3, dtype=kind)
     journal = Journal(tmp_path / "flows-00000001.journal", NODE)
+    for name in COLUMNS:
+        frame[name] = np.zeros(3, dtype=SCHEMA[name])
     journal.append(3, frame, {}, {})
     journal.close()
     part = convert(parts_of(tmp_path)[0][0], pytest.fail)
     assert part is not None
-    ((_, group),) = Opened(part.path).groups(None, None)
+    ((_, group),) = Opened(part.path, Directory()).groups(None, None)
     for name in SCHEMA:
         assert group[name].tobytes() == frame[name].tobytes(), name
         assert group[name].dtype == SCHEMA[name]

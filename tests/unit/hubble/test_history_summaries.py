@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from cilium_core import abi
 from cilium_core.flow_dimensions import NAMES
 from flow import flow_pb2
 from hubble_server.flows.naming import Namer
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cilium.flows.v1 import flows_pb2
+    from numpy.typing import NDArray
 
 FILTERS = (
     flow_pb2.FlowFilter(source_pod=["ns1/"], destination_port=["80", "443"]),
     flow_pb2.FlowFilter(verdict=[flow_pb2.DROPPED], source_ip=["10.244.0.2"]),
     flow_pb2.FlowFilter(source_port=["40000"]),
-    flow_pb2.FlowFilter(destination_port=["40001"]),
+    flow_pb2.FlowFilter(source_port=["443"]),
+    flow_pb2.FlowFilter(destination_port=["40000", "50001"]),
+    flow_pb2.FlowFilter(destination_port=["8080"], reply=[True]),
     flow_pb2.FlowFilter(tcp_flags=[flow_pb2.TCPFlags(SYN=True)], reply=[True]),
     flow_pb2.FlowFilter(destination_identity=[1003]),
     flow_pb2.FlowFilter(http_method=["GET"]),
@@ -45,14 +49,23 @@ FILTERS = (
 )
 
 
+def turned(count: int, pods: int, seed: int) -> NDArray[Any]:
+    """Traffic with replies to the ports of clients."""
+    events = traffic(count, pods, seed)
+    back = events["reason"] == abi.constants["REASON_REPLY"]
+    ports = events["sport"].copy(), events["dport"].copy()
+    events["sport"][back], events["dport"][back] = ports[1][back], ports[0][back]
+    return events
+
+
 def filled(path: Path, *, records: bool = True) -> Kept:
     kept = Kept(path, capacity=4095)
     kept.tell(*names(4))
-    kept.feed(traffic(2500, 2))
-    kept.feed(traffic(500, 4, 2), lost={0: 9})
+    kept.feed(turned(2500, 2, 1))
+    kept.feed(turned(500, 4, 2), lost={0: 9})
     if records:
         kept.tell(*strange_records(60, 1))
-    kept.feed(traffic(500, 4, 3))
+    kept.feed(turned(500, 4, 3))
     kept.complete()
     (part,) = parts_of(path)[0]
     assert summary_path(path, part.number).exists()
@@ -68,7 +81,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """No part's own file may be read."""
 
-    def opened(path: Path) -> None:
+    def opened(path: Path, _: object) -> None:
         pytest.fail(f"{path} is read")
 
     monkeypatch.setattr(walking, "Opened", opened)
@@ -120,17 +133,21 @@ def test_sums_and_times_are_those_of_the_flows(kept: Kept) -> None:
 def test_what_is_nowhere_in_a_part_costs_no_look_at_it(tmp_path: Path, unread: None) -> None:
     path = tmp_path / "history"
     kept = Kept(path)
-    kept.feed(traffic(3000, 2))
+    kept.feed(turned(3000, 2, 1))
     kept.complete()
     assert kept.read(Asked(whitelist=[flow_pb2.FlowFilter(source_pod=["nowhere/"])])) == []
 
 
 def test_counts_that_a_summary_knows_cost_no_look_at_the_part(tmp_path: Path, unread: None) -> None:
     kept = Kept(tmp_path / "history")
-    kept.feed(traffic(3000, 2))
+    kept.feed(turned(3000, 2, 1))
     kept.complete()
     by = ("source", "destination-namespace", "verdict", "type", "policy")
     assert told(ask(kept, *by)) == counted(kept.flows(), *by)
+    served = flow_pb2.FlowFilter(source_pod=["ns0/"], destination_port=["80"])
+    query = Query(filters=kept.filters([served]))
+    answer = ask(kept, "destination", query=query, asked=Asked(whitelist=[served]))
+    assert told(answer) == counted(kept.flows(query), "destination")
     requests = flow_pb2.FlowFilter(reply=[False])
     query = Query(filters=kept.filters([requests]))
     answer = ask(kept, "port", query=query, asked=Asked(whitelist=[requests]))
@@ -150,7 +167,7 @@ def test_a_summary_that_cannot_be_used_is_done_without(tmp_path: Path, how: str)
         summary.write_bytes(data)
     else:
         other = Kept(tmp_path / "other")
-        other.feed(traffic(3000, 2))
+        other.feed(turned(3000, 2, 1))
         other.complete()
         summary.write_bytes(summary_path(other.path, 1).read_bytes())
     assert summary_of(parts_of(path)[0][0]) is None
@@ -163,8 +180,8 @@ def test_a_summary_that_cannot_be_used_is_done_without(tmp_path: Path, how: str)
 def test_row_groups_without_what_is_wanted_are_left_out(tmp_path: Path) -> None:
     kept = Kept(tmp_path / "history", capacity=65535)
     for _ in range(0, ROW_GROUP, 4096):
-        kept.feed(traffic(4096, 2))
-    kept.feed(traffic(4096, 1))
+        kept.feed(turned(4096, 2, 1))
+    kept.feed(turned(4096, 1, 1))
     kept.complete()
     (part,) = kept.history.snapshot().parts
     summary = summary_of(part)

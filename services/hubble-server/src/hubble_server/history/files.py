@@ -19,8 +19,7 @@ from hubble_server.flows.columns import SCHEMA
 from hubble_server.history.journals import DamagedError, read_frames
 from hubble_server.history.layout import TEMPORARY, Part, file_path, summary_path
 from hubble_server.history.summaries import LAST_BIT, write_summary
-from hubble_server.history.tables import NAMES, add_rows, decode_node
-from hubble_server.metadata.directory import Directory
+from hubble_server.history.tables import NAMES, decode_node, numbered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from hubble_server.facts import NodeFacts
     from hubble_server.history.journals import Frame
+    from hubble_server.metadata.directory import Directory
 
 ROW_GROUP: Final = 16_384
 """Rows that are read, or left out, together. Fewer would make answers of few flows cheaper, and the
@@ -158,9 +158,12 @@ def _sync_directory(directory: Path) -> None:
 class Group:
     """A row group, whose columns are read when they are asked for."""
 
-    def __init__(self, file: Any, number: int, count: int) -> None:
+    def __init__(
+        self, file: Any, number: int, count: int, rows: Mapping[str, NDArray[np.uint32]]
+    ) -> None:
         self._file = file
         self._number = number
+        self._rows = rows
         self.count = count
         self._columns: dict[str, NDArray[Any]] = {}
 
@@ -187,12 +190,16 @@ class Group:
                 continue
             # what is the same in all rows need not be read
             value = np.frombuffer(known.min, kind)[0] if kind.kind == "V" else known.min
-            self._columns[name] = np.full(self.count, value, dtype=kind)
+            self._put(name, np.full(self.count, value, dtype=kind))
         if not stored:
             return
         table = self._file.read_row_group(self._number, columns=stored, use_threads=False)
         for name in stored:
-            self._columns[name] = _array(table.column(name), SCHEMA[name])
+            self._put(name, _array(table.column(name), SCHEMA[name]))
+
+    def _put(self, name: str, column: NDArray[Any]) -> None:
+        rows = self._rows.get(name)
+        self._columns[name] = column if rows is None else rows.take(column)
 
     def messages(self, rows: NDArray[np.intp]) -> list[bytes]:
         """Messages of some rows."""
@@ -212,10 +219,12 @@ def _array(column: Any, kind: np.dtype[Any]) -> NDArray[Any]:
 
 
 class Opened:
-    """A complete part, open for reading. Raises OSError, and DamagedError for what is none."""
+    """A complete part, open for reading. Raises OSError, and DamagedError for what is none.
 
-    def __init__(self, path: Path) -> None:
-        self.directory = Directory()
+    Its rows of names are put into `directory`, and its flows refer to these.
+    """
+
+    def __init__(self, path: Path, directory: Directory) -> None:
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
             found: Mapping[bytes, bytes] = self._file.metadata.metadata or {}
@@ -224,7 +233,7 @@ class Opened:
             if not same or found[_VERSION_KEY] != _version(rows, node):
                 raise DamagedError(f"{path}: damaged names, or a history of another version")
             self.node: NodeFacts = decode_node(json.loads(node))
-            add_rows(self.directory, json.loads(rows))
+            self._rows = numbered(directory, json.loads(rows))
         except (pa.ArrowInvalid, ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"{path}: {error}") from error
 
@@ -244,7 +253,7 @@ class Opened:
                 late = since_ns is not None and times is not None and times.max < since_ns
                 early = until_ns is not None and times is not None and times.min > until_ns
                 if not late and not early:
-                    yield first, Group(self._file, number, group.num_rows)
+                    yield first, Group(self._file, number, group.num_rows, self._rows)
             first += group.num_rows
 
     def close(self) -> None:

@@ -5,8 +5,8 @@ a small file beside the part's own. A filter put to the summary says which row g
 not be read; counts are often known from it alone. A part whose flows are too different has none,
 and a summary that is missing or damaged is made up for by reading the part.
 
-The ports of clients would make every connection a kind of its own. So a summary does not know the
-destination ports of replies.
+The ports of clients would make every connection a kind of its own. So a summary does not tell apart
+the high destination ports of replies, and the high source ports of the others.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ KEYS: Final = (
     "kind", "type", "subtype", "protocol", "l7", "flags", "verdict", "direction", "reply",
     "drop_reason", "source_row", "destination_row", "source_names", "destination_names",
     "source_high", "source_low", "destination_high", "destination_low", "source_service",
-    "destination_service", "rules", "interface", "file", "destination_port",
+    "destination_service", "rules", "interface", "file", "source_port", "destination_port",
 )  # fmt: skip
 """Columns in which the flows of one row of a summary are alike."""
 
@@ -70,6 +70,14 @@ LAST_BIT: Final = 63
 
 _LEAST_SHARE: Final = 4
 """A summary has at most the part's rows divided by this."""
+
+_FIRST_HIGH_PORT: Final = 32768
+"""Where the ports begin that Linux gives to clients (net.ipv4.ip_local_port_range)."""
+
+_HIGH_PORT: Final = 65535
+"""Stands for all of them."""
+
+_PORTS: Final = ("source_port", "destination_port")
 
 _COLUMNS: Final = {name: SCHEMA[name] for name in KEYS} | _COUNTS
 _ROW_BYTES: Final = sum(kind.itemsize for kind in _COLUMNS.values())
@@ -97,7 +105,9 @@ def write_summary(
     """
     count = len(columns["time_ns"])
     keys = {name: columns[name] for name in KEYS} | {"time_ns": columns["time_ns"]}
-    keys["destination_port"] = np.where(columns["reply"] == REPLY_YES, 0, keys["destination_port"])
+    for name in _PORTS:
+        high = _of_clients(name, columns["reply"]) & (columns[name] >= _FIRST_HIGH_PORT)
+        keys[name] = np.where(high, _HIGH_PORT, columns[name]).astype(SCHEMA[name])
     codes, first, inverse = np.unique(hashes(keys, KEYS), return_index=True, return_inverse=True)
     if len(codes) > count // _LEAST_SHARE:
         return False
@@ -168,6 +178,11 @@ class Reader:
         self, whitelist: Sequence[flow_pb2.FlowFilter], blacklist: Sequence[flow_pb2.FlowFilter]
     ) -> None:
         self._entries = whitelist, blacklist
+        entries = (*whitelist, *blacklist)
+        ports = [port for each in entries for name in _PORTS for port in getattr(each, name)]
+        self._asks_high_ports = not all(
+            port.isdecimal() and int(port) < _FIRST_HIGH_PORT for port in ports
+        )
         self._directory = Directory()
         self._numbers: dict[str, dict[str, int]] = {name: {} for name in NAMES}
         self._tools: dict[NodeFacts, tuple[Filters, Namer]] = {}
@@ -178,7 +193,7 @@ class Reader:
         with self._lock:
             self._adopt(summary)
             filters, _ = self._with(summary.node)
-            return summary.passing(filters)
+            return summary.passing(filters, high_ports=self._asks_high_ports)
 
     def namer(self, summary: Summary) -> Namer:
         """Says what rows of a summary are called that was read before."""
@@ -234,17 +249,20 @@ class Summary:
         self.count = len(columns["time_ns"])
         self.kinds = columns["kind"]
 
-    def passing(self, filters: Filters) -> Found:
-        """Put filters to the summary; losses bypass them."""
+    def passing(self, filters: Filters, *, high_ports: bool) -> Found:
+        """Put filters to the summary; losses bypass them.
+
+        `high_ports` says whether some of the filters are for ports that it does not tell apart.
+        """
         found, exact = np.ones(self.count, dtype=np.bool_), True
         if filters.whitelist:
             found[:] = False
             for entry in filters.whitelist:
-                mask, known = self._entry(entry, undecided=True)
+                mask, known = self._entry(entry, high_ports, undecided=True)
                 found |= mask
                 exact &= known
         for entry in filters.blacklist:
-            mask, known = self._entry(entry, undecided=False)
+            mask, known = self._entry(entry, high_ports, undecided=False)
             found &= ~mask
             exact &= known
         if filters.matches is not None:
@@ -253,7 +271,9 @@ class Summary:
         found |= self.kinds == KIND_LOST
         return Found(found, exact)
 
-    def _entry(self, tests: Sequence[Test], *, undecided: bool) -> tuple[NDArray[np.bool_], bool]:
+    def _entry(
+        self, tests: Sequence[Test], high_ports: bool, *, undecided: bool
+    ) -> tuple[NDArray[np.bool_], bool]:
         """Rows for which all tests hold, and whether each test could be put to all of them."""
         found, exact = np.ones(self.count, dtype=np.bool_), True
         for test in tests:
@@ -264,7 +284,9 @@ class Summary:
                 mask = np.zeros(self.count, dtype=np.bool_)
                 at = np.ones(self.count, dtype=np.bool_)
             else:
-                at = source.unknown(self.count)
+                at = np.zeros(self.count, dtype=np.bool_)
+                for name in source.asked_ports if high_ports else ():
+                    at |= _high_ports(self.columns, name)
             if (at & found).any():
                 exact = False
                 mask = np.where(at, undecided, mask)
@@ -299,27 +321,34 @@ class Counted:
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._columns:
             raise UnknownColumnError(name)
-        if name == "destination_port" and (self._columns["reply"][self._rows] == REPLY_YES).any():
+        if name in _PORTS and _high_ports(self._columns, name)[self._rows].any():
             raise UnknownColumnError(name)
         return self._columns[name][self._rows]
 
 
+def _of_clients(name: str, reply: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where a column of ports holds those of clients."""
+    found: NDArray[np.bool_] = (reply == REPLY_YES) == (name == "destination_port")
+    return found
+
+
+def _high_ports(columns: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.bool_]:
+    """Rows in which a column of ports does not tell them apart."""
+    found = _of_clients(name, columns["reply"])
+    found &= columns[name] == _HIGH_PORT
+    return found
+
+
 class _Source:
-    """Columns for one test, which notes whether it asked for ports."""
+    """Columns for one test, which notes the ports it asked for."""
 
     def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
         self._columns = columns
-        self._asked_ports = False
+        self.asked_ports: set[str] = set()
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in KEYS:
             raise UnknownColumnError(name)
-        self._asked_ports |= name == "destination_port"
+        if name in _PORTS:
+            self.asked_ports.add(name)
         return self._columns[name]
-
-    def unknown(self, count: int) -> NDArray[np.bool_]:
-        """Rows of which it asked what the summary does not know."""
-        if not self._asked_ports:
-            return np.zeros(count, dtype=np.bool_)
-        replies: NDArray[np.bool_] = self._columns["reply"] == REPLY_YES
-        return replies

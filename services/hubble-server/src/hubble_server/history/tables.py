@@ -99,6 +99,19 @@ def add_rows(directory: Directory, added: Added) -> None:
             add_row(directory, name, row)
 
 
+def numbered(directory: Directory, added: Added) -> dict[str, NDArray[np.uint32]]:
+    """Put the rows of a part into a directory that has others, too.
+
+    Gives for each column of row numbers those in the directory, by those of the part. Raises
+    ValueError.
+    """
+    numbers = {
+        name: np.array([0, *(add_row(directory, name, row) for row in added.get(name, ()))], "u4")
+        for name in NAMES
+    }
+    return {column: numbers[name] for column, name in COLUMNS.items()}
+
+
 def add_row(directory: Directory, name: str, row: Any) -> int:
     """Number of a row of a part in a directory. Raises ValueError."""
     return table(directory, name).number(_decode(name, row))

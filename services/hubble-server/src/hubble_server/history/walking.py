@@ -7,6 +7,7 @@ several at once.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -111,7 +112,7 @@ class Chosen:
 
 
 class Tools:
-    """What the rows of one part are read with. Raises FilterError when filters make no sense."""
+    """What rows of a node's parts are read with. Raises FilterError for filters without sense."""
 
     def __init__(self, directory: Directory, node: NodeFacts, asked: Asked) -> None:
         self._directory = directory
@@ -183,6 +184,14 @@ class Unreadable:
     reason: str
 
 
+class _Own(threading.local):
+    """What a thread reads complete parts with, so that names are looked up once."""
+
+    def __init__(self) -> None:
+        self.directory = Directory()
+        self.tools: dict[NodeFacts, Tools] = {}
+
+
 class Walker:
     """Walks through parts from a place on.
 
@@ -193,6 +202,7 @@ class Walker:
         self, asked: Asked, start: Place, find: Callable[[int], Part | None] = lambda _: None
     ) -> None:
         self._asked = asked
+        self._own = _Own()
         self.reader = Reader(asked.whitelist, asked.blacklist)
         self._filtered = bool(asked.whitelist or asked.blacklist)
         self._start = start
@@ -253,9 +263,12 @@ class Walker:
             chosen = summary.groups(self.reader.passing(summary))
         if chosen == 0:
             return
-        opened = Opened(part.path)
+        own = self._own
+        opened = Opened(part.path, own.directory)
         try:
-            tools = Tools(opened.directory, opened.node, self._asked)
+            tools = own.tools.get(opened.node)
+            if tools is None:
+                tools = own.tools[opened.node] = Tools(own.directory, opened.node, self._asked)
             groups = list(opened.groups(self._asked.since_ns, self._asked.until_ns, chosen))
             for first, group in reversed(groups) if backwards else groups:
                 yield first, group, tools
