@@ -46,7 +46,7 @@ class Relay:
         self._settings = settings
         self._tls = self._client_tls()
         self.directory = Directory()
-        self.pool = Pool(self._tls)
+        self.pool = Pool(self._tls, settings.peer_streams_max)
         self._watchers: list[asyncio.Task[None]] = []
         self._servers: list[PackedServer] = []
         self._metrics: HttpServer | None = None

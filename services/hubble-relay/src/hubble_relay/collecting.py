@@ -27,7 +27,7 @@ from cilium_core.telemetry import get_logger
 from observer import observer_pb2
 from relay import relay_pb2
 
-from hubble_relay.errors import MissingNodesError
+from hubble_relay.errors import BusyNodeError, MissingNodesError
 from hubble_relay.merging import Merger
 from hubble_relay.statuses import ErrorGathering, error_text, node_status
 
@@ -226,16 +226,12 @@ class Collector:
         """Read what one node tells, until it ends or fails."""
         name = connection.name
         try:
-            async for times, payloads, resume in self._answers(connection):
-                while not self._merger.room(name):
-                    self._taken.clear()
-                    await self._taken.wait()
-                self._last_ns[name] = max(self._last_ns.get(name, 0), *times)
-                self._resume[name] = resume
-                self._merger.push(name, times, payloads, time.monotonic())
-                self._news.set()
+            with connection.stream():
+                await self._read_all(connection)
             if not self._request.follow or self._request.HasField("until"):
                 self._finished.add(name)
+        except BusyNodeError as error:
+            self._gather(self._errors.add(str(error), name, time.monotonic()))
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.CANCELLED:
                 self._gather(self._errors.add(error_text(error), name, time.monotonic()))
@@ -249,6 +245,17 @@ class Collector:
             self._lost(connection)
         finally:
             self._merger.end(name)
+            self._news.set()
+
+    async def _read_all(self, connection: Connection) -> None:
+        name = connection.name
+        async for times, payloads, resume in self._answers(connection):
+            while not self._merger.room(name):
+                self._taken.clear()
+                await self._taken.wait()
+            self._last_ns[name] = max(self._last_ns.get(name, 0), *times)
+            self._resume[name] = resume
+            self._merger.push(name, times, payloads, time.monotonic())
             self._news.set()
 
     def _lost(self, connection: Connection) -> None:

@@ -10,7 +10,7 @@ Owned by the event loop.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,11 @@ from cilium_core import traces
 from cilium_core.telemetry import gauge, get_logger
 from observer import observer_pb2
 
-from hubble_relay.errors import TlsMismatchError
+from hubble_relay.errors import BusyNodeError, TlsMismatchError
 from hubble_relay.peers import Peer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from cilium_core.access import Limits
@@ -87,6 +87,10 @@ def dial(target: str, tls: ClientTls | None, server_name: str | None) -> grpc.ai
     )
 
 
+STREAMS_MAX = 1000
+"""Streams to one node, unless set. Our servers take 1,024 calls of one client."""
+
+
 @dataclass(eq=False)
 class Connection:
     """A peer and the channel to it, if there can be one."""
@@ -99,6 +103,9 @@ class Connection:
     """Whether it may have our batch service; False once it said no."""
     state: grpc.ChannelConnectivity = grpc.ChannelConnectivity.IDLE
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    streams_max: int = STREAMS_MAX
+    streams: int = 0
+    """Streams that are open."""
 
     @property
     def name(self) -> str:
@@ -109,6 +116,20 @@ class Connection:
     def available(self) -> bool:
         """Whether it makes sense to ask it anything."""
         return self.channel is not None and self.state not in _FAILED
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Count a stream while it is open. Raises BusyNodeError for one too many."""
+        if self.streams >= self.streams_max:
+            raise BusyNodeError(
+                f"{self.streams} streams of this relay are open to {self.name}, and no more may be "
+                "(peer-streams-max)"
+            )
+        self.streams += 1
+        try:
+            yield
+        finally:
+            self.streams -= 1
 
     async def ask(
         self,
@@ -135,8 +156,9 @@ class Connection:
 class Pool:
     """Connections to all peers."""
 
-    def __init__(self, tls: ClientTls | None) -> None:
+    def __init__(self, tls: ClientTls | None, streams_max: int = STREAMS_MAX) -> None:
         self._tls = tls
+        self._streams_max = streams_max
         self._connections: dict[str, Connection] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._listeners: list[Callable[[], None]] = []
@@ -176,7 +198,8 @@ class Pool:
             log.warning("peer cannot be dialled", peer=peer.name, problem=problem)
             return Connection(peer, None, problem)
         tls = None if target.startswith("unix:") else self._tls
-        connection = Connection(peer, dial(target, tls, peer.server_name))
+        channel = dial(target, tls, peer.server_name)
+        connection = Connection(peer, channel, streams_max=self._streams_max)
         connection.tasks = [
             asyncio.create_task(self._watch(connection)),
             asyncio.create_task(self._probe(connection)),

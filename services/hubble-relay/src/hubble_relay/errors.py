@@ -1,6 +1,7 @@
 """What can go wrong in the relay.
 
     CiliumError (cilium_core.errors)
+    ├── BusyNodeError           a node has as many streams of this relay as it may
     ├── MissingNodesError       events of some nodes could not be had    UNAVAILABLE
     ├── NoSuchFlowError         no node has a flow that passes           NOT_FOUND
     └── TlsMismatchError        a peer with TLS and a relay without it, or the other way around
@@ -12,7 +13,11 @@ error that names the nodes, after everything the others had to tell.
 
 from __future__ import annotations
 
-from cilium_core.errors import CiliumError, NotFoundError, UnavailableError
+from cilium_core.errors import CiliumError, ExhaustedError, NotFoundError, UnavailableError
+
+
+class BusyNodeError(ExhaustedError):
+    """A node has as many streams of this relay as it may."""
 
 
 class MissingNodesError(UnavailableError):

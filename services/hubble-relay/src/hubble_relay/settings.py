@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from cilium_core.errors import InvalidError
 from cilium_core.settings import Problem, Seconds, TelemetrySettings, setting
 
+from hubble_relay.connections import STREAMS_MAX
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
 
@@ -43,6 +45,13 @@ class RelaySettings(TelemetrySettings):
         group="Peers",
         low=0.1,
         high=3600,
+    )
+    peer_streams_max: int = setting(
+        STREAMS_MAX,
+        "Streams that are open to one node at once, for all clients together; what is beyond that"
+        " is told as an error of the node. Our servers take 1,024 calls of one relay.",
+        group="Peers",
+        low=1,
     )
     listen_address: tuple[str, ...] = setting(
         (":4245",), "Where clients connect: host:port, :port or unix:///path.", group="Listeners"
