@@ -41,8 +41,9 @@ _CHANGING = (
     (re.compile(r"^(time=\S+ |\w{3} \d+ [\d:.]+(?= \[))", re.MULTILINE), ""),
     (re.compile(r"on 2 nodes: node\d, node\d"), "on 2 nodes"),
     (re.compile(r"\xa0"), " "),
+    (re.compile(r',?"chunk_type":"\w+"'), ""),
 )
-"""What tells the time of the call, and what stands in its place."""
+"""What tells the time of the call or is of a later version, and what stands in its place."""
 
 
 @dataclass(frozen=True, slots=True)
