@@ -76,8 +76,9 @@ class Encoder:
         self._mask = mask
         wanted = set(pieces.FIELDS if mask is None else mask)
         reaches_in = {name for name, child in (mask or {}).items() if child is not None}
-        self._slow = not reaches_in <= set(_ENDS)
-        self._wanted = set(pieces.FIELDS) if self._slow else wanted
+        self.is_slow = not reaches_in <= set(_ENDS)
+        """Whether its mask is put to messages, one by one."""
+        self._wanted = set(pieces.FIELDS) if self.is_slow else wanted
         self._ends = {name: (mask or {}).get(name) for name in _ENDS}
         self._heads: PieceCache[int] = PieceCache(lambda size: _FLOW_TAG + varint(size))
         self._node_tail = (
@@ -163,8 +164,8 @@ class Encoder:
         count = len(batch["time_ns"])
         if not count:
             return []
-        bodies = [b"".join(parts) for parts in zip(*self._columns(batch), strict=True)]
-        if self._slow:
+        bodies = [b"".join(parts) for parts in zip(*self.fields(batch).values(), strict=True)]
+        if self.is_slow:
             return [self._masked(flow_pb2.Flow.FromString(body)) for body in bodies]
         heads = self._heads
         if self._time_tail is None:
@@ -191,52 +192,53 @@ class Encoder:
         apply_mask(self._mask or {}, whole, part)
         return _response(part).SerializeToString()
 
-    def _columns(self, batch: Batch) -> list[list[bytes]]:
-        """Build the lists of pieces that make up the flows."""
+    def fields(self, batch: Batch) -> dict[str, list[bytes]]:
+        """Encode parts of flows: the field it is named after, or several, of each flow in order.
+
+        What no flow of the batch has may be missing.
+        """
         wanted = self._wanted
         flags = batch["flags"]
-        lists: list[list[bytes]] = [self._marks_column(batch)]
+        lists = {"marks": self._marks_column(batch)}
         if "time" in wanted:
-            lists.append(timestamps(batch["time_ns"], pieces.length_tag("time")))
+            lists["time"] = timestamps(batch["time_ns"], pieces.length_tag("time"))
         if "ethernet" in wanted:
-            lists.append(self._ethernet_column(batch, (flags & _ETHERNET) != 0))
+            lists["ethernet"] = self._ethernet_column(batch, (flags & _ETHERNET) != 0)
         if "IP" in wanted:
-            lists.append(self._ip_column(batch, flags))
+            lists["IP"] = self._ip_column(batch, flags)
         has_l4 = (flags & _L4) != 0
         at_sockets, packetless = batch["type"] == TYPE_SOCK, without_packets(batch)
         transport = _transport_keys(batch, packetless)
         if "l4" in wanted:
             l4s = self._l4s
-            lists.append(
-                [
-                    l4s[key] if there else b""
-                    for key, there in zip(transport.tolist(), has_l4.tolist(), strict=True)
-                ]
-            )
+            lists["l4"] = [
+                l4s[key] if there else b""
+                for key, there in zip(transport.tolist(), has_l4.tolist(), strict=True)
+            ]
         for end in _ENDS:
             if end in wanted:
                 cache = self._endpoints[end]
-                lists.append([cache[row] for row in batch[f"{end}_row"].tolist()])
+                lists[end] = [cache[row] for row in batch[f"{end}_row"].tolist()]
             if f"{end}_service" in wanted and batch[f"{end}_service"].any():
-                lists.append(self._service_column(f"{end}_service", batch))
+                lists[f"{end}_service"] = self._service_column(f"{end}_service", batch)
             if f"{end}_names" in wanted and batch[f"{end}_names"].any():
-                lists.append(self._names_column(f"{end}_names", batch))
+                lists[f"{end}_names"] = self._names_column(f"{end}_names", batch)
         if "interface" in wanted and batch["interface"].any():
             interfaces = self._interfaces
-            lists.append([interfaces[row] for row in batch["interface"].tolist()])
+            lists["interface"] = [interfaces[row] for row in batch["interface"].tolist()]
         if "proxy_port" in wanted and batch["proxy_port"].any():
-            lists.append([pieces.proxy_port(port) for port in batch["proxy_port"].tolist()])
+            lists["proxy_port"] = [pieces.proxy_port(port) for port in batch["proxy_port"].tolist()]
         if "uuid" in wanted:
             lead = pieces.length_tag("uuid")
-            lists.append(uuids(batch["uuid_high"], batch["uuid_low"], lead))
+            lists["uuid"] = uuids(batch["uuid_high"], batch["uuid_low"], lead)
         if "tunnel" in wanted and (flags & _TUNNEL).any():
-            lists.append(self._tunnel_column(batch, (flags & _TUNNEL) != 0))
+            lists["tunnel"] = self._tunnel_column(batch, (flags & _TUNNEL) != 0)
         if batch["rules"].any() and not wanted.isdisjoint(_RULE_FIELDS):
-            lists.append(self._rules_column(batch))
+            lists["rules"] = self._rules_column(batch)
         if at_sockets.any() and not wanted.isdisjoint(pieces.SOCKET_FIELDS):
-            lists.append(self._sockets_column(batch, at_sockets))
+            lists["sockets"] = self._sockets_column(batch, at_sockets)
         if "extensions" in wanted and batch["packets"].any():
-            lists.append(self._counts.column(batch["packets"], batch["bytes"], packetless))
+            lists["extensions"] = self._counts.column(batch["packets"], batch["bytes"], packetless)
         if "Summary" in wanted:
             kinds = (flags & (_L3 | _L4 | _IPV6)).astype(np.uint64) << np.uint64(48)
             summaries = self._summaries
@@ -245,7 +247,7 @@ class Encoder:
             if of_kernel.any():
                 codes = np.where(of_kernel, batch["line"], 0).astype(np.uint64)
                 kinds |= codes << np.uint64(48 + pieces.KERNEL_DROP_SHIFT)
-            lists.append([summaries[key] for key in (_said(transport) | kinds).tolist()])
+            lists["Summary"] = [summaries[key] for key in (_said(transport) | kinds).tolist()]
         return lists
 
     def _marks_column(self, batch: Batch) -> list[bytes]:

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 from cilium_core import flow_filters
 from cilium_core.telemetry import counter, get_logger
 from flow import flow_pb2
-from google.protobuf import json_format
-from observer import observer_pb2
+from observer.observer_pb2 import ExportEvent
 
 from hubble_server.encoding.encoder import Encoder
+from hubble_server.encoding.jsonlines import JsonLines, line_of
 from hubble_server.encoding.masks import Mask, parse_mask
 from hubble_server.exporting.aggregating import Aggregator
 from hubble_server.exporting.files import sink_of
 from hubble_server.facts import NodeFacts
 from hubble_server.filters import FilterContext, compile_filters
-from hubble_server.flows.columns import KIND_AGENT
+from hubble_server.flows.columns import KIND_AGENT, Batch
 from hubble_server.flows.querying import AGENT_EVENTS, DEBUG_EVENTS, FLOWS, Cursor, Query
 from hubble_server.flows.store import FlowStore
 from hubble_server.metadata.directory import Directory
@@ -126,8 +126,12 @@ class Lines:
 
     def write(self, events: Sequence[bytes]) -> int:
         """Write a line for each event."""
-        self._sink.write(b"".join(map(_line, events)))
-        return len(events)
+        return self.write_lines([line_of(ExportEvent.FromString(event)) for event in events])
+
+    def write_lines(self, lines: Sequence[bytes]) -> int:
+        """Write what is made a line already."""
+        self._sink.write(b"".join(lines))
+        return len(lines)
 
     def close(self) -> None:
         """Close the file."""
@@ -142,6 +146,10 @@ class Exporter:
         self._feed = feed
         self._target: Target = target or Lines.of(export)
         self._aggregator = self._aggregator_of(export)
+        # lines are made of columns, which is much faster than of events
+        self._lines = self._target if isinstance(self._target, Lines) else None
+        if self._aggregator is not None:
+            self._lines = None
         self._failing = False
         self._writing = threading.Lock()
         self._running = False
@@ -185,29 +193,35 @@ class Exporter:
             await asyncio.to_thread(self._end)
 
     def _encoding(self, node: NodeFacts, mask: Mask | None) -> Encoding:
-        # aggregation looks at whole flows, and chooses fields itself
-        encoder = Encoder(
-            node, self._feed.directory, None if self._aggregator is not None else mask
-        )
+        """How events become what `_take` takes: lines where the target takes lines."""
+        if self._aggregator is not None:
+            mask = None  # aggregation looks at whole flows, and chooses fields itself
+        columns: Callable[[Batch], list[bytes]]
+        if self._lines is not None:
+            lines = JsonLines(node, self._feed.directory, mask)
+            columns, record, encoded = lines.lines, lines.record, line_of
+        else:
+            encoder = Encoder(node, self._feed.directory, mask)
+            columns, record, encoded = encoder.responses, encoder.record, _encoded
 
         def attached(kind: int, time_ns: int, message: Attached) -> bytes:
             if isinstance(message, bytes):
-                return encoder.record(message, time_ns)
-            event = observer_pb2.ExportEvent(node_name=node.name)
+                return record(message, time_ns)
+            event = ExportEvent(node_name=node.name)
             if kind == KIND_AGENT:
                 event.agent_event.CopyFrom(cast("flow_pb2.AgentEvent", message))
             else:
                 event.debug_event.CopyFrom(cast("flow_pb2.DebugEvent", message))
             event.time.FromNanoseconds(time_ns)
-            return event.SerializeToString()
+            return encoded(event)
 
         def lost(message: flow_pb2.LostEvent, time_ns: int) -> bytes:
-            event = observer_pb2.ExportEvent(lost_events=message, node_name=node.name)
+            event = ExportEvent(lost_events=message, node_name=node.name)
             event.time.FromNanoseconds(time_ns)
-            return event.SerializeToString()
+            return encoded(event)
 
         tells_losses = not (self.export.allow or self.export.deny)
-        return Encoding(encoder.responses, attached, lost if tells_losses else None)
+        return Encoding(columns, attached, lost if tells_losses else None)
 
     def _take(self, chunk: Chunk) -> None:
         aggregator = self._aggregator
@@ -219,7 +233,7 @@ class Exporter:
                 self._write(chunk.responses)
                 return
             for data in chunk.responses:
-                event = observer_pb2.ExportEvent.FromString(data)
+                event = ExportEvent.FromString(data)
                 if event.HasField("flow"):
                     aggregator.add(event)
             if len(aggregator) >= _GATHERED:
@@ -250,7 +264,8 @@ class Exporter:
     def _write(self, events: Sequence[bytes]) -> None:
         name = self.export.name
         try:
-            written = self._target.write(events)
+            write = self._target.write if self._lines is None else self._lines.write_lines
+            written = write(events)
         except OSError as error:
             _FAILED.add(len(events), name)
             if not self._failing:
@@ -268,12 +283,8 @@ class Exporter:
             _FAILED.add(len(events) - written, name)
 
 
-def _line(data: bytes) -> bytes:
-    event = observer_pb2.ExportEvent.FromString(data)
-    text = json_format.MessageToJson(
-        event, preserving_proto_field_name=True, indent=None, ensure_ascii=False
-    )
-    return text.encode() + b"\n"
+def _encoded(event: ExportEvent) -> bytes:
+    return event.SerializeToString()
 
 
 async def keep_running(exporter: Exporter) -> None:
