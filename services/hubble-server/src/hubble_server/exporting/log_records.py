@@ -8,19 +8,22 @@ flow of a request that carries a trace belongs to that trace.
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from cilium_core.flow_counts import counts_of
 from flow import flow_pb2
-from google.protobuf import json_format, symbol_database
+from google.protobuf import json_format, message_factory, symbol_database
 from google.protobuf.descriptor import FieldDescriptor
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import (
     SEVERITY_NUMBER_DEBUG,
     SEVERITY_NUMBER_INFO,
     SEVERITY_NUMBER_WARN,
 )
+
+from hubble_server.encoding.wire import message_field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from google.protobuf import any_pb2
     from google.protobuf.message import Message
     from observer import observer_pb2
-    from opentelemetry.proto.common.v1.common_pb2 import AnyValue
     from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
     from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
@@ -43,6 +45,21 @@ _WRAPPERS: Final = frozenset(
     f"google.protobuf.{kind}Value" for kind in ("Bool", "Int32", "UInt32", "String")
 )
 _FREE: Final = frozenset(f"google.protobuf.{kind}" for kind in ("Struct", "Value", "ListValue"))
+_RECURRING: Final = frozenset(
+    f"flow.{kind}"
+    for kind in (
+        "CiliumEventType", "Emitter", "Endpoint", "Ethernet", "FileInfo", "NetworkInterface",
+        "Policy", "Service",
+    )
+)  # fmt: skip
+"""Messages that many flows have in common."""
+_MOST_KEPT: Final = 16_384
+"""Encoded pairs that are kept, each some 300 bytes."""
+_OF_RESOURCE: Final = 1
+_OF_RECORD: Final = 6
+_OF_MAP: Final = 1
+_MAP: Final = 6
+"""Numbers of fields: attributes of a resource and a record, pairs of a map, the map of a value."""
 _LARGEST: Final = (1 << 63) - 1
 _TRACE_DIGITS: Final = 32
 _EVENTS: Final = {
@@ -60,7 +77,7 @@ def request_of(
     # filled in place: copying messages into each other costs several times as much
     request = ExportLogsServiceRequest()
     logs = request.resource_logs.add()
-    _put_attributes(resource, logs.resource)
+    _put_attributes(resource, _OF_RESOURCE, logs.resource)
     scope = logs.scope_logs.add()
     scope.scope.name = SCOPE
     for event in events:
@@ -82,7 +99,7 @@ def write_record(event: observer_pb2.ExportEvent, observed_ns: int, record: LogR
         if len(trace_id) == _TRACE_DIGITS:
             with suppress(ValueError):  # clients may write anything into the header
                 record.trace_id = bytes.fromhex(trace_id)
-        _put_attributes(attributes_of(event.flow), record)
+        _put_attributes(attributes_of(event.flow), _OF_RECORD, record)
     elif kind == "lost_events":
         severity = SEVERITY_NUMBER_WARN
     elif kind == "debug_event":
@@ -90,9 +107,9 @@ def write_record(event: observer_pb2.ExportEvent, observed_ns: int, record: LogR
     record.severity_number = severity
     record.severity_text = _SEVERITIES[severity]
     if kind:
-        _put_map(getattr(event, kind), record.body)
+        record.body.MergeFromString(_body(getattr(event, kind)))
     if event.node_name:
-        _put_attributes({"cilium.node.name": event.node_name}, record)
+        _put_attributes({"cilium.node.name": event.node_name}, _OF_RECORD, record)
 
 
 def attributes_of(flow: flow_pb2.Flow) -> dict[str, str | int | bool]:
@@ -140,11 +157,21 @@ def attributes_of(flow: flow_pb2.Flow) -> dict[str, str | int | bool]:
     return kept
 
 
-def _put_attributes(attributes: Mapping[str, str | int | bool], into: LogRecord | Resource) -> None:
-    for name, value in attributes.items():
-        pair = into.attributes.add()
-        pair.key = name
-        _put(value, pair.value)
+def _put_attributes(
+    attributes: Mapping[str, str | int | bool], number: int, into: LogRecord | Resource
+) -> None:
+    """Put attributes into field `number`."""
+    into.MergeFromString(
+        b"".join([_pair(number, name, value) for name, value in attributes.items()])
+    )
+
+
+@lru_cache(_MOST_KEPT, typed=True)  # 1 and True are equal
+def _pair(number: int, name: str, value: str | int | bool) -> bytes:
+    """A KeyValue as field `number`."""
+    pair = KeyValue(key=name)
+    _put(value, pair.value)
+    return message_field(number, pair.SerializeToString())
 
 
 def _name(enum: Any, number: int) -> str:
@@ -172,26 +199,59 @@ def _put(value: str | int | bool | float | bytes, into: AnyValue) -> None:
         into.bytes_value = value
 
 
+def _body(message: Message) -> bytes:
+    """An AnyValue with a message as a map. What recurs is encoded once."""
+    parts = []
+    for field, value in message.ListFields():
+        kind = field.message_type
+        if field.is_repeated or (kind is not None and kind.full_name not in _RECURRING):
+            pair = KeyValue(key=field.name)
+            _put_field(field, value, pair.value)
+            parts.append(message_field(_OF_MAP, pair.SerializeToString()))
+        elif kind is not None:
+            parts.append(_recurring(field, value.SerializeToString()))
+        elif field.enum_type is not None:
+            parts.append(_recurring(field, value))
+        else:
+            parts.append(_pair(_OF_MAP, field.name, value))
+    return message_field(_MAP, b"".join(parts))
+
+
+@lru_cache(_MOST_KEPT)
+def _recurring(field: Any, value: int | bytes) -> bytes:
+    """The pair of an enum's value or of an encoded message."""
+    pair = KeyValue(key=field.name)
+    if isinstance(value, bytes):
+        message = message_factory.GetMessageClass(field.message_type).FromString(value)
+        _put_map(message, pair.value)
+    else:
+        _putter(field)(value, pair.value)
+    return message_field(_OF_MAP, pair.SerializeToString())
+
+
 def _put_map(message: Message, into: AnyValue) -> None:
     pairs = into.kvlist_value.values
     into.kvlist_value.SetInParent()
     for field, value in message.ListFields():
         pair = pairs.add()
         pair.key = field.name
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            put = _putter(field.message_type.fields_by_name["value"])
-            for name, item in value.items():
-                entry = pair.value.kvlist_value.values.add()
-                entry.key = str(name)
-                put(item, entry.value)
-            continue
+        _put_field(field, value, pair.value)
+
+
+def _put_field(field: Any, value: Any, into: AnyValue) -> None:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        put = _putter(field.message_type.fields_by_name["value"])
+        into.kvlist_value.SetInParent()
+        for name, item in value.items():
+            entry = into.kvlist_value.values.add()
+            entry.key = str(name)
+            put(item, entry.value)
+    elif field.is_repeated:
         put = _putter(field)
-        if field.is_repeated:
-            items = pair.value.array_value.values
-            for item in value:
-                put(item, items.add())
-        else:
-            put(value, pair.value)
+        for item in value:
+            put(item, into.array_value.values.add())
+    else:
+        _putter(field)(value, into)
 
 
 @cache
