@@ -1,8 +1,8 @@
 """Random filters on random flows: what Hubble's own client selects, and what we do.
 
 The client's `observe --input-file` runs the filters that every Hubble server runs, so it can tell
-for any flows and filters what must come out. Rounds are of two kinds: flows that are messages, as
-`hubble observe --input-file` reads them, and flows out of a server's ring, which are columns. The
+for any flows and filters what must come out. Rounds are of three kinds: flows that are messages, as
+`hubble observe --input-file` reads them, flows in a server's ring, and flows in its history. The
 path of the client is an argument or `$HUBBLE`; nothing here comes without one.
 """
 
@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -25,21 +26,22 @@ from google.protobuf import json_format
 from hubble_cli.errors import HubbleError
 from hubble_cli.replaying import replay
 from hubble_server.flows.querying import Query
+from hubble_server.history.walking import Asked
 from observer import observer_pb2
 
 from tests.fuzz.flows import random_filters, random_flow
 from tests.unit.hubble.loads import names, strange, strange_records
 from tests.unit.hubble.pipelines import Pipeline
+from tests.unit.hubble.test_history import Kept
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from google.protobuf.message import Message
 
 FLOWS = 50
 """Answers of a round."""
 
 Filters = Sequence[flow_pb2.FlowFilter]
+Answers = Sequence[observer_pb2.GetFlowsResponse]
 
 _LIMIT_S = 60
 _REDRAWN = 0.9
@@ -67,12 +69,12 @@ class Round:
     """Flows with the lists of filters that one request has."""
 
     seed: int
-    answers: Sequence[observer_pb2.GetFlowsResponse]
+    answers: Answers
     allow: Filters
     deny: Filters
     ours: Selection
     kind: str
-    """What selected: "messages" or "columns"."""
+    """What selected: "messages", "columns" or "history"."""
 
 
 class Client:
@@ -113,7 +115,7 @@ def as_json(message: Message) -> dict[str, Any]:
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
 
-def lines_of(answers: Sequence[observer_pb2.GetFlowsResponse]) -> list[str]:
+def lines_of(answers: Answers) -> list[str]:
     """Answers as a file has them. Each has its number for a node, at which no filter looks."""
     return [
         json.dumps({**as_json(answer), "node_name": str(number)}, ensure_ascii=False)
@@ -152,20 +154,51 @@ def column_round(seed: int) -> Round:
     """Flows of a server, filtered as columns."""
     chance = Random(seed)
     pipeline = Pipeline()
-    pipeline.tell(*names(4))
-    pipeline.feed(strange(FLOWS - 15, seed))
-    pipeline.tell(*strange_records(15, seed))
-    answers = pipeline.responses()
+    answers = _fed(pipeline, seed)
     allow, deny = _lists(chance, [answer.flow for answer in answers])
     try:
         filters = pipeline.filters(allow, deny)
     except InvalidError as error:
         ours = Selection(error=str(error))
     else:
-        numbers = {answer.flow.uuid: number for number, answer in enumerate(answers)}
-        found = pipeline.flows(Query(filters=filters))
-        ours = Selection(tuple(numbers[flow.uuid] for flow in found))
+        ours = _selection(answers, pipeline.responses(Query(filters=filters)))
     return Round(seed, answers, allow, deny, ours, "columns")
+
+
+def history_round(seed: int) -> Round:
+    """Flows on a disk, the older part in a complete file and the rest in a journal."""
+    chance = Random(seed)
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        kept = Kept(Path(folder))
+        try:
+            kept.tell(*names(4))
+            kept.feed(strange(FLOWS // 2, seed + 1))
+            kept.complete()
+            answers = _fed(kept, seed, FLOWS // 2)
+            kept.history.step()
+            allow, deny = _lists(chance, [answer.flow for answer in answers])
+            try:
+                found = kept.read(Asked(whitelist=tuple(allow), blacklist=tuple(deny)))
+            except InvalidError as error:
+                ours = Selection(error=str(error))
+            else:
+                ours = _selection(answers, found)
+        finally:
+            kept.history.stop()
+    return Round(seed, answers, allow, deny, ours, "history")
+
+
+def _fed(pipeline: Pipeline, seed: int, flows: int = FLOWS) -> Answers:
+    """All that a pipeline has after it was fed so many flows more, some of them of proxies."""
+    pipeline.tell(*names(4))
+    pipeline.feed(strange(flows - flows // 3, seed))
+    pipeline.tell(*strange_records(flows // 3, seed))
+    return pipeline.responses()
+
+
+def _selection(answers: Answers, found: Answers) -> Selection:
+    numbers = {answer.flow.uuid: number for number, answer in enumerate(answers)}
+    return Selection(tuple(numbers[answer.flow.uuid] for answer in found))
 
 
 def record(client: Client, seed: int, requests: int) -> list[dict[str, Any]]:
@@ -184,9 +217,10 @@ def record(client: Client, seed: int, requests: int) -> list[dict[str, Any]]:
 
 
 def rounds(seed: int) -> Iterator[Round]:
-    """Rounds without an end, in turns of both kinds; a seed begins with its own round."""
+    """Rounds without an end, in turns of all kinds; a seed begins with its own round."""
+    kinds = (message_round, column_round, history_round)
     while True:
-        yield message_round(seed) if seed % 2 else column_round(seed)
+        yield kinds[seed % len(kinds)](seed)
         seed += 1
 
 
