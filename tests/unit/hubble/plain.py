@@ -126,8 +126,11 @@ def flow_of(event: Any, names: Names) -> flow_pb2.Flow:
     if kind == 1 and int(event["file"]) == 5:
         # refused at a socket, before there was a packet
         flow.Summary = {6: "TCP", 17: "UDP"}.get(int(event["proto"]), "Unknown")
-        if flow.l4.WhichOneof("protocol") == "TCP":
-            flow.l4.TCP.ClearField("flags")
+        match flow.l4.WhichOneof("protocol"):
+            case "TCP":
+                flow.l4.TCP.ClearField("flags")
+            case "SCTP":
+                flow.l4.SCTP.ClearField("chunk_type")
     return flow
 
 
