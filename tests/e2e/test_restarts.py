@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.running import ECHO_PORT, Lab, Pod, eventually
 
-LOAD_S = 7
+LOAD_S = 4
 HEALTHY_S = 5.0
 LATE_S = 3.0
 """Slack for machines that run other things besides the test."""

@@ -27,7 +27,7 @@ GATE = Gate(10053, Redirect(ingress=False, kind=L7Kind.DNS, dns=ALLOWED))
 
 
 def wire(name: str = "api.example.com.", kind: str = "A", **options) -> bytes:
-    return dns.message.make_query(name, kind, **options).to_wire()
+    return dns.message.make_query(name, kind, id=4711, **options).to_wire()
 
 
 def fault(data: bytes) -> Fault:
