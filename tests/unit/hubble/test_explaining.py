@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,9 @@ class FakeAgent:
     def __init__(self) -> None:
         self.asked: list[agent_pb2.ExplainPolicyRequest] = []
         self.gone: set[str] = set()
+        self.free = asyncio.Event()
+        self.free.set()
+        self.busy = 0
         self.answer = agent_pb2.ExplainPolicyResponse(
             revision=7,
             ingress=agent_pb2.ExplainedDirection(
@@ -62,6 +66,9 @@ class FakeAgent:
         self, request: agent_pb2.ExplainPolicyRequest, _call: Call
     ) -> agent_pb2.ExplainPolicyResponse:
         self.asked.append(request)
+        self.busy += 1
+        await self.free.wait()
+        self.busy -= 1
         if self.gone & {request.source, request.destination}:
             raise CallError(Status.NOT_FOUND, "there is no pod ns0/pod-0")
         return self.answer
@@ -204,6 +211,24 @@ async def test_without_the_agent_the_flow_is_told_and_that_policies_were_not_ask
     (note,) = answer.notes
     assert note.startswith("Policies could not be asked: the agent does not answer at ")
     assert str(tmp_path / "cilium.sock") in note
+
+
+async def test_clients_that_would_wait_for_too_long_are_sent_away(
+    server: Server, tmp_path: Path
+) -> None:
+    await server.feed_flows(DROPPED)
+    async with agent_at(tmp_path) as agent:
+        agent.free.clear()
+        asked = [asyncio.create_task(why(server, destination_port=["8080"])) for _ in range(40)]
+        await server.until(lambda: sum(one.done() for one in asked) == 40 - 34)
+        most_at_once = agent.busy
+        agent.free.set()
+        done = await asyncio.gather(*asked, return_exceptions=True)
+
+    refused = [one for one in done if isinstance(one, grpc.aio.AioRpcError)]
+    assert {one.code() for one in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert len(refused) == 40 - 34
+    assert most_at_once <= 2
 
 
 async def test_a_pod_that_is_gone_is_asked_about_by_the_labels_it_had(

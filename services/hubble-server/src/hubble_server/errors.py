@@ -12,6 +12,7 @@
     │   └── RingError           the kernel's event ring cannot be read
     │       └── EventsMapMissingError   the agent has not pinned the events map (yet)
     └── ExhaustedError
+        ├── BusyError           too many clients ask for what costs the agent much
         └── SlowClientError     a client that does not read what it asked for
 
 `STATUSES` is the one place where those that differ from the usual codes become gRPC codes: clients
@@ -51,6 +52,10 @@ class ContradictionError(InvalidError):
 
 class NoSuchFlowError(NotFoundError):
     """No flow passes the filters that it was asked by."""
+
+
+class BusyError(ExhaustedError):
+    """Too many clients ask for what costs the agent much."""
 
 
 class SlowClientError(ExhaustedError):

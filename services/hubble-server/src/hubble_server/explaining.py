@@ -1,11 +1,13 @@
 """Explains a flow: what the flow says, and what the node's agent says about its two ends now.
 
-What cannot be found out is no error: it becomes a note, and the rest is told all the same. Used on
-the event loop.
+What cannot be found out is no error: it becomes a note, and the rest is told all the same. An agent
+looks through all it knows for an answer, so it is asked about few flows at a time, and clients that
+would wait for too long are sent away. Used on the event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from cilium_core.errors import CiliumError
@@ -19,6 +21,7 @@ from cilium_core.flow_questions import (
 )
 
 from hubble_server.agents import AgentRefusedError, UnknownToAgentError
+from hubble_server.errors import BusyError
 
 if TYPE_CHECKING:
     from cilium.agent.v1 import agent_pb2
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from hubble_server.translations import Translations
 
 _MOST_FRONTENDS: Final = 100
+_AT_ONCE: Final = 2
+_MOST_WAITING: Final = 32
+"""Flows that are explained at once, and such as may wait for that."""
 
 
 class Explainer:
@@ -37,14 +43,29 @@ class Explainer:
     def __init__(self, agent: AgentClient, translations: Translations) -> None:
         self._agent = agent
         self._translations = translations
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._present = 0
 
     async def explain(
         self, flow: flow_pb2.Flow, node_name: str, *, verify: bool
     ) -> explain_pb2.ExplainFlowResponse:
-        """All there is to say; with `verify`, the loaded programs are asked as well."""
+        """All there is to say; with `verify`, the loaded programs are asked as well.
+
+        Raises BusyError.
+        """
+        if self._present >= _AT_ONCE + _MOST_WAITING:
+            raise BusyError(
+                f"{self._present} flows are being explained or wait for it on {node_name}; try "
+                "again"
+            )
         answer = describe(flow, node_name)
-        await self._ask_about_policies(flow, answer, verify=verify)
-        await self._ask_about_services(flow, answer)
+        self._present += 1
+        try:
+            async with self._turns:
+                await self._ask_about_policies(flow, answer, verify=verify)
+                await self._ask_about_services(flow, answer)
+        finally:
+            self._present -= 1
         return answer
 
     async def _ask_about_policies(

@@ -186,9 +186,10 @@ class FlowStreams:
                 whitelist=request.whitelist, blacklist=request.blacklist
             )
             here.until.FromNanoseconds(until_ns)
-            here.since.FromNanoseconds(oldest_ns)
+            here.since.FromNanoseconds(max(oldest_ns, since_ns or 0))
             found = await self._last(here)
             until_ns = oldest_ns - 1
+            in_ring = in_ring or (since_ns or 0) > oldest_ns
         if found is None and not in_ring:
             if until_ns is not None:
                 wanted.until.FromNanoseconds(until_ns)
