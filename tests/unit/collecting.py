@@ -91,7 +91,9 @@ def collecting_beside(address: str) -> Iterator[tuple[Collector, Callable[..., A
 
 
 @asynccontextmanager
-async def collecting(address: str = "127.0.0.1:0") -> AsyncIterator[Collector]:
+async def collecting(
+    address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[Collector]:
     """A collector that listens; `address` is the one of another that is away by now."""
     made = Collector()
 
@@ -116,7 +118,10 @@ async def collecting(address: str = "127.0.0.1:0") -> AsyncIterator[Collector]:
     logs_service_pb2_grpc.add_LogsServiceServicer_to_server(Logs(), server)
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), server)
-    port = server.add_insecure_port(address)
+    if credentials is None:
+        port = server.add_insecure_port(address)
+    else:
+        port = server.add_secure_port(address, credentials)
     made.address = address if address.startswith("unix:") else f"127.0.0.1:{port}"
     await server.start()
     try:

@@ -11,9 +11,10 @@ import grpc
 import pytest
 from cilium_core.errors import InvalidError
 from cilium_core.settings import TelemetrySettings
+from cilium_core.telemetry import Registry, pushing_metrics
 from cilium_core.telemetry import collectors as core
-from cilium_core.telemetry import pushing_metrics
 from cilium_core.telemetry.collectors import LOST, SENT
+from cilium_core.telemetry.otlp import Pusher
 from flow import flow_pb2
 from google.protobuf import any_pb2, struct_pb2, wrappers_pb2
 from hubble_server.exporting.exporters import Export, Exporter, Feed
@@ -23,8 +24,10 @@ from hubble_server.metrics.configuring import parse_static
 from hubble_server.metrics.counting import Counted, FlowMetrics
 from hubble_server.metrics.exposing import FlowRegistry
 from hubble_server.servicers.streaming import NewEvents
+from hubble_server.settings import ServerSettings
 from observer import observer_pb2
 
+from tests.certificates import Authority
 from tests.unit.collecting import LIMIT_S, attributes, collecting
 from tests.unit.hubble.loads import event, strange
 from tests.unit.hubble.pipelines import NODE, Pipeline
@@ -41,11 +44,16 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def exporting(
-    pipeline: Pipeline, address: str, export: Export | None = None, *, limit: int = 10_000
+    pipeline: Pipeline,
+    address: str | core.Collector,
+    export: Export | None = None,
+    *,
+    limit: int = 10_000,
 ) -> AsyncIterator[Exporter]:
     feed = Feed(pipeline.store, pipeline.directory, lambda: NODE, NewEvents(pipeline.store))
-    target = LogRecords(core.Collector(address), lambda: NODE, limit=limit)
-    exporter = Exporter(export or Export("otlp", address), feed, target)
+    where = core.Collector(address) if isinstance(address, str) else address
+    target = LogRecords(where, lambda: NODE, limit=limit)
+    exporter = Exporter(export or Export("otlp", where.endpoint), feed, target)
     task = asyncio.create_task(exporter.run())
     await asyncio.sleep(0)
     try:
@@ -281,3 +289,86 @@ def test_headers_are_read_from_a_file_and_a_bad_line_is_not_shown(tmp_path: Path
     path.unlink()
     with pytest.raises(InvalidError, match="cannot be read"):
         core.Collector.of(settings)
+
+
+async def test_counts_of_requests_name_a_trace() -> None:
+    pipeline = Pipeline()
+    metrics = FlowMetrics(pipeline.directory, lambda: NODE)
+    plugins = parse_static(["http:exemplars=true"])
+    metrics.counted = tuple(Counted(one.make()) for one in plugins)
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    for trace, method in ((trace_id, "GET"), ("no trace", "PUT")):
+        http = flow_pb2.HTTP(method=method, code=200, protocol="HTTP/1.1")
+        l7 = flow_pb2.Layer7(type=flow_pb2.RESPONSE, http=http, latency_ns=3_000_000)
+        flow = flow_pb2.Flow(l7=l7)
+        flow.trace_context.parent.trace_id = trace
+        metrics.count_records([flow.SerializeToString()])
+    async with collecting() as collector:
+        settings = replace(TelemetrySettings(), otlp_endpoint=collector.address, otlp_interval=0.1)
+        registry = FlowRegistry(metrics, [])
+        pushed = pushing_metrics(settings, service="flows", node="n", registry=registry)
+        task = asyncio.create_task(pushed)
+        request = await asyncio.wait_for(collector.metrics.get(), LIMIT_S)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    found = {one.name: one for one in request.resource_metrics[0].scope_metrics[0].metrics}
+    duration = found["hubble_http_request_duration_seconds"].histogram.data_points
+    responses = found["hubble_http_responses_total"].sum.data_points
+    for points in (duration, responses):
+        traces = {
+            attributes(point.attributes)["method"]: [one.trace_id.hex() for one in point.exemplars]
+            for point in points
+        }
+        assert traces == {"GET": [trace_id], "PUT": []}
+
+
+async def test_a_collector_may_want_tls_and_a_certificate(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("collector")
+    shown, shown_key = authority.issue("hubble-server")
+    credentials = grpc.ssl_server_credentials(
+        [(key.read_bytes(), certificate.read_bytes())],
+        root_certificates=authority.certificate.read_bytes(),
+        require_client_auth=True,
+    )
+    pipeline = Pipeline()
+    async with collecting(credentials=credentials) as collector:
+        address = core.Collector(collector.address, authority.certificate, shown, shown_key)
+        async with exporting(pipeline, address):
+            pipeline.feed(event(type=4))
+            assert len(await collector.log_records(1)) == 1
+        settings = replace(
+            TelemetrySettings(),
+            otlp_endpoint=collector.address,
+            otlp_ca_file=authority.certificate,
+            otlp_cert_file=shown,
+            otlp_key_file=shown_key,
+        )
+        pusher = Pusher(core.Collector.of(settings), service="x", node="", registry=Registry())
+        assert await pusher.push()
+        await asyncio.to_thread(pusher.close)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "says"),
+    [
+        ({"hubble_otlp_flows": True}, "hubble-otlp-flows", "needs otlp-endpoint"),
+        ({"hubble_otlp_metrics": True}, "hubble-otlp-metrics", "needs otlp-endpoint"),
+        (
+            {"hubble_otlp_flows": True, "otlp_endpoint": "h:1", "hubble_otlp_denylist": "{"},
+            "hubble-otlp-flows",
+            "hubble-otlp-denylist",
+        ),
+        (
+            {"hubble_drop_events": True, "hubble_drop_events_reasons": ("colour",)},
+            "hubble-drop-events-reasons",
+            "'colour' is no reason",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_say_what_is_missing(
+    changes: dict[str, Any], key: str, says: str
+) -> None:
+    (problem,) = replace(ServerSettings(), **changes).check()
+    assert problem.key == key
+    assert says in str(problem)

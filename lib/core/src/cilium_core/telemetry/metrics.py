@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -160,6 +160,14 @@ class Histogram(_Instrument):
             yield f"{self._series(values, '_count')} {running}"
 
 
+class Exemplar(NamedTuple):
+    """One thing that a series counted: its trace (hexadecimal), the value, and when (s, Unix)."""
+
+    trace_id: str
+    value: float
+    at_s: float
+
+
 class Registry:
     """The instruments of a process."""
 
@@ -182,6 +190,10 @@ class Registry:
         for callback in self._callbacks:
             callback()
         return list(self._instruments.values())
+
+    def exemplars(self) -> dict[tuple[Counter | Histogram, tuple[str, ...]], Exemplar]:
+        """The latest exemplar of each series that has one, by instrument and label values."""
+        return {}
 
     def exposition(self) -> str:
         """Prometheus text of everything registered."""

@@ -21,10 +21,12 @@ from cilium_core.telemetry.metrics import REGISTRY, Counter, Histogram, Registry
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from opentelemetry.sdk.metrics import Exemplar as SdkExemplar
     from opentelemetry.sdk.metrics.export import Metric, MetricsData
 
     from cilium_core.settings import TelemetrySettings
     from cilium_core.telemetry.collectors import Collector
+    from cilium_core.telemetry.metrics import Exemplar
 
 log = get_logger()
 
@@ -123,12 +125,20 @@ class Pusher:
         from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-        metrics = [self._metric(instrument) for instrument in self._registry.collect()]
+        found, exemplars = self._registry.collect(), self._registry.exemplars()
+        metrics = [self._metric(instrument, exemplars) for instrument in found]
         scope = ScopeMetrics(InstrumentationScope("cilium-py"), metrics, "")
         return MetricsData([ResourceMetrics(self._resource, [scope], "")])
 
-    def _metric(self, instrument: Counter | Histogram) -> Metric:
+    def _metric(
+        self,
+        instrument: Counter | Histogram,
+        exemplars: dict[tuple[Counter | Histogram, tuple[str, ...]], Exemplar],
+    ) -> Metric:
         from opentelemetry.sdk.metrics import export
+
+        def of(values: tuple[str, ...]) -> list[SdkExemplar]:
+            return _exemplars(exemplars.get((instrument, values)))
 
         began, now = self._started_ns, time.time_ns()
         cumulative = export.AggregationTemporality.CUMULATIVE
@@ -147,6 +157,7 @@ class Pusher:
                         # not kept; the encoder leaves out what is None
                         min=None,  # type: ignore[arg-type]
                         max=None,  # type: ignore[arg-type]
+                        exemplars=of(values),
                     )
                     for values, counts, total in instrument.series()
                 ],
@@ -159,6 +170,7 @@ class Pusher:
                     start_time_unix_nano=began,
                     time_unix_nano=now,
                     value=float(value),
+                    exemplars=of(values),
                 )
                 for values, value in instrument.series()
             ]
@@ -167,3 +179,17 @@ class Pusher:
             else:
                 data = export.Sum(points, cumulative, is_monotonic=True)
         return export.Metric(instrument.name, instrument.help_text, "", data)
+
+
+def _exemplars(exemplar: Exemplar | None) -> list[SdkExemplar]:
+    from opentelemetry.sdk.metrics import Exemplar as SdkExemplar
+
+    if exemplar is None:
+        return []
+    try:
+        trace_id = int(exemplar.trace_id, 16)
+    except ValueError:
+        return []  # clients may write anything into the header
+    if not 0 < trace_id < 1 << 128:
+        return []
+    return [SdkExemplar({}, exemplar.value, int(exemplar.at_s * 1e9), 0, trace_id)]

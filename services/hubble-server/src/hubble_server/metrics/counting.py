@@ -10,11 +10,11 @@ Used on the ingest thread; the set of metrics is replaced as a whole from elsewh
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from cilium_core import flow_filters
+from cilium_core.telemetry.metrics import Exemplar
 from flow import flow_pb2
 
 from hubble_server.encoding.encoder import Encoder
@@ -40,15 +40,6 @@ FORGET_AFTER_S: Final = 60.0
 _GROUPS: Final = 65_536
 """Groups remembered by one metric; then it starts over."""
 _ICMP: Final = (1, 58)
-
-
-@dataclass(frozen=True, slots=True)
-class Exemplar:
-    """One flow that a series counted: its trace, the value observed, and when (s)."""
-
-    trace_id: str
-    value: float
-    at_s: float
 
 
 class Counted:

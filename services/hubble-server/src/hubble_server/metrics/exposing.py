@@ -9,9 +9,11 @@ from cilium_core.serving.http_server import HttpServer, Request, Response
 from cilium_core.telemetry.metrics import CONTENT_TYPE, Counter, Histogram, Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from hubble_server.metrics.counting import Exemplar, FlowMetrics
+    from cilium_core.telemetry.metrics import Exemplar
+
+    from hubble_server.metrics.counting import FlowMetrics
 
 OPEN_METRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -28,6 +30,15 @@ class FlowRegistry(Registry):
         """Every instrument, as of now."""
         flows = (one for counted in self._metrics.counted for one in counted.plugin.instruments)
         return [*flows, *self._others]
+
+    def exemplars(self) -> dict[tuple[Counter | Histogram, tuple[str, ...]], Exemplar]:
+        """The latest flow with a trace that each series counted."""
+        # the ingest thread goes on counting
+        return {
+            key: exemplar
+            for counted in self._metrics.counted
+            for key, exemplar in counted.exemplars.copy().items()
+        }
 
 
 class MetricsEndpoint:
@@ -68,11 +79,7 @@ class MetricsEndpoint:
 
     def open_metrics(self) -> str:
         """The same in OpenMetrics."""
-        exemplars = {
-            (id(of), values): exemplar
-            for one in self._metrics.counted
-            for (of, values), exemplar in one.exemplars.copy().items()
-        }
+        exemplars = self._registry.exemplars()
         lines: list[str] = []
         for instrument in self._registry.collect():
             family = instrument.name
@@ -84,7 +91,7 @@ class MetricsEndpoint:
             )
             if isinstance(instrument, Counter):
                 lines += (
-                    sample + _exemplar(exemplars.get((id(instrument), values)))
+                    sample + _exemplar(exemplars.get((instrument, values)))
                     for (values, _), sample in zip(
                         instrument.series(), instrument.samples(), strict=False
                     )
@@ -101,14 +108,14 @@ def _exemplar(exemplar: Exemplar | None) -> str:
 
 
 def _buckets(
-    histogram: Histogram, exemplars: dict[tuple[int, tuple[str, ...]], Exemplar]
+    histogram: Histogram, exemplars: Mapping[tuple[Counter | Histogram, tuple[str, ...]], Exemplar]
 ) -> Iterator[str]:
     """Samples of a histogram; an exemplar stands at the first bucket that it fell into."""
     size = len(histogram.buckets) + 3
     keys = [values for values, _, _ in histogram.series()]
     for at, sample in enumerate(histogram.samples()):
         values = keys[at // size] if at // size < len(keys) else ()
-        exemplar = exemplars.get((id(histogram), values))
+        exemplar = exemplars.get((histogram, values))
         place = at % size
         bounds = (float("-inf"), *histogram.buckets, float("inf"))
         here = (
