@@ -31,6 +31,16 @@ WRAPPERS = frozenset(
     f"google.protobuf.{kind}Value"
     for kind in ("Bool", "Int32", "UInt32", "Int64", "UInt64", "Float", "Double", "String", "Bytes")
 )
+_REPEATING = frozenset(
+    f"flow.{name}"
+    for name in (
+        "CiliumEventType", "Emitter", "Endpoint", "Ethernet", "NetworkInterface", "Service",
+        "TCPFlags",
+    )
+)  # fmt: skip
+"""Messages that are the same in many flows, so that their text is kept."""
+
+_MOST_KEPT = 4096
 _encoders: dict[str, Encode] = {}
 
 
@@ -107,14 +117,32 @@ def _message(descriptor: Descriptor) -> Encode:
         found.sort(key=_by_declaration)
         return "{" + ",".join([key + one(value) for (_, key, one), value in found]) + "}"
 
+    encoder: Encode = encode_message
+    if descriptor.full_name in _REPEATING:
+        encoder = _remembering(encode_message)
     # Known before its fields are looked at, so that recursive messages end.
-    _encoders[descriptor.full_name] = encode_message
+    _encoders[descriptor.full_name] = encoder
     for field in descriptor.fields:
         one = _value(field)
         if field.is_repeated:
             one = _repeated(one)
         parts[field.number] = (field.index, f'"{field.name}":', one)
-    return encode_message
+    return encoder
+
+
+def _remembering(encode_message: Encode) -> Encode:
+    known: dict[bytes, str] = {}
+
+    def encode_known(message: Any) -> str:
+        key = message.SerializeToString()
+        text = known.get(key)
+        if text is None:
+            if len(known) >= _MOST_KEPT:
+                known.clear()
+            text = known[key] = encode_message(message)
+        return text
+
+    return encode_known
 
 
 def _by_declaration(found: tuple[tuple[int, str, Encode], Any]) -> int:
@@ -131,7 +159,7 @@ def _special(descriptor: Descriptor) -> Encode | None:
     if name == "google.protobuf.FieldMask":
         return _field_mask
     if name == "google.protobuf.Any":
-        return _any
+        return _remembering(_any)
     if name == "google.protobuf.Struct":
         return _struct
     if name == "google.protobuf.ListValue":
