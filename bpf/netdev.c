@@ -209,12 +209,12 @@ static __always_inline bool was_judged(const struct __sk_buff *skb)
 	       (skb->mark & MARK_MASK) == MARK_SNAT_DONE;
 }
 
-/* Out of the device. A pod's packet was captured where the pod sent it. */
-static __always_inline void report_leaving(struct __sk_buff *skb, const struct packet *p,
+/* Out of the device. A pod's packet has left the data plane where the pod sent it. */
+static __always_inline void report_leaving(struct __sk_buff *skb, struct packet *p,
 					   const union address *original, const __u8 family)
 {
 	if (!was_judged(skb))
-		capture(skb, p, TRACE_TO_NETWORK, 0, family);
+		leaves(p, TRACE_TO_NETWORK);
 	if (traced(p))
 		trace(skb, p, TRACE_TO_NETWORK, 0, original, family);
 }
@@ -236,15 +236,10 @@ static __always_inline int leave_masqueraded(struct __sk_buff *skb, struct packe
 					     const __u8 family)
 {
 	union address original = p->tuple.saddr;
-	int verdict;
+	int verdict = masquerade(skb, p, family);
 
-	if (debugging())
-		debug_packet(skb, p, DEBUG_CAPTURE_SNAT_PRE, family);
-	verdict = masquerade(skb, p, family);
 	if (verdict)
 		return verdict;
-	if (debugging())
-		debug_packet(skb, p, DEBUG_CAPTURE_SNAT_POST, family);
 	report_leaving(skb, p, &original, family);
 	return TC_ACT_OK;
 }

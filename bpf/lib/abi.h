@@ -651,6 +651,7 @@ enum source_file {
 	FILE_NETDEV = 6,
 	FILE_PROXY = 8,
 	FILE_SERVICES = 9,
+	FILE_WATCH = 11,
 	FILE_KERNEL = 10, /* no file of ours: the kernel dropped it, `line` is enum kernel_drop */
 	FILE_PARSE = 101, /* headers shared by the programs */
 	FILE_FRAGMENTS = 102,
@@ -712,7 +713,6 @@ enum debug_message {
 enum debug_capture_point {
 	DEBUG_CAPTURE_DELIVERY = 4,
 	DEBUG_CAPTURE_PROXY_POST = 9,
-	DEBUG_CAPTURE_SNAT_PRE = 10,
 	DEBUG_CAPTURE_SNAT_POST = 11,
 };
 
@@ -868,6 +868,12 @@ struct capture_record {
 	__u16 endpoint;
 	__u8 point;  /* enum trace_point, or CAPTURE_DROPPED */
 	__u8 reason; /* of the drop */
+};
+
+/* Packets that found no room in the reader's ring, cilium_capture_losses. */
+struct capture_losses {
+	__u64 packets;
+	__u64 bytes; /* that would have been kept of them */
 };
 
 enum capture_point {

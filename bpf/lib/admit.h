@@ -273,8 +273,6 @@ static __always_inline int admit(struct __sk_buff *skb, struct packet *p,
 	}
 	if (entry && unlikely_(entry->rev_nat != p->lb_rev_nat))
 		follow_service(p, entry);
-	if (debugging())
-		debug(skb, p, DEBUG_CT_VERDICT, p->seen.reason, p->answers);
 	barrier();
 	if (unlikely_(!entry || !ct_current(p, entry, src, dst))) {
 		note_sides(p, entry, src, dst);

@@ -66,6 +66,8 @@ enum call {
 	CALL_NODES_ANSWER_IPV6 = 55,    /* tail_nodes_answer_ipv6 */
 	CALL_NODES_REFUSE_IPV4 = 56,    /* tail_nodes_refuse_ipv4 */
 	CALL_NODES_REFUSE_IPV6 = 57,    /* tail_nodes_refuse_ipv6 */
+	CALL_WATCH_IPV4 = 58,           /* tail_watch_ipv4 */
+	CALL_WATCH_IPV6 = 59,           /* tail_watch_ipv6 */
 };
 
 #endif

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
 /*
- * Whole packets for those who ask (see struct capture): one comparison while nobody does.
- *
- * A packet is captured where it leaves the data plane or is dropped, as it is then. Its bytes go
+ * Whole packets for those who ask, see struct capture. A packet's bytes go
  * into the reader's ring straight from the packet; they need no room here.
  */
 #ifndef CILIUM_CAPTURE_H
@@ -37,13 +35,14 @@ static __always_inline bool capture_wants(const struct capture_filter *f, const 
 	       capture_fits(&t->daddr, f->daddr, f->dmask, family);
 }
 
-static __always_inline void capture_matching(struct __sk_buff *skb, const struct packet *p,
-					     const __u8 point, __u8 reason, const __u8 family)
+static __always_inline void capture(struct __sk_buff *skb, const struct packet *p, __u8 point,
+				    __u8 reason, const __u8 family)
 {
 	const struct capture *capture = capture_of();
 	struct capture_record record = {};
+	struct capture_losses *losses;
 	__u64 now = bpf_ktime_get_ns();
-	__u32 i;
+	__u32 i, zero = 0;
 
 	if (now > capture->until_ns || !(p->flags & PACKET_L3))
 		return;
@@ -62,17 +61,15 @@ static __always_inline void capture_matching(struct __sk_buff *skb, const struct
 	record.endpoint = p->endpoint;
 	record.point = point;
 	record.reason = reason;
-	/* the ring counts what finds no room in it */
-	bpf_perf_event_output(skb, (void *)map_of(CAPTURES),
-			      BPF_F_CURRENT_CPU | (__u64)record.captured << 32, &record,
-			      sizeof(record));
-}
-
-static __always_inline void capture(struct __sk_buff *skb, const struct packet *p, const __u8 point,
-				    __u8 reason, const __u8 family)
-{
-	if (unlikely_(capture_of()->until_ns))
-		capture_matching(skb, p, point, reason, family);
+	if (!bpf_perf_event_output(skb, (void *)map_of(CAPTURES),
+				   BPF_F_CURRENT_CPU | (__u64)record.captured << 32, &record,
+				   sizeof(record)))
+		return;
+	losses = map_lookup(map_of(CAPTURE_LOSSES), &zero);
+	if (!losses)
+		return;
+	losses->packets++;
+	losses->bytes += record.captured;
 }
 
 #endif

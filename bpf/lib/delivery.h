@@ -115,7 +115,7 @@ static __always_inline int deliver_to_node(struct __sk_buff *skb, struct packet 
 }
 
 /* Up the stack of the node, which routes it or takes it in. */
-static __always_inline int deliver_to_stack(struct __sk_buff *skb, const struct packet *p,
+static __always_inline int deliver_to_stack(struct __sk_buff *skb, struct packet *p,
 					    const __u8 point, __u32 mark, const __u8 family)
 {
 	trace_to(skb, p, point, 0, family);

@@ -122,72 +122,16 @@ static __always_inline bool traced(const struct packet *p)
 	       (p->seen.report || config->aggregation < AGGREGATE_MEDIUM);
 }
 
-static __always_inline bool debugging(void)
+/* The packet leaves the data plane here, unless something stops it yet. */
+static __always_inline void leaves(struct packet *p, const __u8 point)
 {
-	return unlikely_(config_of()->flags & CONFIG_DEBUG);
+	p->seen.left = point + 1;
 }
 
-/* Say something of a packet: enum debug_message. */
-static __always_inline void debug(struct __sk_buff *skb, const struct packet *p, const __u8 message,
-				  __u32 first, __u32 second)
+static __always_inline void trace_to(struct __sk_buff *skb, struct packet *p, const __u8 point,
+				     __u32 dst_id, const __u8 family)
 {
-	__u32 sequence;
-	struct event *e = event_begin(EVENT_DEBUG, message, &sequence);
-
-	if (!e)
-		return;
-	e->endpoint = p->endpoint;
-	e->ifindex = bpf_get_hash_recalc(skb);
-	e->src_identity = first;
-	e->dst_identity = second;
-	e->cookie = bpf_get_smp_processor_id();
-	event_commit(e, sequence);
-}
-
-/* Show a packet as it is now: enum debug_capture_point. */
-static __always_inline void debug_packet(struct __sk_buff *skb, const struct packet *p,
-					 const __u8 point, const __u8 family)
-{
-	__u32 sequence;
-	struct event *e = event_begin(EVENT_CAPTURE, point, &sequence);
-
-	if (!e)
-		return;
-	e->packets = 1;
-	e->bytes = skb->len;
-	event_packet(e, p, family);
-	event_write(skb, e, sequence);
-}
-
-static __always_inline void debug_exit(struct __sk_buff *skb, const struct packet *p,
-				       const __u8 point, __u32 dst_id, const __u8 family)
-{
-	switch (point) {
-	case TRACE_TO_LXC:
-		debug(skb, p, DEBUG_LOCAL_DELIVERY, dst_id, p->src_identity);
-		debug_packet(skb, p, DEBUG_CAPTURE_DELIVERY, family);
-		break;
-	case TRACE_TO_OVERLAY:
-		debug(skb, p, DEBUG_ENCAP, p->peer, p->src_identity);
-		break;
-	case TRACE_TO_HOST:
-		debug(skb, p, DEBUG_TO_HOST, 0, 0);
-		break;
-	case TRACE_TO_STACK:
-		debug(skb, p, DEBUG_TO_STACK, 0, 0);
-		break;
-	case TRACE_TO_PROXY:
-		debug_packet(skb, p, DEBUG_CAPTURE_PROXY_POST, family);
-		break;
-	}
-}
-
-static __always_inline void trace_to(struct __sk_buff *skb, const struct packet *p,
-				     const __u8 point, __u32 dst_id, const __u8 family)
-{
-	if (debugging())
-		debug_exit(skb, p, point, dst_id, family);
-	capture(skb, p, point, 0, family);
+	leaves(p, point);
 	if (traced(p))
 		trace(skb, p, point, dst_id, p->flags & PACKET_TRANSLATED ? &p->original : NULL,
 		      family);
@@ -225,7 +169,6 @@ static __always_inline void report_drop(struct __sk_buff *skb, const struct pack
 
 	count(drop_reason_of(verdict), p->direction, drop_file_of(verdict), drop_line_of(verdict),
 	      skb->len);
-	capture(skb, p, CAPTURE_DROPPED, drop_reason_of(verdict), family);
 	if (!(config_of()->flags & CONFIG_DROPS))
 		return;
 	e = event_begin(EVENT_DROP, drop_reason_of(verdict), &sequence);
@@ -245,19 +188,33 @@ static __always_inline void report_drop(struct __sk_buff *skb, const struct pack
 	event_write(skb, e, sequence);
 }
 
+/* Does somebody want to know of each packet: by debug events, or whole? */
+static __always_inline bool watched(void)
+{
+	return config_of()->flags & CONFIG_DEBUG || capture_of()->until_ns;
+}
+
 /*
  * The one exit of every program: passes an action on, turns a drop into its count and its event.
+ * What is to be watched goes on in watch.c, which ends with the action that it finds in the packet.
  */
 static __always_inline int conclude(struct __sk_buff *skb, struct packet *p, int verdict,
 				    const __u8 family)
 {
 	verdict = forget(p, verdict);
-	if (likely_(verdict >= 0))
-		return verdict;
-	if (unlikely_(is_dry_run(p)))
-		return answer_dry_run(skb, p, verdict);
-	report_drop(skb, p, verdict, family);
-	return TC_ACT_SHOT;
+	if (unlikely_(verdict < 0)) {
+		if (unlikely_(is_dry_run(p)))
+			return answer_dry_run(skb, p, verdict);
+		report_drop(skb, p, verdict, family);
+		p->seen.dropped = drop_reason_of(verdict);
+		verdict = TC_ACT_SHOT;
+	}
+	if (unlikely_(watched())) {
+		p->verdict = verdict;
+		bpf_tail_call_(map_of(CALLS), skb,
+			       family == FAMILY_IPV4 ? CALL_WATCH_IPV4 : CALL_WATCH_IPV6);
+	}
+	return verdict;
 }
 
 /* The exit of entry programs, which know nothing of the packet yet. */

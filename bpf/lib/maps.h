@@ -95,6 +95,8 @@ MAP(36, KERNEL_DROP_PACE, "cilium_kernel_drop_pace", PERCPU_ARRAY, __u32, struct
 MAP(37, CAPTURE, "cilium_capture", ARRAY, __u32, struct capture, 1, 0)
 /* captured packets, for the one reader who has put rings of memory here: hubble-server */
 MAP(38, CAPTURES, "cilium_captures", PERF_EVENT_ARRAY, __u32, __u32, CPUS, 0)
+/* and how many of them found no room in its rings; read by it */
+MAP(39, CAPTURE_LOSSES, "cilium_capture_lost", PERCPU_ARRAY, __u32, struct capture_losses, 1, 0)
 };
 /* clang-format on */
 

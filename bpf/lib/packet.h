@@ -56,7 +56,8 @@ enum origin {
 struct sighting {
 	__u8 reason; /* enum trace_reason */
 	__u8 report;
-	__u8 pad[2];
+	__u8 left;     /* where the packet leaves the data plane: enum trace_point plus one, or 0 */
+	__u8 dropped;  /* why it does not */
 	__u32 packets; /* since the last report, this one included */
 	__u32 bytes;
 };

@@ -143,8 +143,6 @@ static __always_inline int policy_check(struct __sk_buff *skb, struct packet *p,
 		p->judged.audited = audit;
 	}
 	verdict = forget(p, verdict);
-	if (verdict && debugging())
-		debug(skb, p, DEBUG_POLICY_DENIED, p->src_identity, p->dst_identity);
 	if (!verdict)
 		p->judged.audited = false;
 	else if (p->judged.audited)

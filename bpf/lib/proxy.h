@@ -146,7 +146,7 @@ static __always_inline int to_proxy(struct __sk_buff *skb, const __u8 family)
 	return PROXY_DROP(DROP_MISSED_TAIL_CALL);
 }
 
-static __always_inline void trace_to_proxy(struct __sk_buff *skb, const struct packet *p,
+static __always_inline void trace_to_proxy(struct __sk_buff *skb, struct packet *p,
 					   const __u8 family)
 {
 	trace_to(skb, p, TRACE_TO_PROXY, bpf_ntohs(p->proxy_port), family);

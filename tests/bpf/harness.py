@@ -60,7 +60,14 @@ _SIZES = {
     "cilium_lb6_source_range": 1024,
     "cilium_lb_reverse_sk": 1024,
 }
-_NOT_EMPTIED = {"CAPTURES", "EVENTS", "EVENT_HEADS", "KERNEL_DROP_PACE", "SCRATCH"}
+_NOT_EMPTIED = {
+    "CAPTURES",
+    "CAPTURE_LOSSES",
+    "EVENTS",
+    "EVENT_HEADS",
+    "KERNEL_DROP_PACE",
+    "SCRATCH",
+}
 """Rings are read on, and scratch room holds nothing from one packet to the next."""
 _CLONE_NEWNET = 0x40000000
 _SKB = {

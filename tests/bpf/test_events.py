@@ -218,7 +218,7 @@ def test_debug_events_say_what_becomes_of_each_packet(scene: Scene) -> None:
         assert (shown.source, shown.destination_port) == (scene.address(RED), 53)
 
 
-def test_debug_events_tell_of_a_refusal_before_the_drop(scene: Scene) -> None:
+def test_debug_events_tell_of_a_refusal(scene: Scene) -> None:
     scene.configure(debug_events=True)
     scene.rules(BLUE, {}, abi.ENDPOINT_ENFORCE_INGRESS)
     run = scene.send(RED, scene.udp(RED, BLUE))

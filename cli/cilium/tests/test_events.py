@@ -205,5 +205,5 @@ def test_debug_events_are_told_in_words() -> None:
         "CPU 01: MARK 0xab FROM 774 DEBUG: Attempting local delivery for container id 774 from "
         "seclabel 41201"
     )
-    shown = line(type=abi.EVENT_CAPTURE, subtype=abi.DEBUG_CAPTURE_SNAT_PRE)
-    assert shown.startswith("-- capture at snat-pre flow 0x")
+    shown = line(type=abi.EVENT_CAPTURE, subtype=abi.DEBUG_CAPTURE_SNAT_POST)
+    assert shown.startswith("-- capture at snat-post flow 0x")

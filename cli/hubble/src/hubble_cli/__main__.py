@@ -16,7 +16,15 @@ from cilium_core import traces
 
 from hubble_cli import arguments
 from hubble_cli.arguments import Command, Flag, Section
-from hubble_cli.commands import asking, configuring, counting, explaining, observing, telling
+from hubble_cli.commands import (
+    asking,
+    configuring,
+    counting,
+    explaining,
+    observing,
+    recording,
+    telling,
+)
 from hubble_cli.errors import HubbleError
 from hubble_cli.settings import GLOBAL, SERVER
 
@@ -46,6 +54,7 @@ ROOT = Command(
         telling.HELP,
         asking.LIST,
         observing.COMMAND,
+        recording.COMMAND,
         asking.REFLECT,
         counting.STATS,
         asking.STATUS,

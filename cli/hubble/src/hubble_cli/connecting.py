@@ -138,6 +138,21 @@ class Connection:
 
     def exchange(self, method: str, answer: type[Any]) -> Callable[[Any], Any]:
         """A conversation: each call of the result sends one message and gives the answer."""
+        send, answers = self.dialogue(method, answer)
+
+        def ask(request: Any) -> Any:
+            send(request)
+            try:
+                return next(answers)
+            except StopIteration:
+                raise RemoteError("the server ended the conversation") from None
+
+        return ask
+
+    def dialogue(
+        self, method: str, answer: type[Any]
+    ) -> tuple[Callable[[Any], None], Iterator[Any]]:
+        """What sends a message, and the answers until the server ends. These raise RemoteError."""
         import queue
 
         import grpc
@@ -149,16 +164,15 @@ class Connection:
             response_deserializer=answer.FromString,
         )(iter(outgoing.get, None), metadata=self._metadata)
 
-        def ask(request: Any) -> Any:
-            outgoing.put(request)
+        def answers() -> Iterator[Any]:
             try:
-                return next(call)
-            except StopIteration:
-                raise RemoteError("the server ended the conversation") from None
+                yield from call
             except grpc.RpcError as error:
                 raise remote_error(error) from error
+            finally:
+                outgoing.put(None)
 
-        return ask
+        return outgoing.put, answers()
 
     def flows(
         self, request: observer_pb2.GetFlowsRequest

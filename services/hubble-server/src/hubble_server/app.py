@@ -37,11 +37,14 @@ from hubble_server.metrics.contexts import MetricsConfigError
 from hubble_server.metrics.counting import Counted, FlowMetrics
 from hubble_server.metrics.exposing import FlowRegistry, MetricsEndpoint
 from hubble_server.peers import PeerBook, PeerSettings
+from hubble_server.recording.capturing import switch_off
+from hubble_server.recording.recordings import Recordings
 from hubble_server.ring.reading import EventReader
 from hubble_server.servicers.explanations import EXPLANATIONS, ExplanationService
 from hubble_server.servicers.flows import FLOWS_SERVICE, FlowStreams
 from hubble_server.servicers.observer import OBSERVER, ObserverService
 from hubble_server.servicers.peers import PEER, PeerService
+from hubble_server.servicers.recorder import PACKETS, RECORDER, RecorderService, Storage
 from hubble_server.servicers.states import STATES, StateService
 from hubble_server.servicers.streaming import NewEvents
 from hubble_server.translations import Translations
@@ -261,9 +264,26 @@ class App:
         states = StateService(self._settings.hubble_history_dir, lambda: self.node)
         server.add(STATES, states.methods())
         server.add(PEER, PeerService(self.peers).methods())
+        if self._settings.enable_hubble_recorder_api:
+            self._serve_packets(server)
         server.health.set(HEALTH_NAME, serving=True)
         server.health.set(RING_HEALTH_NAME, serving=self._reader is None)
         return server
+
+    def _serve_packets(self, server: PackedServer) -> None:
+        """Offer to record packets, to files and to clients."""
+        settings = self._settings
+        switch_off(settings.bpf_root)
+        recordings = Recordings(settings.bpf_root, lambda: self.ingest.clock.offset_ns)
+        self._stack.push_async_callback(asyncio.to_thread, recordings.stop)
+        storage = Storage(
+            settings.recorder_path,
+            settings.hubble_recorder_file_max_size_mb << 20,
+            settings.hubble_recorder_file_max_backups + 1,
+        )
+        recorder = RecorderService(recordings, storage, lambda: self.node)
+        server.add(RECORDER, recorder.recorder_methods())
+        server.add(PACKETS, recorder.packets_methods())
 
     async def _listen(self, server: PackedServer) -> None:
         settings = self._settings

@@ -5,13 +5,16 @@
     │   ├── CapacityError       the ring cannot have this size
     │   ├── RequestError        a request that cannot be understood
     │   │   └── MaskError       a field mask that does not fit flow.Flow
-    │   └── ContradictionError  a request whose parts exclude each other
+    │   ├── ContradictionError  a request whose parts exclude each other
+    │   └── RecordingError      a request to record packets that cannot be
     ├── NotFoundError
     │   └── NoSuchFlowError     no flow passes the filters that it was asked by
     ├── UnavailableError
-    │   └── RingError           the kernel's event ring cannot be read
-    │       └── EventsMapMissingError   the agent has not pinned the events map (yet)
+    │   ├── RingError           the kernel's event ring cannot be read
+    │   │   └── EventsMapMissingError   the agent has not pinned the events map (yet)
+    │   └── CaptureError        packets cannot be captured, or not be kept
     └── ExhaustedError
+        ├── RecordingsError     as many recordings or filters as there can be
         ├── BusyError           too many clients ask for what costs the agent much
         └── SlowClientError     a client that does not read what it asked for
 
@@ -48,6 +51,18 @@ class MaskError(RequestError):
 
 class ContradictionError(InvalidError):
     """A request whose parts exclude each other."""
+
+
+class RecordingError(InvalidError):
+    """A request to record packets that cannot be understood or fulfilled."""
+
+
+class CaptureError(UnavailableError):
+    """Packets cannot be captured, or the file they go to cannot be written."""
+
+
+class RecordingsError(ExhaustedError):
+    """There are as many recordings, or filters of recordings, as there can be."""
 
 
 class NoSuchFlowError(NotFoundError):

@@ -36,6 +36,7 @@ _EXPORTING = "Export of flows"
 _OTLP = "Flows for OpenTelemetry"
 _DROPS = "Events of drops"
 _HISTORY = "History of flows"
+_RECORDING = "Recording of packets"
 _REDACTING = "Redaction of what proxies saw"
 
 
@@ -220,6 +221,21 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
         low=1,
     )
 
+    enable_hubble_recorder_api: bool = setting(
+        True, "Record packets for who asks with `hubble record`.", group=_RECORDING
+    )
+    hubble_recorder_storage_path: Path | None = setting(
+        None,
+        "Directory of files of recorded packets; pcaps in state-dir when empty.",
+        group=_RECORDING,
+    )
+    hubble_recorder_file_max_size_mb: int = setting(
+        100, "Megabytes after which a recording goes on in the next file.", group=_RECORDING, low=1
+    )
+    hubble_recorder_file_max_backups: int = setting(
+        9, "Full files of a recording that are kept; the oldest go first.", group=_RECORDING, low=0
+    )
+
     hubble_redact_enabled: bool = setting(
         False, "Take out of L7 flows what the settings below name.", group=_REDACTING
     )
@@ -308,6 +324,11 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
     def socket_path(self) -> Path:
         """Unix socket to serve on."""
         return self.hubble_socket_path or self.state_dir / "hubble.sock"
+
+    @property
+    def recorder_path(self) -> Path:
+        """Directory of files of recorded packets."""
+        return self.hubble_recorder_storage_path or self.state_dir / "pcaps"
 
     @property
     def metadata_path(self) -> Path:
