@@ -7,6 +7,7 @@ them into complete parts and removes the oldest ones, so that none of this delay
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -51,6 +52,7 @@ _GATHER_S: Final = 0.05
 _SYNC_S: Final = 1.0
 _CHECK_S: Final = 30.0
 _RETRY_S: Final = 1.0
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _WRITTEN = counter("hubble_server_history_flows_total", "Flows written into the history.")
 _LOST = counter(
@@ -115,6 +117,8 @@ class History:
         self._journal_began = 0.0
         self._position = store.head
         self._failing: set[str] = set()
+        self._crowded = False
+        """Whether there is no room to complete a part."""
         self._wake = threading.Event()
         self._hurry = threading.Event()
         self._stopping = threading.Event()
@@ -178,6 +182,12 @@ class History:
                 self._fail("journal", error)
         os.close(self._directory_lock)
 
+    @property
+    def position(self) -> int:
+        """Events of the store that are written, or left out for good."""
+        with self._lock:
+            return self._position
+
     def snapshot(self) -> Snapshot:
         """What is in the history now."""
         with self._lock:
@@ -223,6 +233,11 @@ class History:
 
     def step(self) -> None:
         """Write what is in the ring and not in the history."""
+        if self._crowded:
+            # journals would take the room that completing the parts before needs
+            self._worker.submit(self._tend)
+            self._stopping.wait(_RETRY_S)
+            return
         while self._position < self._store.head:
             try:
                 self._take()
@@ -232,6 +247,10 @@ class History:
                 self._stopping.wait(_RETRY_S)
                 return
             self._recovered("journal")
+            self._seal_when_due()
+        self._seal_when_due()
+
+    def _seal_when_due(self) -> None:
         journal = self._journal
         if journal is not None and (
             journal.size >= self._limits.journal_bytes
@@ -323,26 +342,29 @@ class History:
 
     def _tend(self) -> None:
         """Complete what has ended, and remove what is too much or too old."""
-        journals: list[Path] = []
-        for part in self._sealed():
-            try:
-                made = convert(part, note_damage)
-            except Exception as error:
-                self._fail("part", error)
-                break
-            with self._lock:
-                if made is None:
-                    del self._parts[part.number]
-                else:
-                    self._parts[part.number] = made
-            journals.append(part.path)
-            self._recovered("part")
         try:
-            for path in journals:  # readers are told by now of what is in its place
-                path.unlink(missing_ok=True)
+            for part in self._sealed():
+                self._complete(part)
+        except Exception as error:
+            self._crowded = getattr(error, "errno", None) in _NO_ROOM
+            self._fail("part", error)
+        else:
+            self._crowded = False
+        try:
             self._trim()
         except OSError as error:
             self._fail("removal", error)
+
+    def _complete(self, part: Part) -> None:
+        made = convert(part, note_damage)
+        with self._lock:
+            if made is None:
+                del self._parts[part.number]
+            else:
+                self._parts[part.number] = made
+        # not before readers are told of what is in its place
+        part.path.unlink(missing_ok=True)
+        self._recovered("part")
 
     def _sealed(self) -> list[Part]:
         with self._lock:
