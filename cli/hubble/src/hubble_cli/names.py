@@ -107,8 +107,12 @@ def trace_point(number: int) -> str:
 
 
 def drop_reason(number: int) -> str:
-    """Text of a drop event's subtype; an unknown one is told by its number and no extension."""
+    """Text of a drop event's subtype; an unknown one is told by its number and no extension.
+
+    That of the kernel's own drops is unknown to Hubble's client: their summary says why.
+    """
     from cilium_core import drops
 
     number &= 0xFF
-    return drops.texts.get(number, f"{number}, 0")
+    known = number in drops.texts and number != drops.DropReason["KERNEL"]
+    return drops.texts[number] if known else f"{number}, 0"
