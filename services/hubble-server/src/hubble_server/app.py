@@ -39,6 +39,7 @@ from hubble_server.metrics.exposing import FlowRegistry, MetricsEndpoint
 from hubble_server.peers import PeerBook, PeerSettings
 from hubble_server.recording.capturing import switch_off
 from hubble_server.recording.recordings import Recordings
+from hubble_server.ring.positions import ReadPositions
 from hubble_server.ring.reading import EventReader
 from hubble_server.servicers.explanations import EXPLANATIONS, ExplanationService
 from hubble_server.servicers.flows import FLOWS_SERVICE, FlowStreams
@@ -85,10 +86,12 @@ class App:
     def __init__(self, settings: ServerSettings, source: Source | None = None) -> None:
         self._settings = settings
         self._reader: EventReader | None = None
+        self._positions = ReadPositions(settings.state_dir / "hubble-events-read")
         if source is None:
             source = self._reader = EventReader(
                 settings.bpf_root,
                 interval_s=settings.hubble_poll_interval,
+                positions=self._positions,
             )
         self.node = NodeFacts(settings.node_name, settings.cluster_name)
         self.store = FlowStore(settings.hubble_event_buffer_capacity)
@@ -102,6 +105,7 @@ class App:
             lost_interval_s=settings.hubble_lost_event_send_interval,
             redaction=settings.redaction,
             metrics=self.metrics,
+            processed=self._reader.processed if self._reader is not None else None,
         )
         self.peers = PeerBook(
             PeerSettings(
@@ -231,6 +235,7 @@ class App:
             settings.hubble_history_dir, limits, self.store, self.directory, lambda: self.node
         )
         history.start()
+        self._positions.kept = lambda: history.position
         self._stack.push_async_callback(asyncio.to_thread, history.stop)
         states = StateLimits(
             max_bytes=limits.max_bytes // _STATES_SHARE, max_age_s=limits.max_age_s

@@ -92,7 +92,10 @@ class _Loss:
 
 
 class Ingest:
-    """Feeds one store from one source. `node` tells the present facts about the node."""
+    """Feeds one store from one source. `node` tells the present facts about the node.
+
+    `processed` is told after each round how many events the store has had.
+    """
 
     def __init__(
         self,
@@ -104,7 +107,9 @@ class Ingest:
         lost_interval_s: float = 1.0,
         redaction: Redaction | None = None,
         metrics: FlowMetrics | None = None,
+        processed: Callable[[int], None] | None = None,
     ) -> None:
+        self._processed = processed
         self._metrics = metrics
         self._source = source
         self._store = store
@@ -180,6 +185,8 @@ class Ingest:
         self._store_records()
         self._report_losses()
         self._directory.tidy(self._store.head, self._store.slots)
+        if self._processed is not None:
+            self._processed(self._store.head)
         if self._metrics is not None:
             self._metrics.tidy()
         if self._store.head != before:

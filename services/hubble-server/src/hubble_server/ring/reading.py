@@ -6,7 +6,9 @@ fills up quickly, so that the data plane spends nothing on its readers.
 
 The agent may pin maps anew (a change of shape) at any time: the reader looks once a second, takes
 the rest of the old ring and moves over. Without maps it goes on trying. What was written while no
-server ran is read at start, as far as it is young enough for today's names to be right.
+server ran is read at start, as far as it is young enough for today's names to be right; what was
+overwritten or is older counts as lost. Without a history, what an earlier server has read is read
+again, so that the ring of flows begins with something.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from hubble_server.ring.records import NO_EVENTS, Events, concatenate, pick
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from hubble_server.ring.positions import ReadPositions
 
 
 _log = get_logger()
@@ -54,8 +58,11 @@ class Reading:
 class EventReader:
     """Reader of the ring whose maps are pinned below `root`."""
 
-    def __init__(self, root: Path, *, interval_s: float = 0.025) -> None:
+    def __init__(
+        self, root: Path, *, interval_s: float = 0.025, positions: ReadPositions | None = None
+    ) -> None:
         self._root = root
+        self._positions = positions
         self._interval_s = interval_s
         self._next_wait_s = interval_s
         self._quiet = 0
@@ -110,22 +117,42 @@ class EventReader:
             self._complain(str(error))
             return rest
         self._detach()
-        self._attach(fresh)
-        return rest
+        missed = self._attach(fresh)
+        for cpu, count in rest.lost.items():
+            missed[cpu] = missed.get(cpu, 0) + count
+        return Reading(rest.events, missed)
 
-    def _attach(self, maps: EventMaps) -> None:
-        """Start with the events of the last seconds, whoever was there to read them."""
+    def processed(self, head: int) -> None:
+        """All that was read is in the store, which has `head` events by now."""
+        if self._positions is not None and self._maps is not None:
+            self._positions.note([ring.position for ring in self._rings], head)
+
+    def _attach(self, maps: EventMaps) -> dict[int, int]:
+        """Start with the events of the last seconds, or after those that are on the disk.
+
+        Returns what nobody has read and nobody will, by processor.
+        """
         oldest_ns = time.monotonic_ns() - REPLAYED_NS
         heads = maps.heads()
-        self._rings = [
-            CpuRing(slots, heads, cpu, _first_since(slots, int(heads[cpu]), oldest_ns))
-            for cpu, slots in ((cpu, maps.slots_of(cpu)) for cpu in range(maps.cpus))
-        ]
+        known = self._positions.attach(maps.id, maps.cpus) if self._positions else None
+        on_disk = self._positions is not None and self._positions.kept is not None
+        missed: dict[int, int] = {}
+        self._rings = []
+        for cpu in range(maps.cpus):
+            slots = maps.slots_of(cpu)
+            start = _first_since(slots, int(heads[cpu]), oldest_ns)
+            if known is not None and known[cpu] <= int(heads[cpu]):
+                if start > known[cpu]:
+                    missed[cpu] = start - known[cpu]
+                elif on_disk:
+                    start = known[cpu]
+            self._rings.append(CpuRing(slots, heads, cpu, start))
         self._maps = maps
         self._complaint = ""
         _log.info(
             "reading events", root=str(self._root), cpus=maps.cpus, slots=maps.slots, map_id=maps.id
         )
+        return missed
 
     def _complain(self, text: str) -> None:
         """Log a failure once, not at each attempt."""
@@ -141,6 +168,8 @@ class EventReader:
 
     def close(self) -> None:
         """Unmap the ring. Another reader can go on where this one stopped."""
+        if self._positions is not None:
+            self._positions.settle()
         self._detach()
 
 
