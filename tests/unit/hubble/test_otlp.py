@@ -227,6 +227,25 @@ async def test_what_has_no_room_and_what_is_refused_is_counted() -> None:
         await until_lost("refused", refused + 2)
 
 
+async def test_what_the_ring_loses_while_the_collector_is_slow_is_told_to_it() -> None:
+    pipeline = Pipeline(capacity=127)
+    full = lost("queue full")
+    async with collecting() as collector, exporting(pipeline, collector.address, limit=40):
+        pipeline.feed(strange(100, 6))
+        await collector.log_records(40)
+        await until_lost("queue full", full + 1)
+        for seed in range(6):  # while the exporter waits for room
+            pipeline.feed(strange(1000, seed))
+        told: list[Any] = []
+        async with asyncio.timeout(LIMIT_S):
+            while not told:
+                records = await collector.log_records(1)
+                told = [one for one in records if one.event_name == "hubble.lost_events"]
+    body = attributes(told[0].body.kvlist_value.values)
+    assert body["source"] == "HUBBLE_RING_BUFFER"
+    assert body["num_events_lost"] > 0
+
+
 async def test_all_that_was_seen_is_sent_or_counted_when_the_server_ends() -> None:
     pipeline = Pipeline()
     sent, left = SENT.value("flows"), lost("left at the end")

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _log = get_logger()
 _EVERYTHING: Final = FLOWS | AGENT_EVENTS | DEBUG_EVENTS
 _RETRY_S: Final = 5.0
+_PAUSE_S: Final = 0.25
+"""How long a target that had no room for all gets to make some."""
 _GATHERED: Final = 65_536
 """Lines gathered at the most; then they are written ahead of time."""
 
@@ -151,6 +153,7 @@ class Exporter:
         if self._aggregator is not None:
             self._lines = None
         self._failing = False
+        self._full = False
         self._writing = threading.Lock()
         self._running = False
         self.taken = 0
@@ -186,6 +189,10 @@ class Exporter:
                     if export.active:
                         await asyncio.to_thread(self._take, chunk)
                     self.taken += len(chunk.responses)
+                    if self._full:
+                        # making what is thrown away would take time from the others, and what the
+                        # ring loses meanwhile stands in the output
+                        await asyncio.sleep(_PAUSE_S)
         finally:
             flushing.cancel()
             with suppress(asyncio.CancelledError):
@@ -279,7 +286,8 @@ class Exporter:
             _log.info("exporter writes again", exporter=name, path=self.export.path)
             self._failing = False
         _LINES.add(written, name)
-        if written < len(events):
+        self._full = written < len(events)
+        if self._full:
             _FAILED.add(len(events) - written, name)
 
 
