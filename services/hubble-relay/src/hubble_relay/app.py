@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cilium_core.access import Access
 from cilium_core.errors import InvalidError
 from cilium_core.flow_filters import FilterLimitError
-from cilium_core.serving.packed import PackedServer, Status, server_context
+from cilium_core.serving.packed import PackedServer, Quotas, Status, server_context
 from cilium_core.serving.programs import own_version
 from cilium_core.serving.sockets import stop_signal
 from cilium_core.telemetry import REGISTRY, Health, get_logger
@@ -37,6 +37,9 @@ OBSERVER_HEALTH = "hubble.server.Observer"
 """The name under which Hubble clients ask for health."""
 
 _STOP_GRACE_S = 2.0
+
+_UNSENT_OF_CLIENT = 512 << 20
+"""Bytes that may wait for one client to read them, those of the nodes' streams included."""
 
 
 class Relay:
@@ -116,6 +119,7 @@ class Relay:
             metadata={"hubble-relay-version": relay_version},
             statuses={FilterLimitError: Status.RESOURCE_EXHAUSTED},
             guard=access,
+            quotas=Quotas(unsent_of_client=_UNSENT_OF_CLIENT),
         )
         server.add("observer.Observer", observer.methods() | flows.public_methods())
         server.add("cilium.flows.v1.FlowsService", flows.batch_methods())

@@ -27,8 +27,9 @@ from cilium_core.telemetry import get_logger
 from observer import observer_pb2
 from relay import relay_pb2
 
+from hubble_relay.connections import AHEAD_BYTES
 from hubble_relay.errors import BusyNodeError, MissingNodesError
-from hubble_relay.merging import Merger
+from hubble_relay.merging import FOLLOWED_LIMIT, Merger
 from hubble_relay.statuses import ErrorGathering, error_text, node_status
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ class Collector:
         self._taken = asyncio.Event()
 
     def held_bytes(self) -> int:
-        """How much waits to be sent, more or less."""
-        return self._merger.held * _USUAL_BYTES
+        """How much may come to wait for the client while it does not read, more or less."""
+        return len(self._readers) * (FOLLOWED_LIMIT * _USUAL_BYTES + AHEAD_BYTES)
 
     async def run(self, send: Send) -> None:
         """Send times and encoded answers until the nodes have no more, or for ever if following.

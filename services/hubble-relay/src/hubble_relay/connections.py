@@ -42,8 +42,15 @@ _STATES = ("IDLE", "CONNECTING", "READY", "TRANSIENT_FAILURE", "SHUTDOWN", "NIL_
 _FAILED = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
 _PROBE_EVERY_S = 10.0
 _PROBE_TIMEOUT_S = 5.0
+AHEAD_BYTES = 128 << 10
+"""What a node may send ahead of being read, on each stream."""
+
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", 64 << 20),
+    # Left to itself gRPC lets a node send megabytes ahead, on each stream of a client that does
+    # not read, and the streams of others wait behind them.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", AHEAD_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 2000),

@@ -35,6 +35,9 @@ REQUEST_TIMEOUT_S = 20.0
 _SMALL = 4 << 10
 """Bytes of a request for which there is always room."""
 
+_SLOW_S = 1.0
+"""How long a client may not read before what waits for it counts."""
+
 _PREFIX_BYTES = 5
 _MOST_UNSENT = 256 << 10
 
@@ -195,11 +198,7 @@ class Call:
                 if unsent:
                     transport.write(h2.data_to_send())
                     unsent = 0
-                with self._calls.unsent(self.client, len(view) - position + self.held()):
-                    if window <= 0:
-                        frames.window_updated.clear()
-                        await frames.window_updated.wait()
-                    await connection.write_ready.wait()
+                await self._room(window, len(view) - position)
                 continue
             size = min(window, h2.max_outbound_frame_size, len(view) - position)
             h2.send_data(frames.id, bytes(view[position : position + size]))
@@ -210,6 +209,24 @@ class Call:
         frames.data_sent += len(view)
         connection.data_sent += len(view)
         connection.data_send_process()
+
+    async def _room(self, window: int, unsent: int) -> None:
+        """Wait until something can be sent. Raises ExhaustedError where too much waits."""
+        frames = self._frames
+
+        async def wait() -> None:
+            if window <= 0:
+                await frames.window_updated.wait()
+            await frames.connection.write_ready.wait()
+
+        if window <= 0:
+            frames.window_updated.clear()
+        try:
+            async with asyncio.timeout(_SLOW_S):
+                await wait()
+        except TimeoutError:
+            with self._calls.unsent(self.client, unsent + self.held()):
+                await wait()
 
 
 def pack(messages: Sequence[bytes]) -> bytes:
