@@ -64,12 +64,13 @@ class Totals:
     def answer(self, most: int, missing: Sequence[str]) -> flows_pb2.AggregateFlowsResponse:
         """All of it, most flows first."""
         limit = min(most or MOST, MOST)
-        ordered = sorted(self._groups.values(), key=lambda one: (-one.flows, list(one.values)))
-        rest = ordered[limit:]
+        sizes = [(-group.flows, key) for key, group in self._groups.items()]
+        sizes.sort()
+        rest = sizes[limit:]
         return flows_pb2.AggregateFlowsResponse(
-            groups=ordered[:limit],
+            groups=[self._groups[key] for _, key in sizes[:limit]],
             other_groups=self._other[0] + len(rest),
-            other_flows=self._other[1] + sum(one.flows for one in rest),
+            other_flows=self._other[1] + sum(-size for size, _ in rest),
             budgets=self._budgets,
             missing_nodes=missing,
         )

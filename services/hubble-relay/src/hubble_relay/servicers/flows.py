@@ -25,6 +25,8 @@ from hubble_relay.collecting import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cilium_core.access import Limits
     from cilium_core.serving.packed import Call
 
@@ -114,12 +116,12 @@ class FlowsServicer:
         flows = _checked(request.flows, limits)
         # a group that is small on each node may be large in all
         each = flows_pb2.AggregateFlowsRequest(flows=flows, by=request.by)
-        totals, missing = Totals(), list[str]()
+        answers, missing = list[flows_pb2.AggregateFlowsResponse](), list[str]()
 
         async def ask(connection: Connection) -> None:
             try:
                 if connection.available:
-                    totals.add(await self._counts(connection, each, limits))
+                    answers.append(await self._counts(connection, each, limits))
                     return
             except grpc.aio.AioRpcError as error:
                 if error.code() in _REFUSALS:
@@ -127,7 +129,8 @@ class FlowsServicer:
             missing.append(connection.name)
 
         await asyncio.gather(*map(ask, self._pool.connections))
-        return totals.answer(request.most, sorted(missing))
+        # many groups take a while to add up, and other clients are not to wait for it
+        return await asyncio.to_thread(_added_up, answers, request.most, sorted(missing))
 
     @staticmethod
     async def _counts(
@@ -178,3 +181,12 @@ class FlowsServicer:
         if isinstance(request, observer_pb2.GetFlowsRequest):
             request = _checked(request, call.limits)
         return Collector(self._pool, topic, request, metadata, self._options, limits=call.limits)
+
+
+def _added_up(
+    answers: Sequence[flows_pb2.AggregateFlowsResponse], most: int, missing: Sequence[str]
+) -> flows_pb2.AggregateFlowsResponse:
+    totals = Totals()
+    for answer in answers:
+        totals.add(answer)
+    return totals.answer(most, missing)
