@@ -86,7 +86,7 @@ def connections(count: int, seed: int) -> NDArray[Any]:
 
 def made(folder: Path, flows: int) -> tuple[Pipeline, History]:
     """Keep a history of so many flows in a folder, and open it."""
-    from hubble_server.history.layout import file_path, parts_of
+    from hubble_server.history.layout import file_path, parts_of, summary_path
     from hubble_server.history.writing import History, Limits
 
     from tests.unit.hubble.pipelines import NODE, Pipeline
@@ -112,6 +112,7 @@ def made(folder: Path, flows: int) -> tuple[Pipeline, History]:
         shutil.copyfile(
             part.path, file_path(folder, number, part.first_ns, part.last_ns, part.rows)
         )
+        shutil.copyfile(summary_path(folder, part.number), summary_path(folder, number))
     return pipeline, opened()
 
 
