@@ -1,11 +1,13 @@
 """A limited client, a relay and real hubble-servers, with TLS between all of them."""
 
+import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 import grpc.aio
 import pytest
 from cilium.flows.v1 import flows_pb2, flows_pb2_grpc
+from hubble_relay import app
 from hubble_relay.app import Relay
 from hubble_relay.settings import RelaySettings
 from observer import observer_pb2, observer_pb2_grpc
@@ -15,7 +17,7 @@ from relay import relay_pb2
 from tests.certificates import Authority
 from tests.unit.hubble.conftest import running
 from tests.unit.hubble.loads import traffic
-from tests.unit.relay.fakes import FakeNode, Stream, eventually
+from tests.unit.relay.fakes import LIMIT_S, FakeNode, Stream, eventually
 
 AT_NODES = 'clients: [{names: [relay], namespaces: ["*"]}]'
 AT_RELAY = "clients: [{names: [ada], namespaces: [ns0]}]"
@@ -56,8 +58,11 @@ async def node(folder, authority, name, rules=AT_NODES):
 
 
 @asynccontextmanager
-async def relay_over(folder, authority, *peers):
-    """A relay with rules over nodes with TLS; gives it and a channel of a limited client."""
+async def relay_over(folder, authority, *peers, own=None):
+    """A relay with rules over nodes with TLS; gives it and a channel of a limited client.
+
+    `own` are the certificate and key that it shows to nodes.
+    """
     told = FakeNode("told", f"{folder}/peers.sock")
     (folder / "rules.yaml").write_text(AT_RELAY)
     certificate, key = authority.issue("relay")
@@ -70,8 +75,8 @@ async def relay_over(folder, authority, *peers):
             tls_relay_server_cert_file=certificate,
             tls_relay_server_key_file=key,
             tls_relay_client_ca_files=(authority.certificate,),
-            tls_hubble_client_cert_file=certificate,
-            tls_hubble_client_key_file=key,
+            tls_hubble_client_cert_file=(own or (certificate, key))[0],
+            tls_hubble_client_key_file=(own or (certificate, key))[1],
             tls_hubble_server_ca_files=(authority.certificate,),
         )
     )
@@ -157,3 +162,22 @@ async def test_a_node_that_does_not_know_the_relay_is_told_of(tmp_path, authorit
     [_, (state, names, message)] = stream.states
     assert (state, names) == (relay_pb2.NODE_ERROR, ["a"])
     assert "PermissionDenied desc = client relay may see no namespace" in message
+
+
+async def test_a_certificate_that_is_renewed_is_shown_to_nodes(tmp_path, authority, monkeypatch):
+    monkeypatch.setattr(app, "_CERTIFICATE_INTERVAL_S", 0.05)
+    old = Authority(tmp_path, "old").issue("relay")
+    async with (
+        node(tmp_path / "a", authority, "a") as (_, peer),
+        relay_over(tmp_path, authority, peer, own=old) as (_, channel),
+    ):
+        refused = await Stream(channel, observer_pb2.GetFlowsRequest(number=1)).end()
+        for ours, renewed in zip(old, authority.issue("relay"), strict=True):
+            ours.write_bytes(renewed.read_bytes())
+        accepted = refused
+        async with asyncio.timeout(LIMIT_S):
+            while not accepted.times:
+                accepted = await Stream(channel, observer_pb2.GetFlowsRequest(number=1)).end()
+
+    assert refused.times == []
+    assert len(accepted.times) == 1

@@ -1,4 +1,7 @@
-"""Files that are replaced whole: a reader sees the old one or the new one, never half of one."""
+"""Files that are replaced whole: a reader sees the old one or the new one, never half of one.
+
+And how to tell that one was.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,21 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+
+def versions_of(paths: Iterable[Path]) -> tuple[object, ...]:
+    """What tells the present contents of files from earlier ones; None for those that are away."""
+    return tuple(_version(path) for path in paths)
+
+
+def _version(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING
 
 from cilium_core.access import Access
 from cilium_core.errors import InvalidError
+from cilium_core.files import versions_of
 from cilium_core.flow_filters import FilterLimitError
-from cilium_core.serving.packed import PackedServer, Quotas, Status, server_context
+from cilium_core.serving.packed import (
+    PackedServer,
+    Quotas,
+    Status,
+    keep_certificate,
+    server_context,
+)
 from cilium_core.serving.programs import own_version
 from cilium_core.serving.sockets import stop_signal
 from cilium_core.telemetry import REGISTRY, Health, get_logger
@@ -37,6 +44,7 @@ OBSERVER_HEALTH = "hubble.server.Observer"
 """The name under which Hubble clients ask for health."""
 
 _STOP_GRACE_S = 2.0
+_CERTIFICATE_INTERVAL_S = 10.0
 
 _UNSENT_OF_CLIENT = 512 << 20
 """Bytes that may wait for one client to read them, those of the nodes' streams included."""
@@ -76,7 +84,31 @@ class Relay:
         key = settings.tls_relay_server_key_file
         if settings.disable_server_tls or certificate is None or key is None:
             return None
-        return server_context(certificate, key, settings.tls_relay_client_ca_files)
+        authorities = settings.tls_relay_client_ca_files
+        context = server_context(certificate, key, authorities)
+        following = keep_certificate(context, certificate, key, authorities)
+        self._watchers.append(asyncio.create_task(following))
+        return context
+
+    async def _follow_client_tls(self) -> None:
+        """Show peers the certificate that is in the files, and believe the authorities in them."""
+        settings = self._settings
+        given = (settings.tls_hubble_client_cert_file, settings.tls_hubble_client_key_file)
+        files = [path for path in (*settings.tls_hubble_server_ca_files, *given) if path]
+        seen = versions_of(files)
+        while True:
+            await asyncio.sleep(_CERTIFICATE_INTERVAL_S)
+            if (now := versions_of(files)) == seen:
+                continue
+            seen = now
+            try:
+                self._tls = self._client_tls()
+            except InvalidError as error:
+                log.error("certificate for peers stays as it is", reason=str(error))
+                continue
+            if self._tls is not None:
+                self.pool.use(self._tls)
+            log.info("certificate for peers loaded again")
 
     async def start(self) -> None:
         """Begin to serve, whatever the peers do. Raises CiliumError when an address is not free."""
@@ -97,6 +129,8 @@ class Relay:
             await self._servers[1].listen(self._settings.health_listen_address)
         if self._settings.metrics_listen_address:
             await self._serve_metrics()
+        if self._tls is not None:
+            self._watchers.append(asyncio.create_task(self._follow_client_tls()))
         for source in self._settings.peer_service:
             watcher = PeerWatcher(
                 source, self.directory, self._dial_service, float(self._settings.retry_timeout)

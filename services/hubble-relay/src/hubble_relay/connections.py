@@ -40,6 +40,7 @@ _STATUS_GAUGE = gauge(
 )
 _STATES = ("IDLE", "CONNECTING", "READY", "TRANSIENT_FAILURE", "SHUTDOWN", "NIL_CONNECTION")
 _FAILED = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
+_READY = grpc.ChannelConnectivity.READY
 _PROBE_EVERY_S = 10.0
 _PROBE_TIMEOUT_S = 5.0
 AHEAD_BYTES = 128 << 10
@@ -110,6 +111,8 @@ class Connection:
     """Whether it may have our batch service; False once it said no."""
     state: grpc.ChannelConnectivity = grpc.ChannelConnectivity.IDLE
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    tls: ClientTls | None = None
+    """What was shown and believed when it was dialled."""
     streams_max: int = STREAMS_MAX
     streams: int = 0
     """Streams that are open."""
@@ -206,7 +209,7 @@ class Pool:
             return Connection(peer, None, problem)
         tls = None if target.startswith("unix:") else self._tls
         channel = dial(target, tls, peer.server_name)
-        connection = Connection(peer, channel, streams_max=self._streams_max)
+        connection = Connection(peer, channel, tls=tls, streams_max=self._streams_max)
         connection.tasks = [
             asyncio.create_task(self._watch(connection)),
             asyncio.create_task(self._probe(connection)),
@@ -222,6 +225,9 @@ class Pool:
             if state != connection.state:
                 connection.state = state
                 self._changed()
+            if state is not _READY and connection.tls not in (None, self._tls):
+                self._dial_afresh(connection)
+                return
             await channel.wait_for_state_change(state)
 
     async def _probe(self, connection: Connection) -> None:
@@ -237,14 +243,27 @@ class Pool:
                 )
             except grpc.aio.AioRpcError as error:
                 silent = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-                if silent and connection.state is grpc.ChannelConnectivity.READY:
+                if silent and connection.state is _READY:
                     log.warning("peer does not answer, dialling it afresh", peer=connection.name)
                     connection.problem = "the node takes connections but does not answer"
-                    if self._connections.get(connection.name) is connection:
-                        self._connections[connection.name] = self._connect(connection.peer)
-                        self._drop(connection)
-                        self._changed()
+                    self._dial_afresh(connection)
                     return
+
+    def use(self, tls: ClientTls) -> None:
+        """Show and believe something else from now on.
+
+        Connections that stand are left alone; those that fail are dialled afresh with it.
+        """
+        self._tls = tls
+        for connection in list(self._connections.values()):
+            if connection.state is not _READY and connection.tls not in (None, tls):
+                self._dial_afresh(connection)
+
+    def _dial_afresh(self, connection: Connection) -> None:
+        if self._connections.get(connection.name) is connection:
+            self._connections[connection.name] = self._connect(connection.peer)
+            self._drop(connection)
+            self._changed()
 
     def _drop(self, connection: Connection) -> None:
         """Close in the background; its streams end with an error at once."""

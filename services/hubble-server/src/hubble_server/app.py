@@ -17,8 +17,7 @@ from cilium.metadata.v1 import metadata_pb2
 from cilium_core.access import Access
 from cilium_core.errors import InvalidError
 from cilium_core.serving.observability import observability_server
-from cilium_core.serving.packed import PackedServer, server_context
-from cilium_core.serving.packed.tls import reload_certificate
+from cilium_core.serving.packed import PackedServer, keep_certificate, server_context
 from cilium_core.serving.sockets import split_address, stop_signal
 from cilium_core.telemetry import REGISTRY, Health, get_logger, pushing_metrics
 
@@ -76,7 +75,6 @@ _NAMES_WAIT_S = 1.0
 """How long events may wait for the agent's names at start; the ring holds them meanwhile."""
 
 _CHECK_INTERVAL_S = 0.5
-_CERTIFICATE_INTERVAL_S = 10.0
 _METRICS_INTERVAL_S = 10.0
 
 
@@ -306,23 +304,9 @@ class App:
         certificate, key = settings.hubble_tls_cert_file, settings.hubble_tls_key_file
         if certificate is None or key is None:
             raise InvalidError("TLS needs hubble-tls-cert-file and hubble-tls-key-file")
-        context = server_context(certificate, key, settings.hubble_tls_client_ca_files)
-
-        async def watch() -> None:
-            """Load the certificate again when its files change."""
-            seen = (certificate.stat().st_mtime_ns, key.stat().st_mtime_ns)
-            while True:
-                await asyncio.sleep(_CERTIFICATE_INTERVAL_S)
-                try:
-                    now = (certificate.stat().st_mtime_ns, key.stat().st_mtime_ns)
-                    if now != seen:
-                        reload_certificate(context, certificate, key)
-                        seen = now
-                        _log.info("certificate loaded again", file=str(certificate))
-                except (OSError, InvalidError) as error:
-                    _log.error("certificate cannot be loaded again", reason=str(error))
-
-        self._keep(watch())
+        authorities = settings.hubble_tls_client_ca_files
+        context = server_context(certificate, key, authorities)
+        self._keep(keep_certificate(context, certificate, key, authorities))
         return context
 
     async def _begin_ingest(self) -> None:

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Final
 from cilium_core.access.limits import METADATA_KEY, MOST_NAMESPACES, Limits
 from cilium_core.access.rules import Client, Rules, RulesError, read_rules
 from cilium_core.errors import ForbiddenError, InvalidError
+from cilium_core.files import versions_of
 from cilium_core.serving.packed.calls import Call
 from cilium_core.telemetry import counter, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
 log = get_logger()
@@ -70,7 +71,7 @@ class Access:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._seen = _state(path) if path else None
+        self._seen = versions_of([path]) if path else ()
         self._rules: Rules | None = read_rules(path) if path else None
         self._running: dict[asyncio.Task[object], _Running] = {}
 
@@ -138,9 +139,9 @@ class Access:
 
     def look(self) -> None:
         """Take in the file of rules if it has changed, and end calls that are outdated by it."""
-        if self._path is None or (state := _state(self._path)) == self._seen:
+        if self._path is None or (now := versions_of([self._path])) == self._seen:
             return
-        self._seen = state
+        self._seen = now
         try:
             self._rules = read_rules(self._path)
         except RulesError as error:
@@ -157,12 +158,3 @@ class Access:
             return self._limits(call)
         except ForbiddenError as error:
             return Limits(frozenset(), str(error))
-
-
-def _state(path: Path) -> Sequence[int]:
-    """What tells one version of a file from another; empty while it is away."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -23,7 +23,7 @@ from __future__ import annotations
 from cilium_core.serving.packed.calls import Call, CallError, Method, Status, pack, stream, unary
 from cilium_core.serving.packed.connections import Quotas
 from cilium_core.serving.packed.server import PackedServer
-from cilium_core.serving.packed.tls import server_context
+from cilium_core.serving.packed.tls import keep_certificate, server_context
 
 __all__ = [
     "Call",
@@ -32,6 +32,7 @@ __all__ = [
     "PackedServer",
     "Quotas",
     "Status",
+    "keep_certificate",
     "pack",
     "server_context",
     "stream",
