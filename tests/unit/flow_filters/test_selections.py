@@ -125,3 +125,21 @@ def test_what_is_no_selector_is_an_error(text):
 )  # fmt: skip
 def test_the_path_of_a_request_is_what_servers_take_for_it(url, path):
     assert request_path(url) == path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        (r"a\C", r"invalid escape sequence: `\C`"),
+        ("(" * 1100 + ")" * 1100, "expression nests too deeply: `(((("),
+    ],
+)
+def test_what_hubble_takes_for_no_regular_expression_is_refused(pattern, says):
+    with pytest.raises(FilterError) as raised:
+        compile_filters([flow_pb2.FlowFilter(dns_query=[pattern])])
+    assert f"error parsing regexp: {says}" in str(raised.value)
+
+
+@pytest.mark.parametrize("pattern", [r"a\\C", r"\QC\C\E", "()" * 1100])
+def test_what_only_looks_foreign_in_a_regular_expression_is_taken(pattern):
+    compile_filters([flow_pb2.FlowFilter(dns_query=[pattern])])

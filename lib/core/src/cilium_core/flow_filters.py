@@ -54,6 +54,10 @@ _PORT_PROTOCOLS = frozenset({"TCP", "UDP", "SCTP"})
 _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR", "NS")
 _PREFIX_LENGTH = re.compile(r"/(?:0|[1-9][0-9]*)$")
 _DNS_NAME = r"(?:[-0-9_a-z]+(?:\.[-0-9_a-z]+)*)"
+_QUOTED = re.compile(r"\\Q.*?(?:\\E|$)", re.DOTALL)
+_ANY_BYTE = re.compile(r"(?<!\\)(?:\\\\)*\\C")
+_NESTING = 1000
+"""Deepest nesting of a regular expression."""
 DEFAULT_CLUSTER = "default"
 
 
@@ -446,6 +450,7 @@ def _regex(pattern: str) -> Any:
     """Compiled with RE2, whose syntax servers promise and which no pattern can make slow."""
     import re2
 
+    _refuse_foreign(pattern)
     options = re2.Options()
     options.log_errors = False
     options.max_mem = _REGEX_BYTES
@@ -455,6 +460,20 @@ def _regex(pattern: str) -> Any:
         text = error.args[0] if error.args else "invalid pattern"
         told = text.decode() if isinstance(text, bytes) else str(text)
         raise FilterError(f"error parsing regexp: {_regex_error(told, pattern)}") from error
+
+
+def _refuse_foreign(pattern: str) -> None:
+    """Refuse what RE2 takes and servers of Hubble do not."""
+    bare = _QUOTED.sub("", pattern)
+    if r"\C" in bare and _ANY_BYTE.search(bare):
+        raise FilterError(r"error parsing regexp: invalid escape sequence: `\C`")
+    if pattern.count("(") > _NESTING:
+        depth = deepest = 0
+        for letter in bare:
+            depth += (letter == "(") - (letter == ")")
+            deepest = max(deepest, depth)
+        if deepest > _NESTING:
+            raise FilterError(f"error parsing regexp: expression nests too deeply: `{pattern}`")
 
 
 def _regex_error(told: str, pattern: str) -> str:
