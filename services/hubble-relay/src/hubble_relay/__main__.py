@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cilium_core.errors import CiliumError
 from cilium_core.serving.programs import run_program
+from cilium_core.serving.sockets import raise_file_limit
 
 from hubble_relay.app import Relay
 from hubble_relay.settings import PREFIX, RelaySettings, take_file
@@ -29,6 +30,7 @@ def main() -> None:
         words = take_file(words, os.environ)
     except CiliumError as error:
         sys.exit(f"hubble-relay: {error}")
+    raise_file_limit()
     run_program(
         RelaySettings, _serve, program="hubble-relay", about=_ABOUT, prefix=PREFIX, argv=words
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cilium_core.serving.programs import run_program
+from cilium_core.serving.sockets import raise_file_limit
 
 from hubble_server.app import App
 from hubble_server.settings import ServerSettings
@@ -12,6 +13,7 @@ _ABOUT = "turns the kernel's events of this node into flows and serves them to H
 
 def main() -> None:
     """Run hubble-server."""
+    raise_file_limit()
     run_program(
         ServerSettings,
         lambda loaded: App(loaded.value).run(),

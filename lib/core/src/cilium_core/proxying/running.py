@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import resource
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cilium_core.proxying.reporting import Reporter
 from cilium_core.proxying.subscribing import Subscription, dial
 from cilium_core.serving.programs import own_version
-from cilium_core.serving.sockets import stop_signal
+from cilium_core.serving.sockets import raise_file_limit, stop_signal
 from cilium_core.settings import NodeSettings, TelemetrySettings, setting
 from cilium_core.telemetry import REGISTRY, get_logger
 
@@ -113,7 +111,7 @@ class Proxy(ABC):
 
     async def start(self) -> None:
         """Begin to serve."""
-        _raise_file_limit()
+        raise_file_limit()
         await self.subscription.restored()
         # What exists by now stays; looking at it again and again would only cost time.
         gc.freeze()
@@ -159,9 +157,3 @@ class Proxy(ABC):
                 after = await self._take_up(self.subscription.assignment)
                 if after != before:
                     self.subscription.tell(after)
-
-
-def _raise_file_limit() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from cilium_core.errors import ConflictError, InvalidError
@@ -61,6 +62,13 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or int(port) > 65535 or host.count("[") != host.count("]"):
         raise InvalidError(f"the address {address!r} is not of the form host:port or [v6]:port")
     return host.strip("[]"), int(port)
+
+
+def raise_file_limit() -> None:
+    """Let this process have as many connections open as it may; best effort."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def stop_signal() -> asyncio.Event:

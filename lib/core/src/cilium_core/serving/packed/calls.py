@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,9 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
+from h2.connection import ConnectionInputs
+from h2.stream import StreamInputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from h2.connection import H2Connection
 
     from cilium_core.access import Limits
     from cilium_core.serving.packed.connections import Calls
@@ -192,20 +197,22 @@ class Call:
         transport = frames._transport
         view = memoryview(data)
         position, unsent = 0, 0
+        made: list[bytes | memoryview] = []
         while position < len(view):
             window = h2.local_flow_control_window(frames.id)
             if window <= 0 or not connection.write_ready.is_set() or unsent >= _MOST_UNSENT:
-                if unsent:
-                    transport.write(h2.data_to_send())
-                    unsent = 0
+                if made:
+                    transport.write(b"".join((h2.data_to_send(), *made)))
+                    made, unsent = [], 0
                 await self._room(window, len(view) - position)
                 continue
             size = min(window, h2.max_outbound_frame_size, len(view) - position)
-            h2.send_data(frames.id, bytes(view[position : position + size]))
+            made.append(_data_head(h2, frames.id, size))
+            made.append(view[position : position + size])
             position += size
             unsent += size
-        if unsent:
-            transport.write(h2.data_to_send())
+        if made:
+            transport.write(b"".join((h2.data_to_send(), *made)))
         frames.data_sent += len(view)
         connection.data_sent += len(view)
         connection.data_send_process()
@@ -227,6 +234,20 @@ class Call:
         except TimeoutError:
             with self._calls.unsent(self.client, unsent + self.held()):
                 await wait()
+
+
+def _data_head(h2: H2Connection, stream_id: int, size: int) -> bytes:
+    """The head of a frame with data, accounted for as `H2Connection.send_data` does.
+
+    That copies the data three times, which would be a seventh of what it costs to send flows.
+    Raises ProtocolError when the stream is closed.
+    """
+    h2.state_machine.process_input(ConnectionInputs.SEND_DATA)
+    stream_ = h2.streams[stream_id]
+    stream_.state_machine.process_input(StreamInputs.SEND_DATA)
+    h2.outbound_flow_control_window -= size
+    stream_.outbound_flow_control_window -= size
+    return struct.pack(">IBI", size << 8, 0, stream_id)
 
 
 def pack(messages: Sequence[bytes]) -> bytes:

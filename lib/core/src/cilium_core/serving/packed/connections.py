@@ -32,6 +32,7 @@ from cilium_core.telemetry.logs import get_logger
 from cilium_core.telemetry.metrics import counter
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
     from grpclib.protocol import AbstractHandler
@@ -61,6 +62,9 @@ _EFFORT_OF_CALL: Final = 10
 _TURN: Final = 1 << 10
 """Bytes of one connection that are worked on before others get their turn: ten calls or so, or 40
 that are made to be as small as they can be."""
+
+_HANDSHAKE_S: Final = 10.0
+"""How long a client may take to agree on TLS, until when it has a connection that nobody counts."""
 
 _UNREAD_LIMIT: Final = 2 << 20
 """Bytes for a client beyond which it is taken not to read; answers to calls stop far earlier."""
@@ -274,6 +278,18 @@ class Listener(Server):
         self.h2_config = self._h2_config
         # what h2 would let pass otherwise, such as a request without a path
         self.h2_config.validate_inbound_headers = True
+
+    async def start_tcp(
+        self, host: str | None, port: int, tls: ssl.SSLContext | None
+    ) -> tuple[socket.socket, ...]:
+        """Listen. As `start`, for clients that soon say who they are. Raises OSError."""
+        timeout_s = _HANDSHAKE_S if tls is not None else None
+        loop = asyncio.get_running_loop()
+        self._server = made = await loop.create_server(
+            self._protocol_factory, host, port, ssl=tls, ssl_handshake_timeout=timeout_s
+        )
+        self._server_closed_fut = loop.create_future()
+        return tuple(made.sockets)
 
     def _protocol_factory(self) -> Protocol:
         made = super()._protocol_factory()

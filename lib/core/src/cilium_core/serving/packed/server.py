@@ -186,11 +186,10 @@ class PackedServer:
         host, port = split_address(address)
         server = self._server()
         try:
-            await server.start(host or None, port, ssl=tls)
+            sockets = await server.start_tcp(host or None, port, tls)
         except OSError as error:
             self._servers.remove(server)
             raise UnavailableError(f"cannot listen on {address}: {error}") from error
-        sockets = server._server.sockets  # type: ignore[union-attr]
         return int(sockets[0].getsockname()[1])
 
     async def listen(self, address: str, tls: ssl.SSLContext | None = None) -> None:
