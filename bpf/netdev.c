@@ -240,6 +240,7 @@ static __always_inline int leave_masqueraded(struct __sk_buff *skb, struct packe
 
 	if (verdict)
 		return verdict;
+	p->flags |= PACKET_TRANSLATED;
 	report_leaving(skb, p, &original, family);
 	return TC_ACT_OK;
 }

@@ -65,10 +65,14 @@ static __always_inline void tell(struct __sk_buff *skb, const struct packet *p, 
 	case TRACE_TO_PROXY:
 		show(skb, p, DEBUG_CAPTURE_PROXY_POST, family);
 		break;
-	case TRACE_TO_NETWORK:
-		show(skb, p, DEBUG_CAPTURE_SNAT_POST, family);
-		break;
 	}
+}
+
+/* On its way out of the device, with another source than it came with. */
+static __always_inline bool is_masqueraded(const struct packet *p)
+{
+	return p->flags & PACKET_TRANSLATED && p->direction == DIR_EGRESS && !p->seen.dropped &&
+	       (!p->seen.left || p->seen.left == TRACE_TO_NETWORK + 1);
 }
 
 static __always_inline int watch(struct __sk_buff *skb, const __u8 family)
@@ -77,6 +81,8 @@ static __always_inline int watch(struct __sk_buff *skb, const __u8 family)
 
 	if (!p)
 		return TC_ACT_SHOT;
+	if (config_of()->flags & CONFIG_DEBUG && is_masqueraded(p))
+		show(skb, p, DEBUG_CAPTURE_SNAT_POST, family);
 	if (p->seen.left || p->seen.dropped) {
 		if (config_of()->flags & CONFIG_DEBUG)
 			tell(skb, p, family);

@@ -432,3 +432,10 @@ def test_a_port_of_a_socket_of_the_node_is_not_taken(routed: Scene) -> None:
     finally:
         held.close()
     assert Ether(routed.leave(routed.udp(BLUE, WORLD, PORT)).packet).sport == PORT
+
+
+def test_debug_events_show_the_packet_with_its_new_source(scene: Scene) -> None:
+    scene.configure(debug_events=True)
+    (shown,) = of_type(scene.leave(scene.udp(RED, WORLD, PORT)), abi.EVENT_CAPTURE)
+    assert shown.subtype == abi.DEBUG_CAPTURE_SNAT_POST
+    assert (shown.source, shown.source_port) == (scene.address(NODE), PORT)
