@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from hubble_cli.arguments import Command, Flag, Section
@@ -53,6 +54,7 @@ _FIELDS = 5
 _ANY = frozenset({"0", "*", "any"})
 _PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 _WHOLE = 0xFFFF
+_BEGUN = "Started recording. Press CTRL+C to stop."
 
 
 def parse_filter(text: str) -> recorder_pb2.Filter:
@@ -138,9 +140,10 @@ def _record_there(connection: Connection, start: recorder_pb2.StartRecording) ->
     stop = recorder_pb2.RecordRequest(stop=recorder_pb2.StopRecording())
     with _on_interrupt(lambda: send(stop)):
         send(recorder_pb2.RecordRequest(start=start))
-        _say("Started recording. Press CTRL+C to stop.")
-        for answer in answers:
-            if answer.HasField("running"):
+        for number, answer in enumerate(answers):
+            if not number:
+                _say(_BEGUN)
+            elif answer.HasField("running"):
                 _say(f"Recording: {_told(answer.running.stats)}")
             else:
                 stopped = answer.stopped
@@ -168,10 +171,13 @@ def _record_here(
         request,
         packets_pb2.CapturePacketsResponse,
     )
+    first = next(answers, None)
+    if first is None:
+        raise HubbleError("the server ended the recording before it began")
     with _opened(output) as write, _on_interrupt(lambda: interrupted.append(True)):
         write(pcap.header(snap_length or _WHOLE))
-        _say("Started recording. Press CTRL+C to stop.")
-        for answer in answers:
+        _say(_BEGUN)
+        for answer in chain([first], answers):
             write(
                 b"".join(
                     pcap.record(each.time_ns, each.length, each.data) for each in answer.packets

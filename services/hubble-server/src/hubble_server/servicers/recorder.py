@@ -101,9 +101,10 @@ class RecorderService:
         )
         stopping = asyncio.ensure_future(_until_stopped(call, recording))
         try:
-            while not await _within(_REPORT_S, ended):
+            while not ended.is_set():
                 running = recorder_pb2.RecordingRunningResponse(stats=_statistics(recording))
                 await call.send(self._response(running=running))
+                await _within(_REPORT_S, ended)
             stopped = recorder_pb2.RecordingStoppedResponse(stats=_statistics(recording))
             stopped.filesink.file_path = str(files[0].path)
             await call.send(self._response(stopped=stopped))
@@ -152,7 +153,7 @@ class RecorderService:
         )
         node = self._node().qualified_name
         try:
-            await call.start()
+            sink.news.set()  # the first response says that it runs
             while True:
                 await _within(_REPORT_S, sink.news)
                 sink.news.clear()
@@ -271,12 +272,11 @@ def _from_thread(function: Callable[[], None]) -> Callable[[], None]:
     return call
 
 
-async def _within(seconds: float, event: asyncio.Event) -> bool:
-    """Whether an event comes about in time."""
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    """Wait for an event, for a while."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-    return event.is_set()
 
 
 async def _until_stopped(call: Call, recording: Recording) -> None:
