@@ -24,7 +24,10 @@ class Server(states_pb2_grpc.StateServiceServicer):
             node_name="node1",
             told_ns=AT_NS - 120 * 10**9,
             kept_from_ns=AT_NS - 10**12,
-            policies=[flow_pb2.Policy(kind="CiliumNetworkPolicy", namespace="shop", name="cart")],
+            policies=[
+                flow_pb2.Policy(kind="CiliumNetworkPolicy", namespace="shop", name="cart"),
+                flow_pb2.Policy(labels=["reserved:io.cilium.policy.derived-from=allow-localhost"]),
+            ],
         )
         yield states_pb2.NodeState(node_name="node2", note="did not answer")
         yield states_pb2.NodeState(
@@ -95,13 +98,14 @@ def test_filters_choose_endpoints_and_what_belongs_to_them(server, capsys):
     (first, second) = document["nodes"]
     assert [one["pod_name"] for one in first["endpoints"]] == ["front"]
     assert [one["id"] for one in first["identities"]] == [1001]
-    assert first["policies"] == first["addresses"] == []
+    assert [one.get("name") for one in first["policies"]] == [None]
+    assert first["addresses"] == []
     assert second["note"] == "did not answer"
     assert document["at"] == "2026-01-15T10:20:31Z"
     run(["observe", "--at", "2026-01-15T10:20:31Z", "--ip", "10.1.0.0/24", "-o", "json"])
     (first, _) = json.loads(capsys.readouterr().out)["nodes"]
     assert [one["prefix"] for one in first["addresses"]] == ["10.1.0.7/32"]
-    assert [one["name"] for one in first["policies"]] == ["cart"]
+    assert [one.get("name") for one in first["policies"]] == ["cart", None]
 
 
 def test_a_moment_and_flows_do_not_go_together(server):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hubble_cli.__main__ import run
 from hubble_cli.errors import HubbleError
+from hubble_server.history.statelog import StateLimits, StateLog
 
-from tests.unit.hubble.loads import traffic
+from tests.unit.hubble.loads import snapshot, traffic
 from tests.unit.hubble.test_history import Kept
 
 if TYPE_CHECKING:
@@ -59,3 +60,18 @@ def test_a_directory_that_is_not_there_is_told(
     with pytest.raises(HubbleError, match="cannot read the history in"):
         run(["observe", "--input-dir", str(tmp_path / "none")])
     assert "none: no such file or directory" in capfd.readouterr().err
+
+
+def test_what_held_at_a_moment_is_told_without_a_server(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = StateLog(tmp_path, StateLimits())
+    log.replace(snapshot(2))
+    log.step()
+    log.stop()
+    run(["observe", "--input-dir", str(tmp_path), "--at", "0s", "-o", "json", "-n", "ns1"])
+    (node,) = json.loads(capfd.readouterr().out)["nodes"]
+    assert node["node"] == "node1"
+    assert [one["pod_name"] for one in node["endpoints"]] == ["pod-1"]
+    run(["observe", "--input-dir", str(tmp_path), "--at", "1h"])
+    assert "not known: " in capfd.readouterr().out

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hubble_cli.settings import Settings
 
 _EXCLUDED = (
-    "all", "first", "last", "follow", "since", "until", "aggregate-by", "input-file", "input-dir",
+    "all", "first", "last", "follow", "since", "until", "aggregate-by", "input-file",
 )  # fmt: skip
 _METHOD = "/cilium.flows.v1.StateService/GetState"
 
@@ -31,11 +31,10 @@ def recall(
     denied: list[flow_pb2.FlowFilter],
 ) -> None:
     """Print what held. Raises UsageError and RemoteError."""
-    import grpc
     from cilium.flows.v1 import states_pb2
     from cilium_core.flow_filters import compile_filters
 
-    from hubble_cli.connecting import Connection
+    from hubble_cli import histories
     from hubble_cli.printing.moments import show
 
     for flag in _EXCLUDED:
@@ -44,18 +43,30 @@ def recall(
     seconds, nanos = times.parse_time(str(parsed.values["at"]), time.time_ns())
     at_ns = seconds * 1_000_000_000 + nanos
     request = states_pb2.GetStateRequest(at_ns=at_ns)
+    if directory := str(parsed.values.get("input-dir", "")):
+        found = joined(histories.read_state(directory, request))
+    else:
+        found = _ask(request, settings)
+    if allowed or denied:
+        narrow(found, compile_filters(allowed, denied))
+    as_json = str(parsed.values.get("output", "")).lower().startswith("json")
+    sys.stdout.write(show(found, at_ns, "json" if as_json else "table"))
+
+
+def _ask(request: states_pb2.GetStateRequest, settings: Settings) -> list[states_pb2.NodeState]:
+    import grpc
+    from cilium.flows.v1 import states_pb2
+
+    from hubble_cli.connecting import Connection
+
     with Connection(settings) as connection:
         try:
-            found = joined(connection.stream(_METHOD, request, states_pb2.NodeState))
+            return joined(connection.stream(_METHOD, request, states_pb2.NodeState))
         except RemoteError as error:
             cause = error.__cause__
             if isinstance(cause, grpc.RpcError) and cause.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise RemoteError("the server is of a kind that keeps no states") from error
             raise
-    if allowed or denied:
-        narrow(found, compile_filters(allowed, denied))
-    as_json = str(parsed.values.get("output", "")).lower().startswith("json")
-    sys.stdout.write(show(found, at_ns, "json" if as_json else "table"))
 
 
 def joined(messages: Iterable[states_pb2.NodeState]) -> list[states_pb2.NodeState]:

@@ -29,7 +29,7 @@ def show(nodes: Sequence[states_pb2.NodeState], at_ns: int, output: str) -> str:
     parts = [f"State at {_full(at_ns)}\n"]
     endpoints: list[tuple[str, ...]] = []
     identities: dict[int, str] = {}
-    policies: dict[tuple[str, str], list[str]] = {}
+    policies: dict[tuple[str, str], set[str]] = {}
     for node in nodes:
         labels = {one.id: " ".join(one.labels) for one in node.identities}
         for one in node.endpoints:
@@ -39,7 +39,8 @@ def show(nodes: Sequence[states_pb2.NodeState], at_ns: int, output: str) -> str:
         identities.update(labels)
         for policy in node.policies:
             name = f"{policy.namespace}/{policy.name}" if policy.namespace else policy.name
-            policies.setdefault((policy.kind, name), []).append(node.node_name)
+            if name:  # what agents allow by themselves has none
+                policies.setdefault((policy.kind, name), set()).add(node.node_name)
     parts.append(
         _table("Endpoints", ("NODE", "ID", "POD", "ADDRESSES", "IDENTITY", "LABELS"), endpoints)
     )
@@ -48,7 +49,7 @@ def show(nodes: Sequence[states_pb2.NodeState], at_ns: int, output: str) -> str:
             "Identities", ("ID", "LABELS"), ((str(n), identities[n]) for n in sorted(identities))
         )
     )
-    rows = ((kind, name, ",".join(where)) for (kind, name), where in sorted(policies.items()))
+    rows = ((kind, name, ",".join(sorted(policies[kind, name]))) for kind, name in sorted(policies))
     parts.append(_table("Policies", ("KIND", "NAME", "NODES"), rows))
     parts.append("".join(f"{line}\n" for line in unknown(nodes, at_ns)))
     return "\n".join(part for part in parts if part)

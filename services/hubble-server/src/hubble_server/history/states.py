@@ -39,6 +39,8 @@ SNAPSHOT: Final = 1
 """A record that replaces all before it."""
 CHANGE: Final = 0
 
+NOT_KEPT: Final = "nothing is kept of that moment"
+
 _PIECE: Final = 2000
 """Most objects in one message of an answer."""
 

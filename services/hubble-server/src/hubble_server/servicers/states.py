@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cilium.flows.v1 import states_pb2
 from cilium_core.serving.packed import Method, stream
 
-from hubble_server.history.states import answers, state_at
+from hubble_server.history.states import NOT_KEPT, answers, state_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STATES = "cilium.flows.v1.StateService"
 
-_NOT_KEPT = "states are not kept here; set hubble-history-dir"
+_SWITCHED_OFF = "states are not kept here; set hubble-history-dir"
 
 
 class StateService:
@@ -44,7 +44,7 @@ class StateService:
     def _messages(self, at_ns: int) -> list[states_pb2.NodeState]:
         name = self._node().qualified_name
         if self._directory is None:
-            return [states_pb2.NodeState(node_name=name, note=_NOT_KEPT)]
+            return [states_pb2.NodeState(node_name=name, note=_SWITCHED_OFF)]
         moment = state_at(self._directory, at_ns)
-        note = "" if moment.told_ns else "nothing is kept of that moment"
+        note = "" if moment.told_ns else NOT_KEPT
         return list(answers(name, moment, note))
