@@ -6,7 +6,6 @@ Costs are CPU time of the server's process for each flow that a client got.
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
 import subprocess
 import time
@@ -93,8 +92,8 @@ def _settle(server: Served) -> None:
 
 
 def _to_real_client(server: Served) -> tuple[Cost, float] | None:
-    """`hubble observe` as published, named by $HUBBLE_PEER or in the path as `hubble-peer`."""
-    program = os.environ.get("HUBBLE_PEER") or shutil.which("hubble-peer")
+    """`hubble observe` as published, if $HUBBLE names one."""
+    program = os.environ.get("HUBBLE")
     if not program or not Path(program).is_file():
         return None
     command = [program, "observe", "--all", "-o", "jsonpb"]
