@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from random import Random
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from cilium_core import abi
@@ -14,8 +16,9 @@ from hubble_server.flows.querying import Query
 from hubble_server.history import walking
 from hubble_server.history.counting import count
 from hubble_server.history.files import ROW_GROUP
-from hubble_server.history.layout import parts_of, summary_path
+from hubble_server.history.layout import parts_of, summary_path, uuids_path
 from hubble_server.history.summaries import Reader, summary_of
+from hubble_server.history.uuids import may_have, wanted_uuids
 from hubble_server.history.walking import Asked
 
 from tests.unit.hubble.loads import names, strange_records, traffic
@@ -203,3 +206,35 @@ def test_a_part_and_its_summary_go_together(tmp_path: Path) -> None:
     summary_path(path, 5).write_bytes(b"left over")
     Kept(path)
     assert sorted(each.name for each in path.iterdir()) == ["lock"]
+
+
+@pytest.mark.parametrize("how", ["there", "gone", "damaged"])
+def test_flows_are_found_by_their_uuids(tmp_path: Path, how: str) -> None:
+    kept = Kept(tmp_path / "history")
+    for seed in range(3):
+        kept.feed(traffic(300, 4, seed))
+        kept.complete()
+    filters = uuids_path(kept.path, 2)
+    if how == "gone":
+        filters.unlink()
+    elif how == "damaged":
+        filters.write_bytes(filters.read_bytes()[:-1])
+    for flow in kept.flows()[::50]:
+        assert uuids(kept.read(Asked(whitelist=[flow_pb2.FlowFilter(uuid=[flow.uuid])]))) == [
+            flow.uuid
+        ]
+
+
+def test_parts_that_cannot_have_a_uuid_are_not_read(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "history")
+    kept.feed(traffic(2000, 4))
+    kept.complete()
+    (part,) = kept.history.snapshot().parts
+    own = [UUID(flow.uuid) for flow in kept.flows()[:100]]
+    assert all(may_have(part, [one]) for one in own)
+    others = [UUID(int=chance.getrandbits(128)) for chance in [Random(1)] for _ in range(1000)]
+    assert sum(may_have(part, [one]) for one in others) < 40
+    assert may_have(part, [others[0], own[0]])
+    assert not may_have(part, [])
+    assert wanted_uuids([flow_pb2.FlowFilter(uuid=["x"]), flow_pb2.FlowFilter()]) is None
+    assert wanted_uuids([flow_pb2.FlowFilter(uuid=["no UUID", str(own[0])])]) == own[:1]

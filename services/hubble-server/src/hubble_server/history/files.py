@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from hubble_server.flows.columns import SCHEMA
 from hubble_server.history.journals import DamagedError, read_frames
-from hubble_server.history.layout import TEMPORARY, Part, file_path, summary_path
+from hubble_server.history.layout import TEMPORARY, Part, file_path, summary_path, uuids_path
 from hubble_server.history.summaries import LAST_BIT, write_summary
 from hubble_server.history.tables import NAMES, decode_node, numbered
+from hubble_server.history.uuids import write_uuids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -97,6 +98,8 @@ def convert(part: Part, on_damage: Callable[[str], None]) -> Part | None:
         # first what a part is still whole without
         if write_summary(temporary, columns, ROW_GROUP, added, node):
             temporary.rename(summary_path(directory, part.number))
+        write_uuids(temporary, columns)
+        temporary.rename(uuids_path(directory, part.number))
         _write(temporary, schema, columns, messages)
         temporary.rename(path)
     except BaseException:

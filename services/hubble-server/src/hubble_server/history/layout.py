@@ -4,8 +4,8 @@ A history is a sequence of parts, numbered from 1 in the order they were written
 a journal (`flows-00000001.journal`), which grows, and ends as a Parquet file that is complete from
 the moment it has its name (`flows-00000001-<first>-<last>-<rows>.parquet`, times in nanoseconds
 since the epoch). Where both exist, the journal is what an interruption left over, and does not
-count. Beside a Parquet file may be a summary of it (`flows-00000001.summary`), which it is whole
-without.
+count. Beside a Parquet file may be a summary of it (`flows-00000001.summary`) and a filter of its
+UUIDs (`flows-00000001.uuids`), which it is whole without.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 _FILE = re.compile(r"flows-(\d{8,})-(-?\d+)-(-?\d+)-(\d+)\.parquet")
 _JOURNAL = re.compile(r"flows-(\d{8,})\.journal")
-_SUMMARY = re.compile(r"flows-(\d{8,})\.summary")
+_EXTRA = re.compile(r"flows-(\d{8,})\.(summary|uuids)")
 TEMPORARY = ".tmp"
 """How names of incomplete files end."""
 
@@ -57,11 +57,22 @@ def summary_path(directory: Path, number: int) -> Path:
     return directory / f"flows-{number:08d}.summary"
 
 
+def uuids_path(directory: Path, number: int) -> Path:
+    """Path of the filter of a part's UUIDs."""
+    return directory / f"flows-{number:08d}.uuids"
+
+
+def files_of(part: Part) -> list[Path]:
+    """All files of a part; not all need be there."""
+    directory = part.path.parent
+    return [part.path, summary_path(directory, part.number), uuids_path(directory, part.number)]
+
+
 def parts_of(directory: Path) -> tuple[list[Part], list[Path]]:
     """Parts in order, and leftovers that do not count. Raises OSError."""
     parts: dict[int, Part] = {}
     journals: dict[int, Part] = {}
-    summaries: dict[int, Path] = {}
+    extras: list[tuple[int, Path]] = []
     leftovers: list[Path] = []
     for path in directory.iterdir():
         if match := _FILE.fullmatch(path.name):
@@ -70,11 +81,11 @@ def parts_of(directory: Path) -> tuple[list[Part], list[Path]]:
         elif match := _JOURNAL.fullmatch(path.name):
             number = int(match[1])
             journals[number] = Part(number, path, is_journal=True)
-        elif match := _SUMMARY.fullmatch(path.name):
-            summaries[int(match[1])] = path
+        elif match := _EXTRA.fullmatch(path.name):
+            extras.append((int(match[1]), path))
         elif path.name.startswith("flows-") and path.name.endswith(TEMPORARY):
             leftovers.append(path)
-    leftovers += [path for number, path in summaries.items() if number not in parts]
+    leftovers += [path for number, path in extras if number not in parts]
     for number, journal in journals.items():
         if number in parts:
             leftovers.append(journal.path)

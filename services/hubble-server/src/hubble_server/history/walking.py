@@ -31,6 +31,7 @@ from hubble_server.history.journals import DamagedError, Frame, read_frames
 from hubble_server.history.layout import Part
 from hubble_server.history.summaries import Reader, summary_of
 from hubble_server.history.tables import add_rows, decode_node
+from hubble_server.history.uuids import may_have, wanted_uuids
 from hubble_server.metadata.directory import Directory
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ class Walker:
         self._asked = asked
         self._own = _Own()
         self.reader = Reader(asked.whitelist, asked.blacklist)
+        self._uuids = wanted_uuids(asked.whitelist)
         self._filtered = bool(asked.whitelist or asked.blacklist)
         self._start = start
         self._find = find
@@ -259,6 +261,8 @@ class Walker:
     def _file(
         self, part: Part, backwards: bool, chosen: int | None
     ) -> Iterator[tuple[int, Rows, Tools]]:
+        if self._uuids is not None and not may_have(part, self._uuids):
+            return
         if chosen is None and self._filtered and (summary := summary_of(part)) is not None:
             chosen = summary.groups(self.reader.passing(summary))
         if chosen == 0:

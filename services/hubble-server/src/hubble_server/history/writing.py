@@ -29,7 +29,7 @@ from hubble_server.flows.columns import (
 )
 from hubble_server.history.files import convert
 from hubble_server.history.journals import DamagedError, Journal, read_frames
-from hubble_server.history.layout import Part, journal_path, parts_of, summary_path
+from hubble_server.history.layout import Part, files_of, journal_path, parts_of
 from hubble_server.history.tables import PartTables
 
 if TYPE_CHECKING:
@@ -376,8 +376,7 @@ class History:
         with self._lock:
             parts = [self._parts[number] for number in sorted(self._parts)]
             active = self._journal.size if self._journal is not None else 0
-        summaries = {part.number: summary_path(self.path, part.number) for part in parts}
-        sizes = {part.number: _size(part.path) + _size(summaries[part.number]) for part in parts}
+        sizes = {part.number: sum(map(_size, files_of(part))) for part in parts}
         total = sum(sizes.values()) + active
         age_s = self._limits.max_age_s
         horizon = time.time_ns() - int(age_s * 1e9) if age_s else None
@@ -385,8 +384,8 @@ class History:
             old = horizon is not None and not part.is_journal and part.last_ns < horizon
             if total <= self._limits.max_bytes and not old:
                 continue
-            part.path.unlink(missing_ok=True)
-            summaries[part.number].unlink(missing_ok=True)
+            for path in files_of(part):
+                path.unlink(missing_ok=True)
             with self._lock:
                 del self._parts[part.number]
             total -= sizes[part.number]
