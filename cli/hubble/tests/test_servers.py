@@ -500,6 +500,10 @@ def test_stats_answer_several_questions_and_tell_once_what_was_not_seen(server, 
     ]
     assert shown.count("node3 did not answer") == 1
     assert len(server.requests) == 5
+    for request in server.requests:
+        without_replies = [flow_pb2.FlowFilter(reply=[True])]
+        expected = without_replies if flows_pb2.DIMENSION_PORT in request.by else []
+        assert list(request.flows.blacklist) == expected
 
     run(["stats", "-o", "json"])
     assert set(json.loads(capsys.readouterr().out)) >= {"Verdicts", "Protocols"}

@@ -123,7 +123,10 @@ def stats(parsed: Parsed) -> None:
         text = str(parsed.values.get(flag, "5m" if flag == "since" else ""))
         if text:
             moment.seconds, moment.nanos = times.parse_time(text, now_ns)
-    answers = [(title, by, count(request, by, 10, settings)) for title, by in _STATS]
+    answers = [
+        (title, by, count(_without_replies(request) if "port" in by else request, by, 10, settings))
+        for title, by in _STATS
+    ]
     if parsed.values.get("output", "table") == "json":
         sys.stdout.write(show_json({title: (by, answer) for title, by, answer in answers}))
         return
@@ -135,6 +138,17 @@ def stats(parsed: Parsed) -> None:
         answer.groups.extend(named)
         last = title == _STATS[-1][0]
         sys.stdout.write(f"{title}\n{show(answer, by, 'table', budget=last)}\n")
+
+
+def _without_replies(request: observer_pb2.GetFlowsRequest) -> observer_pb2.GetFlowsRequest:
+    """A request for flows whose destination ports are those of services, not of clients."""
+    from flow import flow_pb2
+    from observer import observer_pb2
+
+    made = observer_pb2.GetFlowsRequest()
+    made.CopyFrom(request)
+    made.blacklist.append(flow_pb2.FlowFilter(reply=[True]))
+    return made
 
 
 def _request(parsed: Parsed, settings: Settings) -> observer_pb2.GetFlowsRequest:
@@ -165,6 +179,8 @@ STATS = Command(
     stats,
     (_RANGE, FILTERS, RAW_FILTERS, _OUTPUT, SERVER),
     text="""\
+Tables with ports leave replies out, as these go to the ports of clients.
+
 Examples:
   hubble stats
   hubble stats --since 1h -n shop
