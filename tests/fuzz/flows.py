@@ -82,6 +82,8 @@ _ODD: dict[str, tuple[Any, ...]] = {
     ),
     "status": ("200", "404", "4+", "40+", "5+", "6+", "+", "4", "20x", "0+", "200+", ""),
 }  # fmt: skip
+_MUTATED = 0.1
+_LETTERS = "aZ09 .,:;/=!*+-_()[]{}<>%#@&|^$?'\"~\\\t\u00e9"
 _EXPRESSIONS: tuple[str, ...] = (
     "_flow.verdict == Verdict.{verdict}", "_flow.verdict != Verdict.DROPPED",
     "_flow.verdict in [Verdict.DROPPED, Verdict.AUDIT]", "int(_flow.verdict) >= {small}",
@@ -229,14 +231,23 @@ def random_filter(chance: Random, flows: Sequence[Flow]) -> Filter:
     entry, like = Filter(), chance.choice(flows)
     for name in chance.sample(sorted(FIELDS), chance.choice([0, 1, 1, 1, 2, 2, 3, 4])):
         own, odd = FIELDS[name]
+        mutated = chance.random() < _MUTATED
         for _ in range(chance.choice([1, 1, 1, 2, 3])):
             taken = own(chance, like) if chance.random() < 0.7 else ()
-            values = taken or odd
-            getattr(entry, name).append(chance.choice(values))
+            value = chance.choice(taken or odd)
+            getattr(entry, name).append(_mutated(chance, value) if mutated else value)
     if chance.random() < 0.12:
         for _ in range(chance.choice([1, 1, 2])):
             entry.experimental.cel_expression.append(random_expression(chance, like))
     return entry
+
+
+def _mutated(chance: Random, value: Any) -> Any:
+    """A text with a letter more, less or different; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    at, letter = chance.randint(0, len(value)), chance.choice(_LETTERS)
+    return value[:at] + chance.choice([letter, letter, ""]) + value[at + chance.choice([0, 1]) :]
 
 
 def random_expression(chance: Random, like: Flow) -> str:

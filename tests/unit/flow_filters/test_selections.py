@@ -143,3 +143,14 @@ def test_what_hubble_takes_for_no_regular_expression_is_refused(pattern, says):
 @pytest.mark.parametrize("pattern", [r"a\\C", r"\QC\C\E", "()" * 1100])
 def test_what_only_looks_foreign_in_a_regular_expression_is_taken(pattern):
     compile_filters([flow_pb2.FlowFilter(dns_query=[pattern])])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "method", "holds"),
+    [("get", "GeT", True), ("\u1e9e", "\u00df", True), ("SS", "\u00df", False), ("", "", False)],
+)
+def test_methods_are_compared_letter_by_letter_without_case(wanted, method, holds):
+    flow = flow_pb2.Flow()
+    flow.l7.http.method = method
+
+    assert compile_filters([flow_pb2.FlowFilter(http_method=[wanted])])(flow) == holds

@@ -11,6 +11,7 @@ when the whitelist is empty or one entry holds, and no entry of the blacklist do
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
@@ -219,7 +220,7 @@ def _protocols(values: Sequence[str]) -> Predicate:
         elif name in _L7_PROTOCOLS:
             l7.add(name)
         else:
-            raise FilterError(f'invalid protocol filter: unknown protocol: "{value}"')
+            raise FilterError(f"invalid protocol filter: unknown protocol: {_quoted(value)}")
     return lambda flow: flow.l4.WhichOneof("protocol") in l4 or flow.l7.WhichOneof("record") in l7
 
 
@@ -238,7 +239,9 @@ def _addresses(field: str) -> Callable[[Sequence[str]], Predicate]:
                     exact.add(value)
             except ValueError as error:
                 kind = "prefix" if "/" in value else "address"
-                raise FilterError(f'invalid IP {kind} "{value}" in filter: {error}') from error
+                raise FilterError(
+                    f"invalid IP {kind} {_quoted(value)} in filter: {error}"
+                ) from error
 
         def holds(flow: Flow) -> bool:
             text = getattr(flow.IP, field)
@@ -302,6 +305,11 @@ def _workloads(end: str) -> Callable[[Sequence[Any]], Predicate]:
     return build
 
 
+def _quoted(text: str) -> str:
+    """A text in double quotes, as clients have always been shown what they sent."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def glob_pattern(pattern: str) -> str:
     """Regular expression of a DNS name with `*`. Raises FilterError."""
     text = pattern.strip().removesuffix(".").lower()
@@ -318,7 +326,8 @@ def glob_pattern(pattern: str) -> str:
         elif re.fullmatch(r"[-_0-9a-z]", letter):
             parts.append(letter)
         else:
-            raise FilterError(f"'{letter}': invalid rune in pattern")
+            rune = _quoted(letter)[1:-1].replace('\\"', '"').replace("'", "\\'")
+            raise FilterError(f"'{rune}': invalid rune in pattern")
     return "".join(parts)
 
 
@@ -391,13 +400,13 @@ def _ports(end: str) -> Callable[[Sequence[str]], Predicate]:
         for value in values:
             if not re.fullmatch(r"[0-9]+", value):
                 raise FilterError(
-                    f'invalid {end} port filter: invalid port "{value}":'
-                    f' strconv.ParseUint: parsing "{value}": invalid syntax'
+                    f"invalid {end} port filter: invalid port {_quoted(value)}:"
+                    f" strconv.ParseUint: parsing {_quoted(value)}: invalid syntax"
                 )
             if int(value) > 0xFFFF:
                 raise FilterError(
-                    f'invalid {end} port filter: invalid port "{value}":'
-                    f' strconv.ParseUint: parsing "{value}": value out of range'
+                    f"invalid {end} port filter: invalid port {_quoted(value)}:"
+                    f" strconv.ParseUint: parsing {_quoted(value)}: value out of range"
                 )
             wanted.add(int(value))
 
@@ -501,7 +510,7 @@ def _http_status_codes(values: Sequence[str]) -> Predicate:
             starts.append(value[:-1])
         else:
             raise FilterError(
-                f'invalid http status code filter: invalid status code prefix: "{value}"'
+                f"invalid http status code filter: invalid status code prefix: {_quoted(value)}"
             )
 
     def holds(flow: Flow) -> bool:
@@ -514,8 +523,17 @@ def _http_status_codes(values: Sequence[str]) -> Predicate:
 
 
 def _http_methods(values: Sequence[str]) -> Predicate:
-    listed = frozenset(value.casefold() for value in values)
-    return lambda flow: bool(flow.l7.http.method) and flow.l7.http.method.casefold() in listed
+    listed = frozenset(map(_folded, values))
+    return lambda flow: bool(flow.l7.http.method) and _folded(flow.l7.http.method) in listed
+
+
+def _folded(text: str) -> str:
+    """A text without case, letter by letter: no letter becomes two."""
+    if text.isascii():
+        return text.lower()
+    raised = [letter.upper() for letter in text]
+    pairs = zip(text, raised, strict=True)
+    return "".join((up if len(up) == 1 else letter).lower() for letter, up in pairs)
 
 
 def _http_paths(values: Sequence[str]) -> Predicate:
