@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from cilium_core.serving.packed import Call, PackedServer, Quotas, calls, stream, unary
+from cilium_core.serving.packed import Call, PackedServer, Quotas, quotas, stream, unary
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
@@ -45,10 +45,10 @@ class Behaviour:
 
 
 @asynccontextmanager
-async def serving(folder: Path, **quotas: int) -> AsyncIterator[tuple[str, Behaviour]]:
+async def serving(folder: Path, **limits: int) -> AsyncIterator[tuple[str, Behaviour]]:
     """A server on a unix socket; gives the path and what it does."""
     behaviour = Behaviour()
-    server = PackedServer(quotas=Quotas(**quotas))
+    server = PackedServer(quotas=Quotas(**limits))
     server.add(
         SERVICE,
         {
@@ -205,7 +205,7 @@ async def test_a_client_without_end_of_answers_to_read_is_dropped(tmp_path: Path
 async def test_large_requests_that_do_not_come_hold_room_for_a_while_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "REQUEST_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(quotas, "REQUEST_TIMEOUT_S", 0.3)
     async with serving(tmp_path, request_bytes=256 << 10) as (path, _), raw(path) as client:
         for _ in range(2):
             client.h2.send_data(client.begin(), b"\0" + (256 << 10).to_bytes(4, "big") + b"x")

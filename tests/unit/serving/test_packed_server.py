@@ -10,7 +10,7 @@ import grpc
 import pytest
 from cilium_core.errors import InvalidError, NotFoundError, UnavailableError
 from cilium_core.serving.packed import Call, CallError, PackedServer, Status, stream, unary
-from cilium_core.serving.packed.calls import MAX_REQUEST_BYTES
+from cilium_core.serving.packed.quotas import MAX_REQUEST_BYTES
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from h2.config import H2Configuration

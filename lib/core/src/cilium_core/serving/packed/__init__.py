@@ -21,7 +21,7 @@ answers all clients. Built on grpclib and h2.
 from __future__ import annotations
 
 from cilium_core.serving.packed.calls import Call, CallError, Method, Status, pack, stream, unary
-from cilium_core.serving.packed.connections import Quotas
+from cilium_core.serving.packed.quotas import Quotas
 from cilium_core.serving.packed.server import PackedServer
 from cilium_core.serving.packed.tls import keep_certificate, server_context
 

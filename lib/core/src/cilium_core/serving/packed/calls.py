@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,24 +19,17 @@ from grpclib.exceptions import GRPCError
 from h2.connection import ConnectionInputs
 from h2.stream import StreamInputs
 
+from cilium_core.serving.packed.quotas import MAX_REQUEST_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from h2.connection import H2Connection
 
     from cilium_core.access import Limits
-    from cilium_core.serving.packed.connections import Calls
+    from cilium_core.serving.packed.quotas import Calls, Requests
 
 __all__ = ["Call", "CallError", "Method", "Status", "dialogue", "pack", "stream", "unary"]
-
-MAX_REQUEST_BYTES = 256 << 10
-"""Largest request that is read. Parsed, one of many empty messages takes 200 times its size."""
-
-REQUEST_TIMEOUT_S = 20.0
-"""How long a large request may take to come in."""
-
-_SMALL = 4 << 10
-"""Bytes of a request for which there is always room."""
 
 _SLOW_S = 1.0
 """How long a client may not read before what waits for it counts."""
@@ -50,48 +41,6 @@ Request = TypeVar("Request", bound=Message)
 
 CallError = GRPCError
 """Ends a call with a status; takes a Status and the message for the client."""
-
-
-class Requests:
-    """Bytes of requests that are coming in, of all calls of a server."""
-
-    def __init__(self, limit: int) -> None:
-        self._left = limit
-        self._most_of_client = max(limit // 4, MAX_REQUEST_BYTES)
-        self._of_client: Counter[str] = Counter()
-        self._given_back = asyncio.Event()
-
-    @asynccontextmanager
-    async def room(self, client: str, size: int) -> AsyncIterator[None]:
-        """Wait for room for a request, and hold it. Raises CallError when that takes too long."""
-        if size <= _SMALL:
-            yield
-            return
-        try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                while not self._fits(client, size):
-                    self._given_back.clear()
-                    await self._given_back.wait()
-                self._take(client, size)
-                try:
-                    yield
-                finally:
-                    self._take(client, -size)
-                    self._given_back.set()
-        except TimeoutError as error:
-            raise CallError(
-                Status.DEADLINE_EXCEEDED,
-                f"the request of {size} bytes did not come within {REQUEST_TIMEOUT_S:g} s",
-            ) from error
-
-    def _fits(self, client: str, size: int) -> bool:
-        return size <= self._left and size + self._of_client[client] <= self._most_of_client
-
-    def _take(self, client: str, size: int) -> None:
-        self._left -= size
-        self._of_client[client] += size
-        if not self._of_client[client]:
-            del self._of_client[client]
 
 
 class Call:

@@ -1,12 +1,9 @@
-"""Connections of a packed server, and what one client may take of it.
+"""Connections of a packed server, and what one of them may take.
 
-A server is there for all of its clients, so none may use it up. What is bounded: connections, of
-which the one that is idle for longest makes room for a new one; calls in progress, of all and of
-each client; bytes of requests that are still coming in; frames that cost effort and carry nothing,
-such as pings and streams that are reset at once; answers to these that the client does not read.
-
-A client is known by the subject of its certificate, else by its address; those on a unix socket
-are one client together. Owned by one event loop.
+Bounded are: their number, of which the one that is idle for longest makes room for a new one; frames
+that cost effort and carry nothing, such as pings and streams that are reset at once; answers to
+these that the client does not read. What a client sends is worked on a little at a time, so that
+others get their turn. Owned by one event loop.
 """
 
 from __future__ import annotations
@@ -14,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections import Counter
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from grpclib.config import Configuration
@@ -27,15 +22,15 @@ from h2.events import ConnectionTerminated, DataReceived, RequestReceived, Unkno
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
-from cilium_core.errors import ExhaustedError
 from cilium_core.telemetry.logs import get_logger
 from cilium_core.telemetry.metrics import counter
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator
 
     from grpclib.protocol import AbstractHandler
+
+    from cilium_core.serving.packed.quotas import Quotas
 
 log = get_logger()
 
@@ -43,9 +38,6 @@ _DROPPED = counter(
     "grpc_server_connections_dropped_total",
     "Connections that the server ended since they took too much of it.",
     "reason",
-)
-_REFUSED = counter(
-    "grpc_server_calls_refused_total", "Calls refused since too many were in progress."
 )
 
 _WINDOW: Final = 128 << 10
@@ -68,68 +60,6 @@ _HANDSHAKE_S: Final = 10.0
 
 _UNREAD_LIMIT: Final = 2 << 20
 """Bytes for a client beyond which it is taken not to read; answers to calls stop far earlier."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quotas:
-    """What all clients of a server, or one of them, may take."""
-
-    connections: int = 1024
-    calls: int = 4096
-    calls_of_client: int = 1024
-    request_bytes: int = 16 << 20
-    """Of requests that are not here as a whole yet."""
-    unsent_of_client: int = 64 << 20
-    """Of answers that wait for one client to read them."""
-
-
-class Calls:
-    """Calls in progress and answers that wait, by client."""
-
-    def __init__(self, quotas: Quotas) -> None:
-        self._quotas = quotas
-        self._unsent: Counter[str] = Counter()
-        self._of_client: Counter[str] = Counter()
-        self._count = 0
-
-    @contextmanager
-    def one(self, client: str) -> Iterator[None]:
-        """Count a call of a client while it runs. Raises ExhaustedError for one too many."""
-        quotas = self._quotas
-        whose, count, most = "the server has", self._count, quotas.calls
-        if self._of_client[client] >= quotas.calls_of_client:
-            whose, count, most = "this client has", self._of_client[client], quotas.calls_of_client
-        if count >= most:
-            _REFUSED.add(1)
-            raise ExhaustedError(
-                f"{whose} {count} calls in progress, and {most} is the most; end some of them or "
-                "ask later"
-            )
-        self._count += 1
-        self._of_client[client] += 1
-        try:
-            yield
-        finally:
-            self._count -= 1
-            self._of_client[client] -= 1
-            if not self._of_client[client]:
-                del self._of_client[client]
-
-    @contextmanager
-    def unsent(self, client: str, size: int) -> Iterator[None]:
-        """Count bytes while they wait for a client. Raises ExhaustedError for too many."""
-        if self._unsent[client] + size > self._quotas.unsent_of_client:
-            raise ExhaustedError(
-                f"{self._unsent[client]} bytes wait for this client to read them, and "
-                f"{self._quotas.unsent_of_client} are the most; read faster or ask for less"
-            )
-        self._unsent[client] += size
-        try:
-            yield
-        finally:
-            self._unsent[client] -= size
-            if not self._unsent[client]:
-                del self._unsent[client]
 
 
 class Protocol(H2Protocol):

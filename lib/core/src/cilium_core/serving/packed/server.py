@@ -20,8 +20,9 @@ from h2.exceptions import ProtocolError
 from cilium_core import errors, traces
 from cilium_core.errors import UnavailableError
 from cilium_core.serving.packed import health, reflection
-from cilium_core.serving.packed.calls import Call, CallError, Method, Requests, Status
-from cilium_core.serving.packed.connections import Calls, Listener, Quotas
+from cilium_core.serving.packed.calls import Call, CallError, Method, Status
+from cilium_core.serving.packed.connections import Listener
+from cilium_core.serving.packed.quotas import Calls, Quotas, Requests
 from cilium_core.serving.sockets import claim_unix_path, file_mode, split_address
 from cilium_core.telemetry.logs import get_logger
 
