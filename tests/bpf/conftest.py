@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -76,9 +77,8 @@ def scene6(plane: Plane) -> Scene:
     return Scene(plane, 6).build()
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """The cluster of clusters.py, for real traffic."""
+@contextlib.contextmanager
+def _cluster() -> Iterator[Cluster]:
     need(why_not())
     from cilium_agent.datapath import pinning
 
@@ -90,6 +90,20 @@ def cluster() -> Iterator[Cluster]:
     yield made
     made.close()
     shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """The cluster of clusters.py, for real traffic."""
+    with _cluster() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def watched_cluster() -> Iterator[Cluster]:
+    """The same, shared by modules that look at its traffic and change nothing for others."""
+    with _cluster() as made:
+        yield made
 
 
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])

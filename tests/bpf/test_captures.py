@@ -84,6 +84,12 @@ class Served:
 
 
 @pytest.fixture
+def cluster(watched_cluster: Cluster) -> Cluster:
+    """The cluster that both modules about what happens on it share."""
+    return watched_cluster
+
+
+@pytest.fixture
 async def served(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Served]:
     async with Served(cluster, tmp_path) as made:
         yield made

@@ -27,6 +27,12 @@ CLOSED_PORT = 9
 
 
 @pytest.fixture
+def cluster(watched_cluster: Cluster) -> Cluster:
+    """The cluster that both modules about what happens on it share."""
+    return watched_cluster
+
+
+@pytest.fixture
 def reader(cluster: Cluster) -> Iterator[EventReader]:
     """A reader of the events of node 1 from now on."""
     made = EventReader(cluster.pins())

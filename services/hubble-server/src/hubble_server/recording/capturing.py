@@ -81,6 +81,7 @@ def _lib() -> Any:
         ctypes.c_int, ctypes.c_size_t, _SAMPLE, _LOST, ctypes.c_void_p, ctypes.c_void_p,
     )  # fmt: skip
     lib.perf_buffer__poll.argtypes = (ctypes.c_void_p, ctypes.c_int)
+    lib.perf_buffer__consume.argtypes = (ctypes.c_void_p,)
     lib.perf_buffer__free.argtypes = (ctypes.c_void_p,)
     return lib
 
@@ -134,6 +135,7 @@ class Capture:
     def poll(self, timeout_s: float) -> None:
         """Hand over what is there, waiting for the first packet up to a while."""
         self._lib.perf_buffer__poll(self._ring, int(timeout_s * 1000))
+        self._lib.perf_buffer__consume(self._ring)  # also what came without waking anybody
         if self._failed is not None:
             failed, self._failed = self._failed, None
             raise failed
