@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cilium.flows.v1 import states_pb2, states_pb2_grpc
 from cilium.metadata.v1 import metadata_pb2
+from cilium_core.access.limits import METADATA_KEY
 from hubble_server.history import statelog
 from hubble_server.history.statelog import StateLimits, StateLog
 from hubble_server.history.states import Moment, answers, segments_of, state_at
@@ -16,6 +17,7 @@ from hubble_server.history.states import Moment, answers, segments_of, state_at
 from tests.unit.hubble.conftest import running
 from tests.unit.hubble.loads import snapshot
 from tests.unit.hubble.test_history_counts import behind_a_relay
+from tests.unit.relay.fakes import FakeNode, cluster, eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -182,7 +184,29 @@ async def test_servers_and_relays_tell_a_state_of_the_past(tmp_path: Path) -> No
             assert [one.pod_name for one in whole.endpoints] == [f"pod-{n}" for n in range(4)]
             assert [one.name for one in whole.policies] == ["rule1", "rule2"]
             assert whole.told_ns == at_ns
+            part = states_pb2.NodeState()
+            async for message in stub.GetState(request, metadata=[(METADATA_KEY, "ns1")]):
+                part.MergeFrom(message)
+            assert {one.namespace for one in part.endpoints} == {"ns1"}
+            assert {one.id for one in part.identities} == {one.identity for one in part.endpoints}
+            assert not part.policies
     async with running(tmp_path) as server:
         stub = states_pb2_grpc.StateServiceStub(server.channel)
         (told,) = [one async for one in stub.GetState(states_pb2.GetStateRequest())]
         assert told.note == "states are not kept here; set hubble-history-dir"
+
+
+async def test_a_relay_names_nodes_that_tell_nothing(tmp_path: Path) -> None:
+    foreign = FakeNode("foreign", f"{tmp_path}/foreign.sock")
+    away = FakeNode("away", f"{tmp_path}/away.sock")
+    async with cluster(tmp_path, foreign, away) as (relay, channel):
+        await away.stop()
+        await eventually(
+            lambda: sum(connection.available for connection in relay.pool.connections) == 1
+        )
+        stub = states_pb2_grpc.StateServiceStub(channel)
+        told = [one async for one in stub.GetState(states_pb2.GetStateRequest())]
+    assert {one.node_name: one.note for one in told} == {
+        "foreign": "cannot tell states",
+        "away": "did not answer",
+    }

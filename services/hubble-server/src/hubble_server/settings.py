@@ -204,11 +204,16 @@ class ServerSettings(TelemetrySettings, NodeSettings, ClusterSettings):
     hubble_history_dir: Path | None = setting(
         None,
         "Directory to keep flows in for longer than the ring has them; none are kept when empty. "
-        "Queries that reach further back than the ring read them.",
+        "Queries and counts that reach further back than the ring read them. Beside them is kept "
+        "what the agent tells of endpoints, identities and policies, for hubble observe --at.",
         group=_HISTORY,
     )
     hubble_history_max_size_mb: int = setting(
-        1024, "Megabytes that are kept; the oldest go first.", group=_HISTORY, low=128
+        1024,
+        "Megabytes of flows that are kept; the oldest go first. What the agent tells takes up to "
+        "an eighth more.",
+        group=_HISTORY,
+        low=128,
     )
     hubble_history_max_age: Seconds = setting(
         0.0, "How long flows are kept; 0 keeps them while there is room.", group=_HISTORY

@@ -41,6 +41,7 @@ LIMITED: Final = frozenset(
         "cilium.flows.v1.FlowsService/GetFlowBatches",
         "cilium.flows.v1.FlowsService/AggregateFlows",
         "cilium.flows.v1.ExplanationService/ExplainFlow",
+        "cilium.flows.v1.StateService/GetState",
     }
 )
 """Methods that keep to `call.limits`, and so are open to limited clients. The list is the promise:

@@ -95,6 +95,24 @@ class State:
         """The state as a snapshot."""
         return list(self._known.values())
 
+    def narrowed(self, namespaces: frozenset[str]) -> State:
+        """What of it one may know who may see some namespaces only."""
+        shown = State()
+        identities = {one.identity for one in self.of("endpoint") if one.namespace in namespaces}
+        for (kind, key), update in self._known.items():
+            one = getattr(update, kind)
+            if kind == "rules":
+                own = [policy for policy in one.policies if policy.namespace in namespaces]
+                made = metadata_pb2.Rules(cookie=one.cookie, policies=own)
+                shown._known[kind, key] = metadata_pb2.Update(rules=made)
+            elif (
+                kind in ("local_node", "node")
+                or (kind == "identity" and one.id in identities)
+                or (kind in ("endpoint", "ip", "service") and one.namespace in namespaces)
+            ):
+                shown._known[kind, key] = update
+        return shown
+
     def of(self, kind: str) -> list[Any]:
         """All objects of a kind, in the order of their keys."""
         found = [

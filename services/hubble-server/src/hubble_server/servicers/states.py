@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cilium.flows.v1 import states_pb2
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from cilium_core.access import Limits
     from cilium_core.serving.packed import Call
 
     from hubble_server.facts import NodeFacts
@@ -38,13 +40,15 @@ class StateService:
     async def _get_state(self, request: states_pb2.GetStateRequest, call: Call) -> None:
         at_ns = request.at_ns or time.time_ns()
         await call.start()
-        for message in await asyncio.to_thread(self._messages, at_ns):
+        for message in await asyncio.to_thread(self._messages, at_ns, call.limits):
             await call.send(message)
 
-    def _messages(self, at_ns: int) -> list[states_pb2.NodeState]:
+    def _messages(self, at_ns: int, limits: Limits | None) -> list[states_pb2.NodeState]:
         name = self._node().qualified_name
         if self._directory is None:
             return [states_pb2.NodeState(node_name=name, note=_SWITCHED_OFF)]
         moment = state_at(self._directory, at_ns)
+        if limits is not None:
+            moment = replace(moment, state=moment.state.narrowed(limits.namespaces))
         note = "" if moment.told_ns else NOT_KEPT
         return list(answers(name, moment, note))
