@@ -1,8 +1,8 @@
 """Connections of a packed server, and what one of them may take.
 
-Bounded are: their number, of which the one that is idle for longest makes room for a new one; frames
-that cost effort and carry nothing, such as pings and streams that are reset at once; answers to
-these that the client does not read. What a client sends is worked on a little at a time, so that
+Bounded are: their number, of which the one that is idle for longest makes room for a new one;
+frames that cost effort and carry nothing, such as pings and streams that are reset at once; answers
+to these that the client does not read. What a client sends is worked on a little at a time, so that
 others get their turn. Owned by one event loop.
 """
 
