@@ -190,6 +190,8 @@ async def test_servers_and_relays_tell_a_state_of_the_past(tmp_path: Path) -> No
             assert {one.namespace for one in part.endpoints} == {"ns1"}
             assert {one.id for one in part.identities} == {one.identity for one in part.endpoints}
             assert not part.policies
+            assert part.local_node == metadata_pb2.LocalNode(name="node1", cluster="default")
+            assert not any(one.addresses for one in part.peers)
     async with running(tmp_path) as server:
         stub = states_pb2_grpc.StateServiceStub(server.channel)
         (told,) = [one async for one in stub.GetState(states_pb2.GetStateRequest())]

@@ -103,12 +103,13 @@ class State:
             one = getattr(update, kind)
             if kind == "rules":
                 own = [policy for policy in one.policies if policy.namespace in namespaces]
-                made = metadata_pb2.Rules(cookie=one.cookie, policies=own)
-                shown._known[kind, key] = metadata_pb2.Update(rules=made)
-            elif (
-                kind in ("local_node", "node")
-                or (kind == "identity" and one.id in identities)
-                or (kind in ("endpoint", "ip", "service") and one.namespace in namespaces)
+                rules = metadata_pb2.Rules(cookie=one.cookie, policies=own)
+                shown._known[kind, key] = metadata_pb2.Update(rules=rules)
+            elif kind in ("local_node", "node"):
+                made = type(one)(name=one.name, cluster=one.cluster)
+                shown._known[kind, key] = metadata_pb2.Update(**{kind: made})
+            elif (kind == "identity" and one.id in identities) or (
+                kind in ("endpoint", "ip", "service") and one.namespace in namespaces
             ):
                 shown._known[kind, key] = update
         return shown
