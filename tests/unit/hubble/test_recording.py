@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from cilium.flows.v1 import packets_pb2, packets_pb2_grpc
-from cilium_core import abi
+from cilium_core import abi, pcap
 from hubble_server.errors import RecordingError
 from hubble_server.recording.capturing import Packet
-from hubble_server.recording.files import PcapFiles
+from hubble_server.recording.files import PcapFiles, mend
 from hubble_server.recording.filters import rows_of
 from hubble_server.recording.recordings import Limits, Recording
 from recorder import recorder_pb2, recorder_pb2_grpc
@@ -104,6 +104,21 @@ def test_files_go_on_in_the_next_and_the_oldest_go(tmp_path: Path) -> None:
     }
     assert seconds == {"a.1.pcap": [3, 4, 5], "a.2.pcap": [6, 7]}
     assert files.path.name == "a.2.pcap"
+
+
+def test_what_was_cut_short_by_a_kill_goes_at_the_next_start(tmp_path: Path) -> None:
+    whole, cut = (PcapFiles(tmp_path / f"{name}.pcap", 1500, 1 << 20, 1) for name in ("a", "b"))
+    for files in (whole, cut):
+        files.write([packet(), packet()], 0)
+    whole.close()
+    sizes = [(tmp_path / f"{name}.pcap").stat().st_size for name in ("a", "b")]
+    with (tmp_path / "b.pcap").open("ab") as torn:
+        torn.write(pcap.record(0, 60, bytes(60))[:40])
+
+    mend(tmp_path)
+
+    assert [path.stat().st_size for path in sorted(tmp_path.iterdir())] == sizes
+    assert len(rdpcap(str(tmp_path / "b.pcap"))) == 2
 
 
 def test_a_file_on_a_full_disk_ends_with_a_whole_packet(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import BinaryIO, Final
 
 _HEAD = struct.Struct("<IHHiIII")
 _RECORD = struct.Struct("<IIII")
@@ -24,3 +24,16 @@ def record(time_ns: int, length: int, data: bytes) -> bytes:
     """A packet of `length` bytes, of which `data` are kept, seen at a time since the epoch."""
     seconds, rest = divmod(time_ns, _SECOND_NS)
     return _RECORD.pack(seconds, rest, len(data), length) + data
+
+
+def whole_bytes(file: BinaryIO) -> int:
+    """How many bytes of a file, from its beginning on, are its head and whole packets."""
+    size = file.seek(0, 2)
+    end = _HEAD.size
+    while end + _RECORD.size <= size:
+        file.seek(end)
+        kept = _RECORD.unpack(file.read(_RECORD.size))[2]
+        if end + _RECORD.size + kept > size:
+            break
+        end += _RECORD.size + kept
+    return min(end, size)

@@ -37,6 +37,7 @@ from hubble_server.metrics.counting import Counted, FlowMetrics
 from hubble_server.metrics.exposing import FlowRegistry, MetricsEndpoint
 from hubble_server.peers import PeerBook, PeerSettings
 from hubble_server.recording.capturing import switch_off
+from hubble_server.recording.files import mend
 from hubble_server.recording.recordings import Recordings
 from hubble_server.ring.positions import ReadPositions
 from hubble_server.ring.reading import EventReader
@@ -277,6 +278,7 @@ class App:
         """Offer to record packets, to files and to clients."""
         settings = self._settings
         switch_off(settings.bpf_root)
+        mend(settings.recorder_path)
         recordings = Recordings(settings.bpf_root, lambda: self.ingest.clock.offset_ns)
         self._stack.push_async_callback(asyncio.to_thread, recordings.stop)
         storage = Storage(

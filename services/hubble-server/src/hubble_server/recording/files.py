@@ -1,13 +1,15 @@
-"""Files of packets in the format of pcap, complete at any time.
+"""Files of packets in the format of pcap, readable at any time.
 
-Whole records go to the file with each write and nothing is held back, so a file is readable to its
-end whenever the process is killed. When it is full the next one is begun, and the oldest of them
-goes when there are too many.
+Whole packets go to the file with each write and nothing is held back. Killing the process may cut
+the last write short: what is left of a packet then goes at the next start, see `mend`; a file that
+is being written is known by a mark beside it. When a file is full the next one is begun, and the
+oldest of them goes when there are too many.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cilium_core import pcap
@@ -19,6 +21,16 @@ if TYPE_CHECKING:
     from hubble_server.recording.capturing import Packet
 
 _MODE = 0o600
+_MARK = ".writing"
+
+
+def mend(folder: Path) -> None:
+    """Cut off files what a server that was killed has begun to write of a packet. No one writes."""
+    for mark in folder.glob(f"*{_MARK}"):
+        path = mark.with_suffix("")
+        with suppress(FileNotFoundError), path.open("r+b") as file:
+            file.truncate(pcap.whole_bytes(file))
+        mark.unlink()
 
 
 class PcapFiles:
@@ -51,7 +63,7 @@ class PcapFiles:
             if size + len(encoded) > self._max_bytes and size > pcap.HEADER_BYTES:
                 self._flush(pending)
                 pending = []
-                os.close(self._fd)
+                self._end()
                 self._begin()
                 size = self._size
             pending.append(encoded)
@@ -62,11 +74,16 @@ class PcapFiles:
     def close(self) -> None:
         """Bring the file to the disk and let go of it."""
         os.fsync(self._fd)
+        self._end()
+
+    def _end(self) -> None:
         os.close(self._fd)
+        _mark(self.path).unlink(missing_ok=True)
 
     def _begin(self) -> None:
         name = self._first.stem + (f".{self._count}" if self._count else "")
         path = self._first.with_name(name + self._first.suffix)
+        _mark(path).touch(_MODE)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
         self._count += 1
         self._kept.append(path)
@@ -87,3 +104,7 @@ class PcapFiles:
             os.lseek(self._fd, self._size, os.SEEK_SET)
             raise
         self._size += len(data)
+
+
+def _mark(path: Path) -> Path:
+    return path.with_name(path.name + _MARK)
