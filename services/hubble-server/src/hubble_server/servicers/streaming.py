@@ -43,6 +43,10 @@ _PROMPT_S = 0.05
 """Most events of the first chunk, and how soon it must be taken for the next one to be larger: what
 waits for a client that does not read is small."""
 
+_SLOW_S = 0.5
+"""How long a chunk may take for the next one not to be as small as the first. Small chunks cost
+twice as much for each event, and clients that print take a while for a large one."""
+
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
@@ -237,8 +241,11 @@ async def chunks(
         if some:
             sent_s = time.monotonic()
             yield chunk
-            prompt = time.monotonic() - sent_s < _PROMPT_S
-            most = min(2 * most, MOST_FOUND) if prompt else _FIRST_FOUND
+            took_s = time.monotonic() - sent_s
+            if took_s < _PROMPT_S:
+                most = min(2 * most, MOST_FOUND)
+            elif took_s > _SLOW_S:
+                most = _FIRST_FOUND
         if cursor.ended:
             return
         if cursor.at_end:
