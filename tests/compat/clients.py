@@ -97,6 +97,7 @@ async def serving(folder: Path) -> AsyncIterator[Scene]:
         "hubble_tls_cert_file": server[0],
         "hubble_tls_key_file": server[1],
         "hubble_tls_client_ca_files": (authority.certificate,),
+        "hubble_history_dir": folder / "history",
     }
     common: dict[str, Any] = {
         "peer_service": (f"unix://{folder}/nobody.sock",),
