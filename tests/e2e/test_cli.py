@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.utils import rdpcap
 
-from tests.e2e.running import ECHO_PORT, Lab, Pod
+from tests.e2e.running import BIN, ECHO_PORT, Lab, Pod, eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+CLOSED_PORT = 9
 LISTS = [
     ("endpoint", "list"),
     ("identity", "list"),
@@ -220,3 +225,28 @@ def test_a_file_with_one_wrong_object_names_its_place_and_stores_nothing(
     assert words in output
     assert "Traceback" not in output
     assert lab.json("get", "cnp")["items"] == []
+
+
+def test_packets_that_nobody_listens_for_are_recorded_and_explained(lab: Lab, pod: Pod) -> None:
+    # given a recording of what comes to a port that is closed
+    server = f"unix://{lab.folder}/node1/run/hubble.sock"
+    words = f"any 0 {pod.ipv4} {CLOSED_PORT} UDP"
+    command = [str(BIN / "hubble"), "record", words, "--packet-limit", "1", "--server", server]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as recording:
+        assert recording.stderr is not None
+        assert "Started recording" in recording.stderr.readline()
+
+        # when a pod of another node sends something there
+        assert lab.reaches("other", [pod.ipv4], CLOSED_PORT, "udp") == [False]
+        path, _ = recording.communicate(timeout=30)
+
+    # then the packet is in the file, and its flow has the kernel's reason
+    (packet,) = rdpcap(path.strip())
+    assert isinstance(packet, Ether)
+    assert (packet[IP].dst, packet[UDP].dport) == (pod.ipv4, CLOSED_PORT)
+    filters = ("--verdict", "DROPPED", "--to-ip", pod.ipv4, "--to-port", str(CLOSED_PORT))
+    flows = eventually(lambda: lab.hubble("observe", *filters), 10, "the drop is a flow")
+    assert "default/other:" in flows
+    assert "UDP; NO_SOCKET: Nobody listens at the port" in flows
