@@ -6,10 +6,11 @@ import time
 import grpc
 import pytest
 from cilium.flows.v1 import flows_pb2, flows_pb2_grpc
+from hubble_relay.collecting import _newest
 from observer import observer_pb2, observer_pb2_grpc
 from relay import relay_pb2
 
-from tests.unit.relay.fakes import FakeNode, Stream, cluster, eventually
+from tests.unit.relay.fakes import FakeNode, Stream, cluster, eventually, response
 
 SECOND_NS = 1_000_000_000
 
@@ -324,3 +325,15 @@ async def test_a_count_that_makes_no_sense_is_refused_as_by_a_node(tmp_path):
     async with cluster(tmp_path, *nodes) as (_, channel):
         with pytest.raises(grpc.aio.AioRpcError, match="invalid filter: x"):
             await count(channel)
+
+
+def test_losses_do_not_say_how_far_a_node_has_told():
+    lost = observer_pb2.GetFlowsResponse(node_name="a")
+    lost.lost_events.num_events_lost = 3
+    lost.time.FromNanoseconds(99)
+    flow = response("a", 7)
+
+    payloads = [flow.SerializeToString(), lost.SerializeToString()]
+
+    assert _newest([7, 99], payloads) == 7
+    assert _newest([99], payloads[1:]) == 0

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 log = get_logger()
 
+_LOST = b"\x1a"
+"""Tag of the field lost_events, with which such an answer begins."""
+
 _RESUME = "hubble-resume"
 _GET_BATCHES = "/cilium.flows.v1.FlowsService/GetFlowBatches"
 _REFRESH_S = 2.0
@@ -254,7 +257,7 @@ class Collector:
             while not self._merger.room(name):
                 self._taken.clear()
                 await self._taken.wait()
-            self._last_ns[name] = max(self._last_ns.get(name, 0), *times)
+            self._last_ns[name] = max(self._last_ns.get(name, 0), _newest(times, payloads))
             self._resume[name] = resume
             self._merger.push(name, times, payloads, time.monotonic())
             self._news.set()
@@ -316,6 +319,15 @@ class Collector:
         rest.number = 0
         rest.since.FromNanoseconds(last_ns + 1)
         return rest
+
+
+def _newest(times: Sequence[int], payloads: Sequence[bytes]) -> int:
+    """Time of the last of a node's answers, 0 without one.
+
+    Losses do not count: they bear the time at which they were noticed, and older flows may follow.
+    """
+    answers = zip(reversed(times), reversed(payloads), strict=True)
+    return next((time_ns for time_ns, payload in answers if not payload.startswith(_LOST)), 0)
 
 
 def _times_of(batch: flows_pb2.FlowBatch) -> Sequence[int]:
