@@ -5,8 +5,10 @@ SHELL := /bin/bash
 VENV := .venv/bin
 
 # KEEP=1 leaves the demo's lab running; TESTS narrows `make test`, such as TESTS=tests/bpf.
+# Tests wait more than they compute, so two files run at a time, in the order of the tree.
 KEEP ?=
 TESTS ?=
+TOGETHER ?= -n 2 --dist loadfile --no-loadscope-reorder
 FUZZ ?=
 
 .PHONY: help setup demo test fuzz compat bench crds lint type fmt clean
@@ -21,7 +23,7 @@ demo: setup ## Three nodes, two namespaces, a policy, and the flows it lets thro
 	@KEEP=$(KEEP) $(VENV)/python examples/demo.py
 
 test: setup ## Run every test (as root: real eBPF, namespaces and etcd)
-	@$(VENV)/python -m pytest $(TESTS)
+	@$(VENV)/python -m pytest $(TOGETHER) $(TESTS)
 
 fuzz: setup ## Compare resolver, oracle and kernel on random policies; play random changes of services; select flows (minutes)
 	@$(VENV)/python -m tests.fuzz $(FUZZ)
