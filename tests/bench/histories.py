@@ -100,9 +100,9 @@ def made(folder: Path, flows: int) -> tuple[Pipeline, History]:
 
     history = opened()
     originals = min(_ORIGINALS, max(1, flows // _PART))
-    for part in range(originals):
+    for original in range(originals):
         for at in range(0, _PART, 4096):
-            pipeline.feed(connections(min(4096, _PART - at), 1 + part * 1000 + at))
+            pipeline.feed(connections(min(4096, _PART - at), 1 + original * 1000 + at))
             history.step()
         history._seal()
         history._worker.submit(lambda: None).result(300)
