@@ -235,7 +235,10 @@ static __always_inline int on_drop(const void *skb, __u64 reason, const void *sk
 
 	if (reason < KERNEL_REASONS)
 		d.code = drops_of()->codes[reason];
-	if (!d.code || !is_ours(&d, sk) || !read_headers(&d))
+	/* the packet of a dry run is freed as if it were dropped */
+	if (!d.code || word_at(skb, drops_of()->skb_mark) == MARK_DRY_RUN)
+		return 0;
+	if (!is_ours(&d, sk) || !read_headers(&d))
 		return 0;
 	direction = direction_of(&d);
 	count(DROP_KERNEL, direction, FILE_KERNEL, d.code, d.length);

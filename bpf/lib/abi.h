@@ -819,7 +819,8 @@ struct kernel_drops {
 	__u16 device_net;
 	__u16 sock_net;
 	__u16 net_cookie;
-	__u32 pad;
+	__u16 skb_mark;
+	__u16 pad;
 	__u8 codes[KERNEL_REASONS]; /* enum kernel_drop by the kernel's number; 0 is not told */
 };
 

@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from cilium_agent.datapath import kernel_drops
+from cilium_agent.datapath import Packet, kernel_drops
 from cilium_core import abi, drops
 from cilium_core.policy import PolicyEntry, PolicyKey
 from hubble_server.flows.decoding import left_out
@@ -92,6 +92,25 @@ def test_what_our_programs_drop_is_not_told_as_the_kernels(
         wait_for(lambda: cluster.counted(drops.DropReason["POLICY_DENIED"]) > before)
 
     assert len(told(reader.read().events)) == 0
+
+
+def test_the_packet_of_a_dry_run_is_not_told_as_dropped(
+    cluster: Cluster, reader: EventReader
+) -> None:
+    sender, receiver = cluster.pods[10].info, cluster.pods[11].info
+    assert sender.ipv4 is not None
+    assert receiver.ipv4 is not None
+    packet = Packet(sender.ipv4, receiver.ipv4, socket.IPPROTO_UDP, 53)
+    ask = cluster.planes[0].trials.from_pod
+    before = counted(cluster, "NO_SOCKET")
+
+    trial = cluster.nodes[0].call(ask, packet, sender.ifindex, sender.mac, sender.node_mac)
+    send(cluster, 4)
+
+    wait_for(lambda: counted(cluster, "NO_SOCKET") > before)
+    assert trial.reason == 0
+    (event,) = told(reader.read().events)
+    assert socket.ntohs(int(event["dport"])) == CLOSED_PORT
 
 
 def test_drops_beyond_the_pace_are_counted_and_not_told(

@@ -42,6 +42,7 @@ _FIELDS = {
         "network_header": "skb_network_header",
         "protocol": "skb_protocol",
         "len": "skb_len",
+        "mark": "skb_mark",
     },
     "net_device": {"ifindex": "device_ifindex", "nd_net": "device_net"},
     "sock_common": {"skc_net": "sock_net"},
@@ -110,7 +111,8 @@ def _known(cache: Path) -> dict[str, Any]:
     kernel = os.uname()
     path = cache / f"kernel-{kernel.release}.json"
     names = ",".join(each.name for each in drops.kernel_drops.values())
-    about = [kernel.version, zlib.crc32(names.encode())]
+    wanted = sorted(field for fields in _FIELDS.values() for field in fields.values())
+    about = [kernel.version, wanted, zlib.crc32(names.encode())]
     try:
         held = json.loads(path.read_bytes())
         if held["about"] == about:
