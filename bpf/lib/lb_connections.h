@@ -101,6 +101,12 @@ static __always_inline int lb_connect(struct packet *p, __u32 now, const __u8 fa
 	entry->src_identity = p->src_identity;
 	if (map_update(ct_map_of(is_tcp(p), family), &p->key, entry, BPF_ANY))
 		return CONNTRACK_DROP(DROP_CT_MAP_INSERTION_FAILED);
+	/*
+	 * Where the table is full of what is in use, the kernel takes back first what nobody has looked
+	 * up. Without this entry a stream would go on at another backend, which resets it.
+	 */
+	if (is_tcp(p))
+		ct_find(&p->key, true, family);
 	return 0;
 }
 
