@@ -325,7 +325,6 @@ enum ct_flag {
 	CT_OUT = 16,            /* the initiator is an endpoint of this node */
 	CT_IN = 32,             /* the responder is an endpoint of this node */
 	CT_PROXY_REDIRECT = 64, /* to the proxy at proxy_port, as egress policy says */
-	CT_NODE_PORT = 128,
 	CT_FROM_TUNNEL = 256,
 	CT_SEEN_REPLY = 512,
 	CT_PROXY_INGRESS = 1024, /* the redirect is one of ingress policy */

@@ -146,7 +146,7 @@ static __always_inline void ct_renew(const struct packet *p, struct ct_entry *en
 	if (p->seen.reason != REASON_REPLY) {
 		entry->src_identity = p->src_identity;
 		entry->dst_identity = p->dst_identity;
-		if (ct_opens(p)) {
+		if (ct_opens(p) && !ct_in_use(entry)) {
 			entry->rev_nat = p->lb_rev_nat;
 			entry->backend = p->lb_backend;
 			entry->flags &= ~CT_DSR;
@@ -194,12 +194,13 @@ static __always_inline struct ct_entry *special_connection(struct packet *p, str
 /*
  * An answer to somebody who asked a frontend goes on with its address. Whoever asks says anew which
  * one it is, unless only the first packet could: the same two ends may speak past the service next.
+ * The answer to a SYN on a connection in use is that connection's.
  */
 static __always_inline void follow_service(struct packet *p, struct ct_entry *entry)
 {
 	if (p->seen.reason == REASON_REPLY)
 		p->answers = entry->rev_nat;
-	else if (!(entry->flags & (CT_NODE_PORT | CT_DSR)))
+	else if (!(entry->flags & CT_DSR) && !(ct_opens(p) && ct_in_use(entry)))
 		entry->rev_nat = p->lb_rev_nat;
 }
 

@@ -85,6 +85,17 @@ static __always_inline bool ct_opens(const struct packet *p)
 	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
+/*
+ * Do both ends of a TCP connection speak, and neither has closed it? A SYN on it changes nothing: who
+ * is asked keeps it and answers with an ACK (RFC 5961, 4), which a dead connection's client resets.
+ */
+static __always_inline bool ct_in_use(const struct ct_entry *entry)
+{
+	const __u32 both = CT_SEEN_REPLY | CT_SEEN_NON_SYN;
+
+	return (entry->flags & (both | CT_TX_CLOSING | CT_RX_CLOSING)) == both;
+}
+
 /* A connection that lives; `high` is whether the source is the end in the high half of its key. */
 static __always_inline struct ct_entry *ct_alive(const struct tuple *t, const __u16 zone, __u32 now,
 						 bool *high, const __u8 family)

@@ -19,6 +19,9 @@ static __always_inline bool pods_balanced(void)
 	return config_of()->flags & CONFIG_LB_PODS;
 }
 
+/* How often somebody who serves is looked for: one of two is missed once in 256 times. */
+#define LB_TRIES 8
+
 /* The source of pods that serve themselves. */
 static __always_inline void hairpin_address(union address *address, const __u8 family)
 {
@@ -50,8 +53,27 @@ static __always_inline bool skips_redirect(const struct packet *p, const struct 
 }
 
 /*
+ * Does the client have another connection to the backend from the same port? Its stack tells the two
+ * apart by whom they ask, and the backend's could not.
+ */
+static __always_inline bool lb_is_taken(const struct packet *p, const struct lb_backend *backend,
+					__u32 now, const __u8 family)
+{
+	struct tuple direct = p->tuple;
+	struct ct_entry *entry;
+	bool high;
+
+	if (!is_tcp(p))
+		return false;
+	__builtin_memcpy(&direct.daddr, backend->addr, 16);
+	direct.dport = backend->port;
+	entry = ct_alive(&direct, CT_ZONE_PODS, now, &high, family);
+	return entry && ct_in_use(entry) && entry->rev_nat != p->found.rev_nat;
+}
+
+/*
  * Somebody who serves: who served this client before, where the service wants that, or else anybody.
- * Two tries more find somebody else where the first has just gone. NULL is nobody.
+ * More tries find somebody else where the first has just gone or is taken. NULL is nobody.
  */
 static __always_inline const struct lb_backend *lb_choose(struct packet *p, __u32 now,
 							  const __u8 family)
@@ -70,10 +92,12 @@ static __always_inline const struct lb_backend *lb_choose(struct packet *p, __u3
 	}
 	/* not unrolled: see parse.h */
 #pragma clang loop unroll(disable)
-	for (i = 0; i < 3; i++) {
+	for (i = 0; i < LB_TRIES; i++) {
 		p->lb_backend = lb_pick_random(&p->found);
 		backend = lb_backend_of(p->lb_backend);
 		if (p->lb_backend && backend) {
+			if (i < LB_TRIES - 1 && unlikely_(lb_is_taken(p, backend, now, family)))
+				continue;
 			if (affine && !is_dry_run(p))
 				lb_remember(&client, p->lb_backend, now);
 			return backend;

@@ -298,6 +298,44 @@ def test_one_who_asks_past_the_service_is_answered_by_the_backend(scene: Scene) 
     assert (source(run.packet), ports(run.packet)[0]) == (scene.address(BLUE), TARGET)
 
 
+def speak(scene: Scene, sport: int = CLIENT) -> None:
+    """Red and blue have a connection of their own, past the service."""
+    for who, whom, between, flags in (
+        (RED, BLUE, (sport, TARGET), "S"),
+        (BLUE, RED, (TARGET, sport), "SA"),
+        (RED, BLUE, (sport, TARGET), "A"),
+    ):
+        assert drops(scene.send(who, scene.tcp(who, whom, *between, flags=flags))) == []
+
+
+def test_a_backend_that_the_clients_port_already_speaks_to_is_not_chosen(scene: Scene) -> None:
+    serve(scene, BLUE, GREEN, WORLD)
+    asked = Counter()
+    for sport in range(CLIENT, CLIENT + 40):
+        speak(scene, sport)
+        asked[target(ask(scene, sport=sport).packet)] += 1
+    assert set(asked) == {scene.address(GREEN), scene.address(WORLD)}
+
+
+def test_a_port_that_speaks_to_every_backend_harms_none_of_its_connections(scene: Scene) -> None:
+    serve(scene, BLUE)
+    speak(scene)
+    assert target(ask(scene).packet) == scene.address(BLUE)
+    # what blue says to that is about the connection it has
+    told = scene.send(BLUE, answer(scene, "tcp", BLUE, flags="A"))
+    assert (source(told.packet), ports(told.packet)) == (scene.address(BLUE), (TARGET, CLIENT))
+
+
+def test_a_dead_connection_makes_room_for_one_through_the_service(scene: Scene) -> None:
+    serve(scene, BLUE)
+    speak(scene)
+    ask(scene)
+    scene.send(BLUE, answer(scene, "tcp", BLUE, flags="A"))
+    scene.send(RED, scene.tcp(RED, BLUE, CLIENT, TARGET, flags="R"))
+    ask(scene)
+    assert_answered(scene, scene.send(BLUE, answer(scene, "tcp", BLUE)))
+
+
 # ---- policy ----
 
 
