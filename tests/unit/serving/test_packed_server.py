@@ -189,11 +189,20 @@ async def test_metadata_of_the_client_reaches_the_handler(channel: grpc.aio.Chan
     assert (await status(channel, say="hello")).version == "hello"
 
 
-async def test_a_method_nobody_serves_is_unimplemented(channel: grpc.aio.Channel) -> None:
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/some.Service/Do", "unknown service some.Service"),
+        ("/observer.Observer/Do", "unknown method Do for service observer.Observer"),
+    ],
+)
+async def test_a_method_nobody_serves_is_unimplemented(
+    channel: grpc.aio.Channel, path: str, text: str
+) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await channel.unary_unary("/some.Service/Do")(b"")
+        await channel.unary_unary(path)(b"")
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert caught.value.details() == "unknown method Do for service some.Service"
+    assert caught.value.details() == text
 
 
 async def test_an_address_in_use_is_an_error_that_names_it(server: PackedServer) -> None:

@@ -69,15 +69,17 @@ class _Methods(dict[str, Handler]):
 
     def get(self, path: str, default: Any = None) -> Any:
         found = super().get(path, default)
-        return found or Handler(_unknown(path), Cardinality.STREAM_STREAM, None, None)
+        return found or Handler(self._unknown(path), Cardinality.STREAM_STREAM, None, None)
 
-
-def _unknown(path: str) -> Any:
-    async def handle(_stream: Any) -> None:
+    def _unknown(self, path: str) -> Any:
         service, _, method = path.lstrip("/").partition("/")
-        raise CallError(Status.UNIMPLEMENTED, f"unknown method {method} for service {service}")
+        known = any(one.startswith(f"/{service}/") for one in self)
 
-    return handle
+        async def handle(_stream: Any) -> None:
+            missing = f"method {method} for service {service}" if known else f"service {service}"
+            raise CallError(Status.UNIMPLEMENTED, f"unknown {missing}")
+
+        return handle
 
 
 class PackedServer:
