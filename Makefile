@@ -28,8 +28,8 @@ test: setup ## Run every test (as root: real eBPF, namespaces and etcd)
 fuzz: setup ## Compare resolver, oracle and kernel on random policies; play random changes of services; select flows (minutes)
 	@$(VENV)/python -m tests.fuzz $(FUZZ)
 
-compat: setup ## Compare our hubble with another one, HUBBLE=path, on nodes and relays (minutes)
-	@$(VENV)/python -m tests.compat $(HUBBLE)
+compat: setup ## Compare our hubble with another one, HUBBLE=path, and our relay with one, RELAY=path (minutes)
+	@$(VENV)/python -m tests.compat $(HUBBLE) $(if $(RELAY),--relay $(RELAY))
 
 bench: ## Measure against peers in one run; prints a table and writes build/bench.json
 	@scripts/setup bench

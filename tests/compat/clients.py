@@ -1,6 +1,7 @@
 """Hubble's own client and ours, put to the same servers: what they print must be the same.
 
 Servers are a node and a relay over two nodes, each plainly and with certificates on both sides.
+With another maker's relay beside each of ours, what a client prints of both must be the same, too.
 What changes from one call to the next, clocks and counts, is taken out before comparing.
 """
 
@@ -12,38 +13,45 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 from cilium.metadata.v1 import metadata_pb2
 from flow import flow_pb2
-from hubble_relay.app import Relay
-from hubble_relay.peers import Peer
-from hubble_relay.settings import RelaySettings
+from peer import peer_pb2
+from relay import relay_pb2
 
 from tests.certificates import Authority
+from tests.compat import relays
+from tests.compat.relays import Certificates, free_port
 from tests.unit.hubble.conftest import Server, running
 from tests.unit.hubble.loads import event, names, strange, strange_records, traffic
+from tests.unit.relay.fakes import FakeNode
 
 OURS = Path(sys.executable).with_name("hubble")
 NODE_NAME = "node1.default.hubble-grpc.cilium.io"
-RELAY_NAME = "relay.default.hubble-relay.cilium.io"
 
+_ADDED = peer_pb2.PEER_ADDED
 _LIMIT_S = 60.0
-_CHANGING = (
+_CHANGING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"(\bUPTIME: |Uptime: |Flows/s: |FLOWS PER SECOND: ).*"), r"\1"),
     (re.compile(r'"(uptime_ns|flows_rate)": ?"?[-+.e\d]+"?'), r'"\1"'),
     (re.compile(r"\b(\d+h)?(\d+m)?\d+(\.\d+)?m?s\b( +\d+\.\d\d\b)?"), "a while"),
     (re.compile(r'(\{"node_status":.*"time":)"[^"]*"'), r"\1"),
     (re.compile(r"^(time=\S+ |\w{3} \d+ [\d:.]+(?= \[))", re.MULTILINE), ""),
-    (re.compile(r"on 2 nodes: node\d, node\d"), "on 2 nodes"),
+    (re.compile(r"on (\d) nodes: node\d(, node\d)+"), r"on \1 nodes"),
+    (re.compile(r'"node\d"(,"node\d")+'), lambda found: ",".join(sorted(found[0].split(",")))),
+    (re.compile(r"hubble-relay v[-+.\w]+"), "hubble-relay"),
+    (re.compile(r"\d+\.\d\d( +a while)"), r"a rate\1"),
+    (re.compile(r"(\(via 127\.0\.0\.1):\d+"), r"\1"),
     (re.compile(r"\xa0"), " "),
     (re.compile(r',?"chunk_type":"\w+"'), ""),
 )
-"""What tells the time of the call or is of a later version, and what stands in its place."""
+"""What tells the time of the call, has no order or is of a later version, and what it becomes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,8 @@ class Place:
 
     name: str
     arguments: tuple[str, ...]
+    sorts_few: bool = False
+    """Whether it may give more flows than its buffer holds in another order each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,10 @@ class Scene:
 
     places: Sequence[Place]
     nodes: Sequence[Server]
+    peers: FakeNode
+    """Tells the first of our relays, and the one beside it, of their nodes."""
+    beside: Sequence[tuple[Place, Place]] = ()
+    """Relays of ours, each with another maker's over the same nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +88,10 @@ class Said:
         """The same without what changes."""
         return Said(self.code, _without_changes(self.output), _without_changes(self.errors))
 
+    def in_any_order(self) -> Said:
+        """The same with its lines sorted."""
+        return replace(self, output="\n".join(sorted(self.output.split("\n"))))
+
 
 def _without_changes(text: str) -> str:
     for pattern, instead in _CHANGING:
@@ -84,78 +102,77 @@ def _without_changes(text: str) -> str:
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Scene]:
-    """Two nodes with flows of every kind, and a relay over them; on addresses of this machine."""
+async def serving(folder: Path, theirs: Path | None = None) -> AsyncIterator[Scene]:
+    """Two nodes with flows of every kind, and relays over them; on addresses of this machine.
+
+    A plain relay reaches the nodes at their sockets, one with certificates learns from the first
+    node where they are. With the program of another maker's relay one of those stands beside each.
+    """
     for name in ("a", "b"):
         (folder / name).mkdir()
     authority = Authority(folder)
-    server = authority.issue("server", NODE_NAME, RELAY_NAME)
-    own = authority.issue("client")
+    names = (NODE_NAME, "node2.default.hubble-grpc.cilium.io", relays.NAME)
+    server = authority.issue("server", *names)
+    certificates = Certificates(authority.certificate, server, authority.issue("client"))
+    port = free_port()
     tls: dict[str, Any] = {
-        "hubble_listen_address": "127.0.0.1:0",
         "hubble_disable_tls": False,
         "hubble_tls_cert_file": server[0],
         "hubble_tls_key_file": server[1],
         "hubble_tls_client_ca_files": (authority.certificate,),
-        "hubble_history_dir": folder / "history",
     }
-    common: dict[str, Any] = {
-        "peer_service": (f"unix://{folder}/nobody.sock",),
-        "health_listen_address": "",
-        "tls_hubble_client_cert_file": own[0],
-        "tls_hubble_client_key_file": own[1],
-        "tls_hubble_server_ca_files": (authority.certificate,),
-    }
-    plain = RelaySettings(
-        listen_address=(f"unix://{folder}/relay.sock",), disable_server_tls=True, **common
-    )
-    mutual = RelaySettings(
-        listen_address=("127.0.0.1:0",),
-        tls_relay_server_cert_file=server[0],
-        tls_relay_server_key_file=server[1],
-        tls_relay_client_ca_files=(authority.certificate,),
-        **common,
-    )
-    shown = ("--tls-client-cert-file", str(own[0]), "--tls-client-key-file", str(own[1]))
-    trust = ("--tls-ca-cert-files", str(authority.certificate), *shown)
-    async with running(folder / "a", **tls) as first, running(folder / "b") as second:
-        for seed, node in enumerate((first, second)):
-            await _fill(node, seed)
-        here = f"127.0.0.1:{first.app.tcp_port}"
-        peers = (
-            Peer("node1", here, NODE_NAME),
-            Peer("node2", f"unix://{folder}/b/hubble.sock", None),
+    sockets = [f"unix://{folder}/{name}/hubble.sock" for name in ("a", "b")]
+    peers = FakeNode("peers", f"{folder}/peers.sock")
+    peers.tell(
+        *(
+            peer_pb2.ChangeNotification(name=f"node{number}", address=address, type=_ADDED)
+            for number, address in enumerate(sockets, 1)
         )
-        async with _relay(plain, peers), _relay(mutual, peers) as relay:
-            there = f"tls://127.0.0.1:{relay.ports[0]}"
-            places = (
-                Place("node", ("--server", f"unix://{folder}/a/hubble.sock")),
-                Place("relay", ("--server", f"unix://{folder}/relay.sock")),
-                Place(
-                    "node with certificates",
-                    ("--server", f"tls://{here}", "--tls-server-name", NODE_NAME, *trust),
-                ),
-                Place(
-                    "relay with certificates",
-                    ("--server", there, "--tls-server-name", RELAY_NAME, *trust),
-                ),
+    )
+    async with (
+        running(
+            folder / "a",
+            hubble_listen_address=f"127.0.0.1:{port}",
+            hubble_history_dir=folder / "history",
+            **tls,
+        ) as first,
+        running(folder / "b", hubble_listen_address=f"127.0.0.2:{port}", **tls) as second,
+        AsyncExitStack() as stack,
+    ):
+        for number, node in enumerate((first, second)):
+            await _fill(node, number)
+            first.app.update(_known(number + 1))
+        await peers.start()
+        stack.push_async_callback(peers.stop)
+
+        async def relay(program: Path, name: str) -> tuple[Place, Place]:
+            services = ((peers.address, None, ""), (sockets[0], certificates, " with certificates"))
+            reached = [
+                await stack.enter_async_context(relays.relaying(program, service, shown, nodes=2))
+                for service, shown, _ in services
+            ]
+            plain, mutual = (
+                Place(f"{name}{added}", said, program != relays.OURS)
+                for said, (_, _, added) in zip(reached, services, strict=True)
             )
-            yield Scene(places, (first, second))
+            return plain, mutual
+
+        ours = await relay(relays.OURS, "relay")
+        others = () if theirs is None else await relay(theirs, "their relay")
+        nodes = (
+            Place("node", ("--server", sockets[0])),
+            Place("node with certificates", certificates.arguments(f"127.0.0.1:{port}", NODE_NAME)),
+        )
+        beside = tuple(zip(ours, others, strict=False))
+        yield Scene((*nodes, *ours, *others), (first, second), peers, beside)
 
 
-@asynccontextmanager
-async def _relay(settings: RelaySettings, peers: Sequence[Peer]) -> AsyncIterator[Relay]:
-    relay = Relay(settings)
-    await relay.start()
-    try:
-        for peer in peers:
-            relay.directory.upsert("known", peer)
-        async with asyncio.timeout(_LIMIT_S):
-            while sum(one.available for one in relay.pool.connections) < len(peers):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-        yield relay
-    finally:
-        await relay.stop()
+def _known(number: int) -> metadata_pb2.Update:
+    return metadata_pb2.Update(
+        node=metadata_pb2.Node(
+            name=f"node{number}", cluster="default", addresses=[f"127.0.0.{number}"]
+        )
+    )
 
 
 async def _fill(node: Server, seed: int) -> None:
@@ -292,11 +309,37 @@ def questions() -> list[list[str]]:
     return [["observe", _WHOLE, *flags] for flags in asked] + _split(_QUESTIONS)
 
 
-async def compare(client: Path, place: Place, words: Sequence[str]) -> str:
-    """Put a question with both clients; returns the first difference, or nothing."""
-    arguments = [*words, *place.arguments]
-    theirs, ours = await asyncio.gather(run(client, arguments), run(OURS, arguments))
-    return difference(theirs, ours)
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A client put to a server."""
+
+    program: Path
+    place: Place
+
+    def words(self, words: Sequence[str]) -> list[str]:
+        """The whole command line behind the program."""
+        return [*words, *self.place.arguments]
+
+
+_STATES = (
+    ["status", "-o", "json"],
+    ["list", "nodes", "-o", "json"],
+    ["observe", _WHOLE, "-o", "jsonpb", "--last", "3"],
+)
+"""What is asked when nodes come and go."""
+
+_SORTED = 100
+"""Flows that others' relays put in order, unless told otherwise."""
+
+
+async def compare(theirs: Side, ours: Side, words: Sequence[str]) -> str:
+    """Put a question to both sides; returns the first difference, or nothing."""
+    said = await asyncio.gather(*(run(side.program, side.words(words)) for side in (theirs, ours)))
+    if theirs.place != ours.place and "code = Unimplemented" in said[0].errors:
+        return ""  # others' relays have no events but flows
+    if theirs.place.sorts_few and said[0].output.count("\n") > _SORTED:
+        return difference(*(one.in_any_order() for one in said))
+    return difference(*said)
 
 
 def difference(theirs: Said, ours: Said) -> str:
@@ -315,18 +358,17 @@ def difference(theirs: Said, ours: Said) -> str:
 
 
 async def compare_followed(
-    client: Path, place: Place, scene: Scene, lines: int, words: Sequence[str]
+    theirs: Side, ours: Side, scene: Scene, lines: int, words: Sequence[str]
 ) -> str:
-    """Follow with both clients while flows come, up to so many lines.
+    """Follow with both sides while flows come, up to so many lines.
 
     Returns the first difference, or nothing.
     """
-    arguments = [*words, *place.arguments]
     readies = [asyncio.Event(), asyncio.Event()]
     done = [asyncio.Event(), asyncio.Event()]
     tasks = [
-        asyncio.create_task(follow(program, arguments, lines, ended, ready))
-        for program, ended, ready in zip((client, OURS), done, readies, strict=True)
+        asyncio.create_task(follow(side.program, side.words(words), lines, ended, ready))
+        for side, ended, ready in zip((theirs, ours), done, readies, strict=True)
     ]
     for ready in readies:
         await asyncio.wait_for(ready.wait(), _LIMIT_S)
@@ -335,5 +377,39 @@ async def compare_followed(
             break
         await scene.nodes[0].feed_flows(traffic(4, pods=4, seed=seed))
         await asyncio.sleep(0.05)
-    theirs, ours = await asyncio.gather(*tasks)
-    return difference(theirs, ours)
+    return difference(*await asyncio.gather(*tasks))
+
+
+async def compare_states(client: Path, scene: Scene) -> AsyncIterator[tuple[str, str]]:
+    """Let a third node come, fail, go away, come back and leave, as the first relays see it.
+
+    Gives what was done with the question put then, and the first difference or nothing.
+    """
+    ours, theirs = (Side(client, place) for place in scene.beside[0])
+    node = FakeNode("node3", f"{scene.peers.socket}.node3", flows=[10**18])
+    steps = (
+        ("is told and is away", relay_pb2.NODE_UNAVAILABLE),
+        ("is there", relay_pb2.NODE_CONNECTED),
+        ("fails", relay_pb2.NODE_ERROR),
+        ("went away", relay_pb2.NODE_UNAVAILABLE),
+        ("left", None),
+    )
+    try:
+        for step, state in steps:
+            match step:
+                case "is told and is away":
+                    scene.peers.tell(node.added())
+                case "is there":
+                    await node.start()
+                case "fails":
+                    node.error = (grpc.StatusCode.INTERNAL, "out of order")
+                case "went away":
+                    await node.stop()
+                case _:
+                    scene.peers.tell(node.added(peer_pb2.PEER_DELETED))
+            for side in (ours, theirs):
+                await relays.until(side.place.arguments[1], node.name, state)
+            for words in _STATES:
+                yield f"node3 {step}: {shlex.join(words)}", await compare(theirs, ours, words)
+    finally:
+        await node.stop()
