@@ -4,7 +4,8 @@
  *
  * Told are packets of this node's pods, wherever in their namespaces they end, and those on the
  * node's own devices: its network device, the tunnel, cilium_host and the pods' host sides. What our
- * programs drop passes here too and is not told again: codes[] has 0 for the reasons of tc and XDP.
+ * programs drop passes here too and is not told again: codes[] has 0 for the reasons of tc and XDP,
+ * and for those of packets that had arrived.
  *
  * The kernel's structs are read at offsets that the agent takes from the kernel's own description
  * (BTF); nothing here depends on the headers that it was compiled with. Runs wherever a packet is

@@ -113,7 +113,6 @@ enum kernel_drop {
 	KERNEL_DROP_IPV6_NDISC_BAD_CODE = 101, /* Invalid code of neighbour discovery */
 	KERNEL_DROP_IPV6_NDISC_BAD_OPTIONS = 102, /* Invalid options of neighbour discovery */
 	KERNEL_DROP_IPV6_NDISC_NS_OTHERHOST = 103, /* Neighbour solicitation for another host */
-	KERNEL_DROP_QUEUE_PURGE = 104, /* Its queue was emptied */
 	KERNEL_DROP_TC_COOKIE_ERROR = 105, /* A tc program's state was lost */
 	KERNEL_DROP_PACKET_SOCK_ERROR = 106, /* A packet socket had no room for it */
 	KERNEL_DROP_TC_CHAIN_NOTFOUND = 107, /* There is no such tc chain */

@@ -82,6 +82,27 @@ def test_a_datagram_nobody_listens_for_is_told_with_the_kernels_reason(
     assert event["flags"] & abi.EVENT_INGRESS
 
 
+def test_the_end_of_a_connection_is_no_drop(
+    cluster: Cluster, reader: EventReader, family: int
+) -> None:
+    before = counted(cluster, "NO_SOCKET")
+    server, client = (
+        socket_in(cluster.pods[number].namespace, family, socket.SOCK_STREAM) for number in (11, 10)
+    )
+    with server, client:
+        server.bind((cluster.pods[11].address(family), 0))
+        server.listen()
+        client.connect(server.getsockname()[:2])
+        server.accept()[0].close()
+        # its end lies in the client's queue, and is there when the socket is closed
+        assert client.recv(1, socket.MSG_PEEK) == b""
+
+    send(cluster, family)
+
+    wait_for(lambda: counted(cluster, "NO_SOCKET") > before)
+    assert len(told(reader.read().events)) == 1
+
+
 def test_what_our_programs_drop_is_not_told_as_the_kernels(
     cluster: Cluster, reader: EventReader
 ) -> None:

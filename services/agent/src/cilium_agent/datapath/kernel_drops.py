@@ -54,6 +54,9 @@ _PREFIX = "SKB_DROP_REASON_"
 _NO_DROPS = frozenset({"SKB_NOT_DROPPED_YET", "SKB_CONSUMED", _PREFIX + "MAX"})
 _OUR_OWN = frozenset({"TC_INGRESS", "TC_EGRESS", "XDP"})
 """Reasons that the kernel gives for what tc and XDP programs drop."""
+_NOTHING_LOST = frozenset({"QUEUE_PURGE"})
+"""Reasons for what had arrived: the end of a stream, say, that a closed socket had not read."""
+_UNTOLD = _OUR_OWN | _NOTHING_LOST
 
 _BURST_NS = 250_000_000
 """How much time's worth of events a processor may tell at once."""
@@ -112,7 +115,7 @@ def _known(cache: Path) -> dict[str, Any]:
     path = cache / f"kernel-{kernel.release}.json"
     names = ",".join(each.name for each in drops.kernel_drops.values())
     wanted = sorted(field for fields in _FIELDS.values() for field in fields.values())
-    about = [kernel.version, wanted, zlib.crc32(names.encode())]
+    about = [kernel.version, wanted, zlib.crc32(names.encode()), sorted(_UNTOLD)]
     try:
         held = json.loads(path.read_bytes())
         if held["about"] == about:
@@ -143,6 +146,6 @@ def codes(reasons: Mapping[str, int]) -> list[int]:
     made = [0] * int(abi.constants["KERNEL_REASONS"])
     for name, value in reasons.items():
         reason = name.removeprefix(_PREFIX)
-        if value < len(made) and name not in _NO_DROPS and reason not in _OUR_OWN:
+        if value < len(made) and name not in _NO_DROPS and reason not in _UNTOLD:
             made[value] = numbers.get(reason, int(drops.KERNEL_DROP_OTHER))
     return made
