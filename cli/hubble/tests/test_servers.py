@@ -501,8 +501,12 @@ def test_stats_answer_several_questions_and_tell_once_what_was_not_seen(server, 
     assert shown.count("node3 did not answer") == 1
     assert len(server.requests) == 5
     for request in server.requests:
-        without_replies = [flow_pb2.FlowFilter(reply=[True])]
-        expected = without_replies if flows_pb2.DIMENSION_PORT in request.by else []
+        expected = []
+        if flows_pb2.DIMENSION_PORT in request.by:
+            expected.append(flow_pb2.FlowFilter(reply=[True]))
+        if flows_pb2.DIMENSION_DROP_REASON in request.by:
+            others = [one for one in flow_pb2.Verdict.values() if one != flow_pb2.DROPPED]
+            expected.append(flow_pb2.FlowFilter(verdict=others))
         assert list(request.flows.blacklist) == expected
 
     run(["stats", "-o", "json"])

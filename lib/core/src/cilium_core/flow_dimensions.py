@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 from cilium.flows.v1 import flows_pb2
 from flow import flow_pb2
 
+from cilium_core.drops import DropReason
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -64,8 +66,13 @@ def _service(flow: flow_pb2.Flow) -> str:
 
 
 def _reason(flow: flow_pb2.Flow) -> str:
-    dropped = flow.verdict == flow_pb2.DROPPED
-    return flow_pb2.DropReason.Name(flow.drop_reason_desc) if dropped else ""
+    if flow.verdict != flow_pb2.DROPPED:
+        return ""
+    if flow.drop_reason == int(DropReason["KERNEL"]):
+        return "KERNEL"
+    if flow.drop_reason_desc == flow_pb2.DROP_REASON_UNKNOWN:
+        return "PROXY"  # which refuses requests and gives no number
+    return flow_pb2.DropReason.Name(flow.drop_reason_desc)
 
 
 def _policy(flow: flow_pb2.Flow) -> str:

@@ -123,31 +123,32 @@ def stats(parsed: Parsed) -> None:
         text = str(parsed.values.get(flag, "5m" if flag == "since" else ""))
         if text:
             moment.seconds, moment.nanos = times.parse_time(text, now_ns)
-    answers = [
-        (title, by, count(_without_replies(request) if "port" in by else request, by, 10, settings))
-        for title, by in _STATS
-    ]
+    answers = [(title, by, count(_narrowed(request, by), by, 10, settings)) for title, by in _STATS]
     if parsed.values.get("output", "table") == "json":
         sys.stdout.write(show_json({title: (by, answer) for title, by, answer in answers}))
         return
     for title, by, answer in answers:
         named = [group for group in answer.groups if any(group.values)]
-        if title == "Dropped most":
-            named = [group for group in named if group.values[-1]]
         del answer.groups[:]
         answer.groups.extend(named)
         last = title == _STATS[-1][0]
         sys.stdout.write(f"{title}\n{show(answer, by, 'table', budget=last)}\n")
 
 
-def _without_replies(request: observer_pb2.GetFlowsRequest) -> observer_pb2.GetFlowsRequest:
-    """A request for flows whose destination ports are those of services, not of clients."""
+def _narrowed(
+    request: observer_pb2.GetFlowsRequest, by: Sequence[str]
+) -> observer_pb2.GetFlowsRequest:
+    """Narrow a request to what a table is about: ports of services, reasons of drops."""
     from flow import flow_pb2
     from observer import observer_pb2
 
     made = observer_pb2.GetFlowsRequest()
     made.CopyFrom(request)
-    made.blacklist.append(flow_pb2.FlowFilter(reply=[True]))
+    if "port" in by:
+        made.blacklist.append(flow_pb2.FlowFilter(reply=[True]))
+    if "drop-reason" in by:
+        others = [name for name, _ in flow_pb2.Verdict.items() if name != "DROPPED"]
+        made.blacklist.append(flow_pb2.FlowFilter(verdict=others))
     return made
 
 

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hubble_cli import times
-from hubble_cli.errors import RemoteError, UsageError
+from hubble_cli.errors import HubbleError, RemoteError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,12 +30,12 @@ def recall(
     allowed: list[flow_pb2.FlowFilter],
     denied: list[flow_pb2.FlowFilter],
 ) -> None:
-    """Print what held. Raises UsageError and RemoteError."""
+    """Print what held. Raises HubbleError, also where nothing is known of the moment."""
     from cilium.flows.v1 import states_pb2
     from cilium_core.flow_filters import compile_filters
 
     from hubble_cli import histories
-    from hubble_cli.printing.moments import show
+    from hubble_cli.printing.moments import show, unknown
 
     for flag in _EXCLUDED:
         if parsed.values.get(flag):
@@ -47,6 +47,8 @@ def recall(
         found = joined(histories.read_state(directory, request))
     else:
         found = _ask(request, settings)
+    if found and all(node.note and not node.endpoints for node in found):
+        raise HubbleError("\n".join(unknown(found, at_ns)))
     if allowed or denied:
         narrow(found, compile_filters(allowed, denied))
     as_json = str(parsed.values.get("output", "")).lower().startswith("json")

@@ -232,7 +232,8 @@ def _on_interrupt(act: Callable[[], None]) -> Iterator[None]:
 
 
 def _told(stats: recorder_pb2.RecordingStatistics) -> str:
-    text = f"{stats.packets_captured} packets, {stats.bytes_captured} bytes"
+    many = "s" * (stats.packets_captured != 1)
+    text = f"{stats.packets_captured} packet{many}, {stats.bytes_captured} bytes"
     return f"{text}, {stats.packets_lost} packets lost" if stats.packets_lost else text
 
 

@@ -86,7 +86,7 @@ class FlowPrinter:
         more = ""
         if self._options.wide and any(cells := _more(one)):
             packets, octets, position = cells
-            counted = f"{packets} packets, {octets} bytes" if packets else ""
+            counted = f"{packets} packet{'s' * (packets != '1')}, {octets} bytes" if packets else ""
             more = f" [{'; '.join(filter(None, (counted, position)))}]"
         said = f"{flow_type(one)} {self._verdict(one)} ({self._summary(one)}){more}"
         self.streams.print(

@@ -152,7 +152,9 @@ _DIMENSIONS: Final[Mapping[int, _Dimension]] = {
     _D.DIMENSION_PROTOCOL: _Dimension(("protocol", "l7", "flags"), _protocol, flags=_L4),
     _D.DIMENSION_VERDICT: _marks(("verdict",), verdict="verdict"),
     _D.DIMENSION_DROP_REASON: _marks(
-        ("verdict", "drop_reason_desc"), verdict="verdict", drop_reason="drop_reason"
+        ("verdict", "drop_reason", "drop_reason_desc"),
+        verdict="verdict",
+        drop_reason="drop_reason",
     ),
     _D.DIMENSION_TYPE: _marks(("event_type",), kind="type"),
     _D.DIMENSION_DIRECTION: _marks(("traffic_direction",), direction="direction"),
