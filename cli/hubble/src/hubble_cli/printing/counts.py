@@ -39,6 +39,8 @@ def show(
         cells += [f"{group.packets:,}", _size(group.bytes), _clock(group.last_ns)]
         lines.append("\t".join(cells))
     text = tables.align("\n".join(lines) + "\n")
+    if seconds and not answer.groups:
+        text = f"no such flow in the last {seconds:g} s\n"
     if answer.other_groups:
         text += f"and {answer.other_flows:,} flows in {answer.other_groups:,} further groups\n"
     return text + ("".join(f"{line}\n" for line in unseen(answer)) if budget else "")
