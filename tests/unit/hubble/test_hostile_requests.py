@@ -87,6 +87,14 @@ async def test_expressions_that_would_take_much_memory_are_mistakes(
     assert "error parsing regexp" in text
 
 
+async def test_texts_of_mistakes_are_no_longer_than_clients_take(server: Server) -> None:
+    call = server.observer.GetFlows(request(Filter(http_path=["é" * 40_000 + "("])))
+    code, text = await refusal(call.read())
+    assert code == grpc.StatusCode.UNKNOWN
+    assert "error parsing regexp: missing closing ): `éé" in text
+    assert text.endswith("more characters)")
+
+
 NESTED = "true"
 for _depth in range(6):
     NESTED = f"[1,2,3,4,5,6,7,8,9,10].all(x{_depth}, {NESTED})"

@@ -76,6 +76,20 @@ async def test_a_domain_error_becomes_its_status(
         await server.stop(0)
 
 
+async def test_the_text_of_an_error_is_no_longer_than_clients_take(sock: Path) -> None:
+    def fail() -> None:
+        raise InvalidError("no port: " + "x" * 40_000)
+
+    server = serve(sock, fail)
+    await server.start()
+    code, text = await status_of(sock)
+    await server.stop()
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert text is not None
+    assert text.startswith("no port: xx")
+    assert text.endswith("more characters)")
+
+
 async def test_a_bug_is_internal_and_tells_no_details(sock: Path) -> None:
     server = serve(sock, lambda: {"a": 1}["secret"])
     await server.start()

@@ -75,6 +75,8 @@ _WORK = {
     **dict.fromkeys(("dns_query", "http_path", "http_url"), 100),
 }
 _CEL_WORK = 500
+_SHOWN = 300
+"""Letters of a pattern in front of an error about it."""
 _REGEX_BYTES = 2 << 20
 """Most memory of a regular expression; 200 of them may be in a request."""
 
@@ -455,6 +457,11 @@ def _regexes(values: Sequence[str], prefix: str) -> list[Any]:
         raise FilterError(f"{prefix}{error}") from error
 
 
+def _start(pattern: str) -> str:
+    """What to show of a pattern in front of what is wrong with it, which must not be cut off."""
+    return pattern if len(pattern) <= _SHOWN else pattern[:_SHOWN] + "…"
+
+
 def _regex(pattern: str) -> Any:
     """Compiled with RE2, whose syntax servers promise and which no pattern can make slow."""
     import re2
@@ -540,7 +547,7 @@ def _http_paths(values: Sequence[str]) -> Predicate:
     regexes = [
         regex
         for value in values
-        for regex in _regexes([value], f"invalid http path filter: {value}: ")
+        for regex in _regexes([value], f"invalid http path filter: {_start(value)}: ")
     ]
 
     def holds(flow: Flow) -> bool:
@@ -554,7 +561,7 @@ def _http_urls(values: Sequence[str]) -> Predicate:
     regexes = [
         regex
         for value in values
-        for regex in _regexes([value], f"invalid http url filter: {value}: ")
+        for regex in _regexes([value], f"invalid http url filter: {_start(value)}: ")
     ]
 
     def holds(flow: Flow) -> bool:

@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from cilium_core import errors, traces
 from cilium_core.errors import UnavailableError
 from cilium_core.serving.sockets import claim_unix_path, file_mode
+from cilium_core.serving.status_text import fitting
 from cilium_core.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -235,13 +236,13 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
         if isinstance(error, grpc.aio.AbortError):
             raise error
         if isinstance(error, _MalformedRequestError):  # the code that other servers answer with
-            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+            await context.abort(grpc.StatusCode.INTERNAL, fitting(str(error)))
         if isinstance(error, NotImplementedError) and (
             context.code() == grpc.StatusCode.UNIMPLEMENTED  # as generated servicers do
         ):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "method not implemented")
         for kind in type(error).__mro__:
             if (code := self._codes.get(kind)) is not None:
-                await context.abort(code, str(error))
+                await context.abort(code, fitting(str(error)))
         log.error("grpc handler failed", method=method, exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the server's log")

@@ -24,6 +24,7 @@ from cilium_core.serving.packed.calls import Call, CallError, Method, Status
 from cilium_core.serving.packed.connections import Listener
 from cilium_core.serving.packed.quotas import Calls, Quotas, Requests
 from cilium_core.serving.sockets import claim_unix_path, file_mode, split_address
+from cilium_core.serving.status_text import fitting
 from cilium_core.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class _Methods(dict[str, Handler]):
 
         async def handle(_stream: Any) -> None:
             missing = f"method {method} for service {service}" if known else f"service {service}"
-            raise CallError(Status.UNIMPLEMENTED, f"unknown {missing}")
+            raise CallError(Status.UNIMPLEMENTED, fitting(f"unknown {missing}"))
 
         return handle
 
@@ -138,8 +139,10 @@ class PackedServer:
                         await method.handle(call)
                     else:
                         await self._guard(name, call, method.handle)
-            except (CallError, StreamTerminatedError, asyncio.CancelledError, TimeoutError):
+            except (StreamTerminatedError, asyncio.CancelledError, TimeoutError):
                 raise
+            except CallError as error:
+                raise CallError(error.status, fitting(error.message or "")) from error
             except ProtocolError as error:
                 # The client closed the stream while something was being sent to it.
                 raise CallError(Status.CANCELLED, "the client is gone") from error
@@ -147,7 +150,7 @@ class PackedServer:
                 for kind in type(error).__mro__:
                     status = self._statuses.get(kind)
                     if status is not None:
-                        raise CallError(status, str(error)) from error
+                        raise CallError(status, fitting(str(error))) from error
                 log.error("grpc handler failed", method=name, exc_info=error)
                 raise CallError(Status.INTERNAL, "internal error; see the server's log") from error
 
