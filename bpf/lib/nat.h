@@ -184,6 +184,7 @@ static __always_inline int nat_allocate(struct __sk_buff *skb, const struct tupl
 	__u32 first = config->nat_port_min;
 	__u32 size = (__u32)config->nat_port_max - first + 1;
 	bool keep = t->proto == IPPROTO_SCTP || in_nat_range(t->sport);
+	struct mapping owner = {};
 	struct tuple back = {};
 	bool taken = false;
 	__u32 candidate;
@@ -191,6 +192,16 @@ static __always_inline int nat_allocate(struct __sk_buff *skb, const struct tupl
 
 	if (config->nat_port_max < config->nat_port_min)
 		return NAT_DROP(DROP_NO_MAPPING_FOR_NAT_MASQUERADE);
+	if (keep) {
+		/* a full table may have let go one half: the other keeps the port that the peer knows */
+		to->port = t->sport;
+		answer_of(&back, sent, to);
+		if (nat_find(&back, NAT_IN, &owner, family) &&
+		    same_address(&owner.address, &t->saddr, family) && owner.port == t->sport &&
+		    owner.rev_nat == rev_nat &&
+		    nat_insert(t, NAT_OUT, &to->address, to->port, rev_nat, family))
+			return 0;
+	}
 	candidate = bpf_get_prandom_u32() % size;
 	/* not unrolled: see parse.h */
 #pragma clang loop unroll(disable)

@@ -354,6 +354,17 @@ def test_a_lost_half_of_a_mapping_is_mended(scene: Scene) -> None:
         assert len(list(scene.plane.nat.dump())) == 2
 
 
+def test_a_kept_port_outlives_the_half_that_knows_it(scene: Scene) -> None:
+    table = scene.plane.maps["SNAT4" if scene.family == 4 else "SNAT6"]
+    name = "nat_key4" if scene.family == 4 else "nat_key6"
+    packet = scene.udp(RED, WORLD, PORT)
+    scene.leave(packet)
+    (key,) = [key for key, _ in table.items() if abi.unpack(name, key).direction == abi.NAT_OUT]
+    table.delete(key)
+    assert Ether(scene.leave(packet).packet).sport == PORT
+    assert len(list(scene.plane.nat.dump())) == 2
+
+
 def test_an_answer_for_a_pod_that_is_gone_is_stale(scene: Scene) -> None:
     sent = scene.leave(scene.udp(RED, WORLD, PORT)).packet
     scene.plane.endpoints.delete(RED.endpoint)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.running import Lab
 
-ROOM: Final = 16_384
+ROOM: Final = 32_768
 """Entries that each table may have here."""
 PACKETS: Final = 60_000
 RATE: Final = 20_000

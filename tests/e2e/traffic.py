@@ -365,6 +365,10 @@ async def talk(pause_s: float, targets: list[str]) -> dict[str, Any]:
     return found
 
 
+BURST = 100
+"""Packets of a flood that go at once."""
+
+
 def flood(
     kind: str, sources: str, address: str, port: int, rate: float, count: int
 ) -> dict[str, Any]:
@@ -377,7 +381,8 @@ def flood(
     number = socket.IPPROTO_UDP if kind == "udp" else socket.IPPROTO_TCP
     with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
-        failed, started = 0, time.monotonic()
+        failed = 0
+        due = started = time.monotonic()
         for sent in range(count):
             source = (low + sent // 64000 % (high - low + 1)).to_bytes(size, "big")
             packet = crafted(number, source, 1024 + sent % 64000, target, port)
@@ -385,8 +390,10 @@ def flood(
                 raw.sendto(packet, (address, 0))
             except OSError:
                 failed += 1
-            if sent % 100 == 0 and (ahead := sent / rate - (time.monotonic() - started)) > 0:
-                time.sleep(ahead)
+            if sent % BURST == 0:
+                now = time.monotonic()  # what is late is not made up for
+                time.sleep(max(0.0, due - now))
+                due = max(due, now) + BURST / rate
     return {"sent": count, "failed": failed, "seconds": time.monotonic() - started}
 
 
