@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -159,6 +160,35 @@ async def test_a_program_that_ends_at_once_is_started_ever_less_often(tmp_path: 
     await eventually(lambda: made.status.exits >= 4)
     assert time.monotonic() - began >= 0.2 + 0.4 + 0.8
     assert made.status.last_exit == "exit code 3"
+    await made.terminate()
+
+
+async def test_a_program_that_has_ended_before_it_is_looked_at_is_one_that_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "_raise_share", _until_ended)
+    made = Supervisor(program("raise SystemExit(3)"), tmp_path)
+    made.start()
+    await eventually(lambda: made.status.exits == 1)
+    assert made.status.last_exit == "exit code 3"
+    await made.terminate()
+
+
+def _until_ended(pid: int) -> None:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+async def test_a_program_whose_pid_file_cannot_be_written_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(supervising, "write_atomic", full)
+    made = Supervisor(program(), tmp_path)
+    made.start()
+    await made.up()
+    assert is_alive(made.status.pid)
     await made.terminate()
 
 

@@ -233,14 +233,20 @@ class Supervisor:
         self._adopted = False
         STARTS.add(1, self.program.name)
         _raise_share(pid)
-        self._process = _Process(pid, _start_ticks(pid), os.pidfd_open(pid))
-        record = {
-            "pid": pid,
-            "startTicks": self._process.start_ticks,
-            "command": list(self.program.command),
-        }
-        write_atomic(self.pid_file, json.dumps(record).encode())
+        # one that has ended at once is there until it is reaped
+        _, ticks = _state_of(pid)
+        self._process = _Process(pid, ticks, os.pidfd_open(pid))
         log.info("started a program", program=self.program.name, pid=pid)
+        record = {"pid": pid, "startTicks": ticks, "command": list(self.program.command)}
+        try:
+            write_atomic(self.pid_file, json.dumps(record).encode())
+        except OSError as error:
+            log.warning(
+                "the next agent will start the program anew: its pid file cannot be written",
+                program=self.program.name,
+                file=str(self.pid_file),
+                error=str(error),
+            )
 
     def _note_exit(self) -> None:
         self._up.clear()
@@ -336,13 +342,22 @@ def _turn_over(path: Path) -> None:
     os.truncate(path, 0)
 
 
-def _start_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since boot. Raises OSError; zombies count as gone."""
+def _state_of(pid: int) -> tuple[bytes, int]:
+    """Letter of a process's state, and when it started, in clock ticks since boot.
+
+    Raises OSError.
+    """
     with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
         fields = file.read().rpartition(b")")[2].split()
-    if fields[0] in (b"Z", b"X"):
+    return fields[0], int(fields[19])
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process that runs started. Raises OSError; zombies count as gone."""
+    state, ticks = _state_of(pid)
+    if state in (b"Z", b"X"):
         raise ProcessLookupError(f"process {pid} has ended")
-    return int(fields[19])
+    return ticks
 
 
 async def _ended(descriptor: int) -> None:
