@@ -7,23 +7,24 @@ flow of a request that carries a trace belongs to that trace.
 
 from __future__ import annotations
 
+import struct
 from contextlib import suppress
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from cilium_core.flow_counts import counts_of
+from cilium_core.varints import varint
 from flow import flow_pb2
 from google.protobuf import json_format, message_factory, symbol_database
 from google.protobuf.descriptor import FieldDescriptor
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import (
     SEVERITY_NUMBER_DEBUG,
     SEVERITY_NUMBER_INFO,
     SEVERITY_NUMBER_WARN,
 )
 
-from hubble_server.encoding.wire import message_field
+from hubble_server.encoding.wire import message_field, tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from observer import observer_pb2
     from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
-    from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 SCOPE: Final = "cilium.hubble"
 _WARNED: Final = frozenset({flow_pb2.DROPPED, flow_pb2.ERROR})
@@ -49,18 +49,27 @@ _RECURRING: Final = frozenset(
     f"flow.{kind}"
     for kind in (
         "CiliumEventType", "Emitter", "Endpoint", "Ethernet", "FileInfo", "NetworkInterface",
-        "Policy", "Service",
+        "Policy", "Service", "TCPFlags",
     )
 )  # fmt: skip
 """Messages that many flows have in common."""
-_MOST_KEPT: Final = 16_384
-"""Encoded pairs that are kept, each some 300 bytes."""
+_MOST_ATTRIBUTES: Final = 16_384
+_MOST_VALUES: Final = 2048
+"""Encoded attributes, and values of each field, that are kept; some 200 bytes each."""
 _OF_RESOURCE: Final = 1
 _OF_RECORD: Final = 6
-_OF_MAP: Final = 1
-_MAP: Final = 6
-"""Numbers of fields: attributes of a resource and a record, pairs of a map, the map of a value."""
+_BODY: Final = 5
+"""Numbers of fields: attributes of a resource and a record, the record's body."""
+_STRING, _BOOL, _INT, _DOUBLE, _ARRAY, _MAP, _BYTES = range(1, 8)
+"""Numbers of the kinds of an AnyValue."""
+_KEY: Final = 1
+_VALUE: Final = 2
+_ELEMENT: Final = 1
+"""Numbers of the halves of a KeyValue, and of what a map or an array has."""
+_TRUE: Final = tag(_BOOL, length_delimited=False) + varint(1)
+_FALSE: Final = tag(_BOOL, length_delimited=False) + varint(0)
 _LARGEST: Final = (1 << 63) - 1
+_WORD: Final = 1 << 64
 _TRACE_DIGITS: Final = 32
 _EVENTS: Final = {
     "flow": "hubble.flow",
@@ -77,7 +86,7 @@ def request_of(
     # filled in place: copying messages into each other costs several times as much
     request = ExportLogsServiceRequest()
     logs = request.resource_logs.add()
-    _put_attributes(resource, _OF_RESOURCE, logs.resource)
+    logs.resource.MergeFromString(_attributes(resource, _OF_RESOURCE))
     scope = logs.scope_logs.add()
     scope.scope.name = SCOPE
     for event in events:
@@ -92,6 +101,7 @@ def write_record(event: observer_pb2.ExportEvent, observed_ns: int, record: LogR
     record.observed_time_unix_nano = observed_ns
     record.event_name = _EVENTS.get(kind, "hubble.event")
     severity = SEVERITY_NUMBER_INFO
+    attributes: dict[str, str | int | bool] = {}
     if kind == "flow":
         if event.flow.verdict in _WARNED:
             severity = SEVERITY_NUMBER_WARN
@@ -99,17 +109,19 @@ def write_record(event: observer_pb2.ExportEvent, observed_ns: int, record: LogR
         if len(trace_id) == _TRACE_DIGITS:
             with suppress(ValueError):  # clients may write anything into the header
                 record.trace_id = bytes.fromhex(trace_id)
-        _put_attributes(attributes_of(event.flow), _OF_RECORD, record)
+        attributes = attributes_of(event.flow)
     elif kind == "lost_events":
         severity = SEVERITY_NUMBER_WARN
     elif kind == "debug_event":
         severity = SEVERITY_NUMBER_DEBUG
     record.severity_number = severity
     record.severity_text = _SEVERITIES[severity]
-    if kind:
-        record.body.MergeFromString(_body(getattr(event, kind)))
     if event.node_name:
-        _put_attributes({"cilium.node.name": event.node_name}, _OF_RECORD, record)
+        attributes["cilium.node.name"] = event.node_name
+    encoded = _attributes(attributes, _OF_RECORD)
+    if kind:
+        encoded += message_field(_BODY, _map(getattr(event, kind)))
+    record.MergeFromString(encoded)
 
 
 def attributes_of(flow: flow_pb2.Flow) -> dict[str, str | int | bool]:
@@ -157,23 +169,6 @@ def attributes_of(flow: flow_pb2.Flow) -> dict[str, str | int | bool]:
     return kept
 
 
-def _put_attributes(
-    attributes: Mapping[str, str | int | bool], number: int, into: LogRecord | Resource
-) -> None:
-    """Put attributes into field `number`."""
-    into.MergeFromString(
-        b"".join([_pair(number, name, value) for name, value in attributes.items()])
-    )
-
-
-@lru_cache(_MOST_KEPT, typed=True)  # 1 and True are equal
-def _pair(number: int, name: str, value: str | int | bool) -> bytes:
-    """A KeyValue as field `number`."""
-    pair = KeyValue(key=name)
-    _put(value, pair.value)
-    return message_field(number, pair.SerializeToString())
-
-
 def _name(enum: Any, number: int) -> str:
     """Name of an enum's value; empty for 0, which says nothing."""
     if not number:
@@ -182,128 +177,126 @@ def _name(enum: Any, number: int) -> str:
     return found.name if found else str(number)
 
 
-def _put(value: str | int | bool | float | bytes, into: AnyValue) -> None:
+# What follows writes AnyValue and KeyValue by hand, which costs less than filling messages.
+
+
+def _attributes(attributes: Mapping[str, str | int | bool], number: int) -> bytes:
+    """Attributes as field `number`."""
+    return b"".join([_attribute(number, name, value) for name, value in attributes.items()])
+
+
+@lru_cache(_MOST_ATTRIBUTES, typed=True)  # 1 and True are equal
+def _attribute(number: int, name: str, value: str | int | bool) -> bytes:
+    return message_field(number, _pair(name, _scalar(value)))
+
+
+def _pair(name: str, value: bytes) -> bytes:
+    """A KeyValue, given an AnyValue."""
+    return message_field(_KEY, name.encode()) + message_field(_VALUE, value)
+
+
+def _scalar(value: str | int | bool | float | bytes) -> bytes:
+    """An AnyValue of a scalar."""
     if isinstance(value, str):
-        into.string_value = value
-    elif isinstance(value, bool):
-        into.bool_value = value
-    elif isinstance(value, int):
+        return message_field(_STRING, value.encode())
+    if isinstance(value, bool):
+        return _TRUE if value else _FALSE
+    if isinstance(value, int):
         # unsigned numbers may be too large for what a record can hold
-        if value <= _LARGEST:
-            into.int_value = value
-        else:
-            into.string_value = str(value)
-    elif isinstance(value, float):
-        into.double_value = value
-    else:
-        into.bytes_value = value
+        if value > _LARGEST:
+            return _scalar(str(value))
+        return tag(_INT, length_delimited=False) + varint(value % _WORD)
+    if isinstance(value, float):
+        return struct.pack("<Bd", _DOUBLE << 3 | 1, value)
+    return message_field(_BYTES, value)
 
 
-def _body(message: Message) -> bytes:
-    """An AnyValue with a message as a map. What recurs is encoded once."""
-    parts = []
-    for field, value in message.ListFields():
-        kind = field.message_type
-        if field.is_repeated or (kind is not None and kind.full_name not in _RECURRING):
-            pair = KeyValue(key=field.name)
-            _put_field(field, value, pair.value)
-            parts.append(message_field(_OF_MAP, pair.SerializeToString()))
-        elif kind is not None:
-            parts.append(_recurring(field, value.SerializeToString()))
-        elif field.enum_type is not None:
-            parts.append(_recurring(field, value))
-        else:
-            parts.append(_pair(_OF_MAP, field.name, value))
-    return message_field(_MAP, b"".join(parts))
+def _map_of(pairs: Iterable[bytes]) -> bytes:
+    return message_field(_MAP, b"".join([message_field(_ELEMENT, pair) for pair in pairs]))
 
 
-@lru_cache(_MOST_KEPT)
-def _recurring(field: Any, value: int | bytes) -> bytes:
-    """The pair of an enum's value or of an encoded message."""
-    pair = KeyValue(key=field.name)
-    if isinstance(value, bytes):
-        message = message_factory.GetMessageClass(field.message_type).FromString(value)
-        _put_map(message, pair.value)
-    else:
-        _putter(field)(value, pair.value)
-    return message_field(_OF_MAP, pair.SerializeToString())
+def _array_of(values: Iterable[bytes]) -> bytes:
+    return message_field(_ARRAY, b"".join([message_field(_ELEMENT, value) for value in values]))
 
 
-def _put_map(message: Message, into: AnyValue) -> None:
-    pairs = into.kvlist_value.values
-    into.kvlist_value.SetInParent()
-    for field, value in message.ListFields():
-        pair = pairs.add()
-        pair.key = field.name
-        _put_field(field, value, pair.value)
-
-
-def _put_field(field: Any, value: Any, into: AnyValue) -> None:
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        put = _putter(field.message_type.fields_by_name["value"])
-        into.kvlist_value.SetInParent()
-        for name, item in value.items():
-            entry = into.kvlist_value.values.add()
-            entry.key = str(name)
-            put(item, entry.value)
-    elif field.is_repeated:
-        put = _putter(field)
-        for item in value:
-            put(item, into.array_value.values.add())
-    else:
-        _putter(field)(value, into)
+def _map(message: Message) -> bytes:
+    """An AnyValue with a message as a map."""
+    return message_field(
+        _MAP, b"".join([_element_of(field)(value) for field, value in message.ListFields()])
+    )
 
 
 @cache
-def _putter(field: Any) -> Callable[[Any, AnyValue], None]:
-    """How values of a field are put into a record."""
+def _element_of(field: Any) -> Callable[[Any], bytes]:
+    """How a field with its value becomes an element of a map. What recurs is encoded once."""
+    encode = _encoder(field)
+    head = message_field(_KEY, field.name.encode())
+
+    def element(value: Any) -> bytes:
+        return message_field(_ELEMENT, head + message_field(_VALUE, encode(value)))
+
+    if field.is_repeated:
+        return element
+    kind = field.message_type
+    if kind is not None and kind.full_name in _RECURRING:
+        message_class = message_factory.GetMessageClass(kind)
+        kept = lru_cache(_MOST_VALUES)(lambda encoded: element(message_class.FromString(encoded)))
+        return lambda value: kept(value.SerializeToString())
+    if kind is None:
+        return lru_cache(_MOST_VALUES, typed=True)(element)
+    return element
+
+
+def _encoder(field: Any) -> Callable[[Any], bytes]:
+    """How values of a field become AnyValues."""
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        encode = _encoder_of_one(kind.fields_by_name["value"])
+        return lambda value: _map_of(_pair(str(key), encode(item)) for key, item in value.items())
+    one = _encoder_of_one(field)
+    if field.is_repeated:
+        return lambda value: _array_of(map(one, value))
+    return one
+
+
+def _encoder_of_one(field: Any) -> Callable[[Any], bytes]:
     if (kind := field.enum_type) is not None:
         names = {number: value.name for number, value in kind.values_by_number.items()}
-        return lambda value, into: _put(names.get(value, value), into)
+        return lambda value: _scalar(names.get(value, value))
     if field.type != FieldDescriptor.TYPE_MESSAGE:
-        return _put
+        return _scalar
     name = field.message_type.full_name
     if name == "google.protobuf.Timestamp":
-        return lambda value, into: _put(value.ToJsonString(), into)
+        return lambda value: _scalar(value.ToJsonString())
     if name in _WRAPPERS:
-        return lambda value, into: _put(value.value, into)
+        return lambda value: _scalar(value.value)
     if name == "google.protobuf.Any":
-        return _put_any
+        return _any
     if name in _FREE:
-        return lambda value, into: _put_free(json_format.MessageToDict(value), into)
-    return _put_map
+        return lambda value: _free(json_format.MessageToDict(value))
+    return _map
 
 
-def _put_free(value: Any, into: AnyValue) -> None:
+def _free(value: Any) -> bytes:
     """What JSON can say; nothing for null."""
     if isinstance(value, dict):
-        into.kvlist_value.SetInParent()
-        for name, item in value.items():
-            pair = into.kvlist_value.values.add()
-            pair.key = name
-            _put_free(item, pair.value)
-    elif isinstance(value, list):
-        into.array_value.SetInParent()
-        for item in value:
-            _put_free(item, into.array_value.values.add())
-    elif value is not None:
-        _put(value, into)
+        return _map_of(_pair(name, _free(item)) for name, item in value.items())
+    if isinstance(value, list):
+        return _array_of(map(_free, value))
+    return b"" if value is None else _scalar(value)
 
 
-def _put_any(value: any_pb2.Any, into: AnyValue) -> None:
+def _any(value: any_pb2.Any) -> bytes:
     """What an Any holds; its bytes where nobody here knows the type."""
     try:
         kind = symbol_database.Default().GetSymbol(value.TypeName())
     except KeyError:
-        _put_map(value, into)
-        return
+        return _map(value)
     message: Any = kind.FromString(value.value)
     if value.TypeName() in _WRAPPERS:
-        _put(message.value, into)
-        return
+        return _scalar(message.value)
     if value.TypeName() in _FREE:
-        _put_free(json_format.MessageToDict(message), into)
-        return
-    _put_map(message, into)
-    pair = into.kvlist_value.values.add()
-    pair.key, pair.value.string_value = "@type", value.type_url
+        return _free(json_format.MessageToDict(message))
+    pairs = [_element_of(field)(item) for field, item in message.ListFields()]
+    own_type = message_field(_ELEMENT, _pair("@type", _scalar(value.type_url)))
+    return message_field(_MAP, b"".join((*pairs, own_type)))
