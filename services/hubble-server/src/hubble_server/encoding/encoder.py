@@ -27,6 +27,7 @@ from hubble_server.encoding.wire import (
     tag,
     text_field,
     texts_field,
+    timestamp,
     timestamps,
     uuids,
 )
@@ -183,9 +184,8 @@ class Encoder:
         """Encode a response with a flow that is encoded already and was seen at a time."""
         if self._mask is not None:
             return self._masked(flow_pb2.Flow.FromString(body))
-        tail = self._node_tail + tag(_TIME, length_delimited=True)
-        times = np.array([time_ns], dtype=np.int64)
-        return self._heads[len(body)] + body + timestamps(times, tail)[0]
+        seen = message_field(_TIME, timestamp(time_ns))
+        return self._heads[len(body)] + body + self._node_tail + seen
 
     def _masked(self, whole: flow_pb2.Flow) -> bytes:
         part = flow_pb2.Flow()

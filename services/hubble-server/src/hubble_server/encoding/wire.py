@@ -45,6 +45,12 @@ def texts_field(number: int, texts: Iterable[str]) -> bytes:
     return b"".join(message_field(number, text.encode()) for text in texts)
 
 
+def timestamp(time_ns: int) -> bytes:
+    """A google.protobuf.Timestamp at or after the epoch."""
+    seconds, nanos = divmod(time_ns, 1_000_000_000)
+    return number_field(1, seconds) + number_field(2, nanos)
+
+
 def timestamps(times_ns: NDArray[np.int64], before: bytes) -> list[bytes]:
     """Timestamps, each preceded by `before` and a length, all at once.
 
