@@ -9,6 +9,8 @@ from cilium_agent.services import HealthChecks
 from cilium_core.errors import UnavailableError
 from cilium_core.services import HealthCheck, ServiceName
 
+from tests.needing import need
+
 WEB = ServiceName("shop", "web")
 
 
@@ -39,8 +41,8 @@ async def test_a_node_with_backends_is_well(checks, port):
     assert await ask(port) == (200, told)
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6")
 async def test_it_is_asked_over_ipv6_too(checks, port):
+    need("" if socket.has_dualstack_ipv6() else "this machine has no IPv6")
     await checks.set([HealthCheck(WEB, port, 1)])
     assert (await ask(port, "::1"))[0] == 200
 

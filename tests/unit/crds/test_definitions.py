@@ -23,6 +23,9 @@ EXAMPLES = Path(
     os.environ.get("CILIUM_EXAMPLE_POLICIES")
     or ROOT.parent / "shared" / "data" / "example-policies"
 )
+with_examples = pytest.mark.skipif(
+    not EXAMPLES.is_dir(), reason=f"no example policies at {EXAMPLES}"
+)
 BY_KIND = {definition.kind: definition for definition in DEFINITIONS}
 SCHEMAS = {kind: definition.schema() for kind, definition in BY_KIND.items()}
 
@@ -152,7 +155,7 @@ def test_policies_show_whether_they_are_valid(kind):
     assert conditions["x-kubernetes-list-map-keys"] == ["type"]
 
 
-@pytest.mark.skipif(not EXAMPLES.is_dir(), reason=f"no example policies at {EXAMPLES}")
+@with_examples
 def test_real_policies_fit_their_schemas():
     files = sorted(EXAMPLES.rglob("*.yaml"))
     objects = [obj for file in files for obj in yaml.safe_load_all(file.read_text())]
@@ -181,7 +184,7 @@ def unknown_fields(obj: Any, schema: dict[str, Any], path: str = "") -> list[str
     return found
 
 
-@pytest.mark.skipif(not EXAMPLES.is_dir(), reason=f"no example policies at {EXAMPLES}")
+@with_examples
 def test_nothing_of_a_real_policy_would_be_pruned():
     files = sorted(EXAMPLES.rglob("*.yaml"))
     objects = [obj for file in files for obj in yaml.safe_load_all(file.read_text())]

@@ -67,12 +67,13 @@ class _Pattern:
         """In which texts it is found."""
         found = np.zeros(len(texts), np.bool_)
         for first in range(0, len(texts), _LINES):
+            if self._find_line is None:
+                found[first:] = self._each(texts[first:])
+                break
             some = texts[first : first + _LINES]
             lines = b"\n".join(some)
-            if self._find_line is None or lines.count(b"\n") != len(some) - 1:
-                found[first : first + _LINES] = [
-                    self._find(_ANYWHERE, text, 0, len(text)) != _NOWHERE for text in some
-                ]
+            if lines.count(b"\n") != len(some) - 1:
+                found[first : first + _LINES] = self._each(some)
                 continue
             began_s = time.thread_time()
             found[self._rows(some, lines) + first] = True
@@ -80,6 +81,9 @@ class _Pattern:
             if self._saved_s < -_TRIED_S:
                 self._find_line = None
         return found
+
+    def _each(self, texts: Sequence[bytes]) -> list[bool]:
+        return [self._find(_ANYWHERE, text, 0, len(text)) != _NOWHERE for text in texts]
 
     def _rows(self, texts: Sequence[bytes], lines: bytes) -> NDArray[np.intp]:
         """Which lines it is found in."""
